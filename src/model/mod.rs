@@ -1,0 +1,12 @@
+//! The nouns, without I/O: labels, series, samples and the exponential histogram.
+//!
+//! Everything past `collector/mapping.rs` speaks of these: a series is a name with labels, a sample is a
+//! timestamp with a value, and a value is a float or an exponential histogram.
+
+mod histogram;
+mod labels;
+mod sample;
+
+pub use histogram::{Bucket, BucketSpan, ExponentialHistogram, SCHEMA_DEFAULT, SCHEMA_MAX, SCHEMA_MIN, ZERO_THRESHOLD};
+pub use labels::{Labels, METRIC_NAME};
+pub use sample::{MetricKind, Sample, SeriesId, Value};

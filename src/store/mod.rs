@@ -1,0 +1,143 @@
+//! Two weeks on disk: what the recorder appends and what `PromQL` selects from.
+//!
+//! The recorder appends one [`Tick`] every 10 s. A tick holds only what changed; a series is read back as one sample per
+//! tick from its start to its end: where a tick has no sample of it, its last one still holds. The bytes are described in
+//! `docs/storage-format.md`.
+
+use regex::Regex;
+
+use crate::model::{Labels, METRIC_NAME, MetricKind, Sample, SeriesId, Value};
+
+/// What the recorder commits at once: everything that changed since the tick before.
+#[derive(Debug, Clone, Default)]
+pub struct Tick {
+    /// Milliseconds since the Unix epoch, later than every tick before it.
+    pub timestamp_ms: i64,
+    /// Series that have their first sample in this tick.
+    pub started: Vec<StartedSeries>,
+    /// New values, each series at most once; the stale marker ends a series until its next sample.
+    pub samples: Vec<(SeriesId, Value)>,
+    /// Gauges whose last writer changed, with the id of that writer (empty: one that does not name itself).
+    pub writers: Vec<(SeriesId, String)>,
+}
+
+/// A series that begins.
+#[derive(Debug, Clone)]
+pub struct StartedSeries {
+    /// Its number, never used before in this data directory.
+    pub id: SeriesId,
+    /// Its name and labels.
+    pub labels: Labels,
+    /// What its name is.
+    pub kind: MetricKind,
+    /// When it began, before the tick: counters and histograms get an explicit zero here, so that the first increment is seen.
+    pub start_ms: i64,
+}
+
+/// What a store held when it was opened: where the registry goes on.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// The time of the last committed tick, `None` in a new data directory.
+    pub last_tick_ms: Option<i64>,
+    /// The number for the next new series.
+    pub next_id: u64,
+    /// Every series known, with its last committed value (the stale marker if it had ended).
+    pub series: Vec<RestoredSeries>,
+}
+
+/// One series as it was last committed.
+#[derive(Debug)]
+pub struct RestoredSeries {
+    /// Its number.
+    pub id: SeriesId,
+    /// Its name and labels.
+    pub labels: Labels,
+    /// What its name is.
+    pub kind: MetricKind,
+    /// Its last committed value.
+    pub value: Value,
+    /// For a gauge, the id of its last writer; empty if that one does not name itself.
+    pub writer: String,
+}
+
+/// Anything that `PromQL` can select series from.
+pub trait Select: Send + Sync {
+    /// The series that match, each with its samples within `start_ms..=end_ms` in the order of time, stale markers
+    /// included; series without a sample there are left out.
+    fn select(&self, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError>;
+}
+
+/// What to select.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    /// All of these must match; matchers on `__name__` are among them.
+    pub matchers: Vec<Matcher>,
+    /// The first millisecond, included.
+    pub start_ms: i64,
+    /// The last millisecond, included.
+    pub end_ms: i64,
+    /// More samples than this are refused with [`StoreError::TooManySamples`], before they fill the memory.
+    pub samples_max: usize,
+}
+
+/// One selected series.
+#[derive(Debug, Clone)]
+pub struct SelectedSeries {
+    /// Its name and labels.
+    pub labels: Labels,
+    /// Its samples in the order of time.
+    pub samples: Vec<Sample>,
+}
+
+/// A condition on one label. An absent label counts as an empty value, as in Prometheus.
+#[derive(Debug, Clone)]
+pub struct Matcher {
+    /// The label's name.
+    pub name: String,
+    /// The condition on its value.
+    pub op: MatchOp,
+}
+
+/// The condition of a [`Matcher`]. Regular expressions are anchored at both ends by whoever builds them.
+#[derive(Debug, Clone)]
+pub enum MatchOp {
+    /// `=`
+    Equal(String),
+    /// `!=`
+    NotEqual(String),
+    /// `=~`
+    Regex(Regex),
+    /// `!~`
+    NotRegex(Regex),
+}
+
+impl Matcher {
+    /// `name = value`.
+    pub fn equal(name: &str, value: &str) -> Self {
+        Self { name: name.to_owned(), op: MatchOp::Equal(value.to_owned()) }
+    }
+
+    /// `__name__ = value`.
+    pub fn metric(value: &str) -> Self {
+        Self::equal(METRIC_NAME, value)
+    }
+
+    /// Whether a series with these labels fulfils the condition.
+    pub fn matches(&self, labels: &Labels) -> bool {
+        let value = labels.get(&self.name).unwrap_or("");
+        match &self.op {
+            MatchOp::Equal(want) => value == want,
+            MatchOp::NotEqual(want) => value != want,
+            MatchOp::Regex(regex) => regex.is_match(value),
+            MatchOp::NotRegex(regex) => !regex.is_match(value),
+        }
+    }
+}
+
+/// What can go wrong in the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The query would load more samples than it may.
+    #[error("query processing would load too many samples into memory: more than {0}")]
+    TooManySamples(usize),
+}
