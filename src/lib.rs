@@ -4,7 +4,7 @@
 //!
 //! | stage | where |
 //! |---|---|
-//! | arguments become `&str`, `f64`, tags | `python` |
+//! | arguments become `&str`, `f64`, tags | `python.rs` |
 //! | context → accumulator (the hot path ends here) | [`client`] |
 //! | every flush: messages → payloads of at most 1432 bytes, sent, held when refused | [`client`], [`dogstatsd`] |
 //! | datagram → messages | [`collector`], [`dogstatsd`] |
@@ -16,7 +16,11 @@
 //!
 //! `client` never imports `collector`, `store` or `http`; `store` knows neither `DogStatsD` nor HTTP.
 
+pub mod client;
 pub mod clock;
+pub mod dogstatsd;
 pub mod model;
+#[cfg(feature = "python")]
+mod python;
 #[cfg(feature = "collector")]
 pub mod store;

@@ -43,6 +43,39 @@ pub struct Bucket {
     pub count: f64,
 }
 
+/// Where a value falls: the sign and the index of its bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BucketPlace {
+    sign: i8,
+    index: i32,
+}
+
+impl BucketPlace {
+    /// The place of a finite value at `schema`.
+    pub fn of(value: f64, schema: i8) -> Self {
+        if value.abs() <= ZERO_THRESHOLD {
+            return Self { sign: 0, index: 0 };
+        }
+        Self { sign: if value > 0.0 { 1 } else { -1 }, index: index_of(value.abs(), schema) }
+    }
+
+    /// The place, one schema coarser, that contains this one.
+    #[must_use]
+    pub fn coarser(self) -> Self {
+        Self { sign: self.sign, index: if self.sign == 0 { 0 } else { coarser_index(self.index, 1) } }
+    }
+
+    /// `value`, or the nearest value inside the bucket: a mean can leave it by rounding.
+    pub fn clamp(self, value: f64, schema: i8) -> f64 {
+        if self.sign == 0 {
+            return value.clamp(-ZERO_THRESHOLD, ZERO_THRESHOLD);
+        }
+        let lower = upper_bound(self.index - 1, schema).next_up();
+        let upper = upper_bound(self.index, schema).min(f64::MAX);
+        f64::from(self.sign) * value.abs().clamp(lower, upper.max(lower))
+    }
+}
+
 /// A distribution of values in exponential buckets, with exact count and sum.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExponentialHistogram {

@@ -7,6 +7,8 @@ mod histogram;
 mod labels;
 mod sample;
 
-pub use histogram::{Bucket, BucketSpan, ExponentialHistogram, SCHEMA_DEFAULT, SCHEMA_MAX, SCHEMA_MIN, ZERO_THRESHOLD};
+pub use histogram::{
+    Bucket, BucketPlace, BucketSpan, ExponentialHistogram, SCHEMA_DEFAULT, SCHEMA_MAX, SCHEMA_MIN, ZERO_THRESHOLD,
+};
 pub use labels::{Labels, METRIC_NAME};
 pub use sample::{MetricKind, Sample, SeriesId, Value};

@@ -1,0 +1,196 @@
+//! The flusher: a thread that takes what has accumulated, packs it into payloads and sends them.
+//!
+//! After a refusal it stops for this flush: what was not sent goes back into the table, where later calls merge with it.
+//! The first payload of the next flush is the probe; once it passes, the rest follows. The thread never touches Python.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+
+use super::account::DropReason;
+use super::table::Piece;
+use super::transport::Transport;
+use super::{Shared, lock};
+use crate::dogstatsd::{Header, Payload};
+
+/// A client that has nothing to send says at least so often that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// So many payloads leave in one go; then the receiver gets a moment to empty its buffer.
+const BURST_PAYLOADS: usize = 32;
+/// That moment.
+const BURST_PAUSE: Duration = Duration::from_millis(1);
+
+enum Control {
+    Flush(Sender<()>),
+    Stop(Sender<()>),
+}
+
+/// The handle on the thread. Dropping it makes the thread flush once more and end.
+#[derive(Debug)]
+pub(super) struct Flusher {
+    control: Sender<Control>,
+}
+
+impl Flusher {
+    /// Starts the thread.
+    pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
+        let (control, inbox) = unbounded();
+        let worker = Worker::new(shared)?;
+        thread::Builder::new().name("cortex-flusher".into()).spawn(move || worker.run(&inbox))?;
+        Ok(Self { control })
+    }
+
+    /// Asks for a flush now; the receiver hears when it is done.
+    pub(super) fn flush(&self) -> Receiver<()> {
+        self.ask(Control::Flush)
+    }
+
+    /// Asks for the last flush; the receiver hears when it is done.
+    pub(super) fn stop(self) -> Receiver<()> {
+        self.ask(Control::Stop)
+    }
+
+    fn ask(&self, control: impl FnOnce(Sender<()>) -> Control) -> Receiver<()> {
+        let (done, is_done) = bounded(1);
+        // A thread that has ended hears nothing; the receiver then finds its channel closed.
+        let _ = self.control.send(control(done));
+        is_done
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    transport: Transport,
+    header: Option<Header>,
+    datagram: Vec<u8>,
+    /// The calls in the payload that left last, in case it is refused late.
+    last_calls: u64,
+    last_sent: Instant,
+    is_refused: bool,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>) -> io::Result<Self> {
+        let mut id = [0; 8];
+        getrandom::fill(&mut id).map_err(io::Error::other)?;
+        let header = Header { client_id: u64::from_le_bytes(id), sequence: 0 };
+        Ok(Self {
+            transport: Transport::new(shared.config.endpoint.clone()),
+            header: shared.config.telemetry.then_some(header),
+            datagram: Vec::new(),
+            last_calls: 0,
+            last_sent: Instant::now(),
+            is_refused: false,
+            shared,
+        })
+    }
+
+    fn run(mut self, inbox: &Receiver<Control>) {
+        let mut next = Instant::now() + self.shared.config.flush_interval;
+        loop {
+            match inbox.recv_deadline(next) {
+                Ok(Control::Flush(done)) => {
+                    self.flush();
+                    let _ = done.send(());
+                    continue;
+                }
+                Ok(Control::Stop(done)) => {
+                    self.flush();
+                    let _ = done.send(());
+                    return;
+                }
+                Err(RecvTimeoutError::Timeout) => self.flush(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.flush();
+                    return;
+                }
+            }
+            // A flush that took longer than the interval is not followed by a rush of late ones.
+            next = (next + self.shared.config.flush_interval).max(Instant::now());
+        }
+    }
+
+    fn flush(&mut self) {
+        let config = Arc::clone(&self.shared.config);
+        let line_bytes_max = config.lines_bytes_max();
+        let mut queue: VecDeque<Piece> = {
+            let mut table = lock(&self.shared.table);
+            if config.telemetry {
+                table.add_report(&config.api_name);
+            }
+            table.take(line_bytes_max).into()
+        };
+        let is_heartbeat = queue.is_empty() && self.header.is_some() && self.last_sent.elapsed() >= HEARTBEAT;
+        let mut payload = Payload::new(line_bytes_max);
+        let mut line = Vec::new();
+        let mut sent = 0;
+        while !queue.is_empty() || (is_heartbeat && sent == 0) {
+            payload.clear();
+            let mut batch = Vec::new();
+            while let Some(piece) = queue.front() {
+                line.clear();
+                piece.encode(&mut line);
+                if !payload.push(&line) {
+                    break;
+                }
+                batch.extend(queue.pop_front());
+            }
+            if batch.is_empty() && !is_heartbeat {
+                // No context is so long that its line fits into no payload; should one be, it must not stop the others.
+                if let Some(piece) = queue.pop_front() {
+                    lock(&self.shared.table).lose(DropReason::TooLong, piece.calls);
+                }
+                continue;
+            }
+            if !self.send(payload.bytes(), &batch) {
+                batch.extend(queue);
+                lock(&self.shared.table).restore(batch);
+                return;
+            }
+            sent += 1;
+            if sent % BURST_PAYLOADS == 0 {
+                thread::sleep(BURST_PAUSE);
+            }
+        }
+    }
+
+    /// Sends one payload with its header. False if it was refused.
+    fn send(&mut self, lines: &[u8], batch: &[Piece]) -> bool {
+        self.datagram.clear();
+        // A refused payload gives its number to the next, so that the collector misses only what was taken and never came.
+        let header = self.header.map(|header| Header { sequence: header.sequence + 1, ..header });
+        if let Some(header) = header {
+            header.encode(&mut self.datagram);
+        }
+        self.datagram.extend_from_slice(lines);
+        match self.transport.send(&self.datagram) {
+            Ok(()) => {
+                self.header = header;
+                self.last_sent = Instant::now();
+                self.last_calls = lock(&self.shared.table).sent(batch);
+                if std::mem::take(&mut self.is_refused) {
+                    self.shared
+                        .notice(format!("{} takes metrics again: what was held is sent", self.transport.endpoint()));
+                }
+                true
+            }
+            Err(refusal) => {
+                if refusal.is_late {
+                    lock(&self.shared.table).refused_late(std::mem::take(&mut self.last_calls));
+                }
+                if !std::mem::replace(&mut self.is_refused, true) {
+                    self.shared.notice(format!(
+                        "{} does not take metrics ({}): they are held, merged, and sent when it does; is cortex-collector running there?",
+                        self.transport.endpoint(),
+                        refusal.error
+                    ));
+                }
+                false
+            }
+        }
+    }
+}

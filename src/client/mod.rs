@@ -1,0 +1,250 @@
+//! The client: calls go into a table, a thread of its own sends what has gathered there.
+//!
+//! [`Client`] is what a process holds. A call ends in [`table`](Table): it finds its context and adds to that context's
+//! accumulator. Every flush interval the flusher takes what has accumulated, packs it into payloads and hands them to the
+//! transport; what is refused goes back into the table. No call waits for the network, and no error of it comes back.
+//!
+//! # Fork
+//!
+//! All state lives in a `Core`. A child process starts with a new one: empty, with its own client id, socket and flusher.
+//! It never touches the old core's locks or channels, since a thread that no longer exists may hold them.
+
+mod account;
+mod config;
+mod flusher;
+mod table;
+mod transport;
+
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
+
+pub use account::{Account, DropReason};
+pub use config::{ClientConfig, Endpoint, MetricsUrlError};
+pub use table::{Kind, TagText};
+
+use flusher::Flusher;
+use table::Table;
+
+/// How often this process has been forked from its first ancestor that loaded us: a core of another generation is not ours.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Sends metrics, for one process and its forks. All methods may be called from any thread.
+#[derive(Debug)]
+pub struct Client {
+    config: Arc<ClientConfig>,
+    core: AtomicPtr<Core>,
+    closed: AtomicBool,
+}
+
+/// What belongs to one process: its table, its flusher.
+#[derive(Debug)]
+struct Core {
+    generation: u32,
+    shared: Arc<Shared>,
+    /// Started by the first call, so that a process that only imports us, or forks at once, has no thread.
+    flusher: Mutex<Option<Flusher>>,
+}
+
+/// What calls and the flusher share.
+#[derive(Debug)]
+struct Shared {
+    config: Arc<ClientConfig>,
+    /// Guards everything that a call changes. Held for one look-up, or for taking what has accumulated; never while sending.
+    table: Mutex<Table>,
+    /// Sentences for the log, told by whoever next comes along from Python: the flusher itself never touches Python.
+    notices: Mutex<Vec<String>>,
+    /// True if there are notices. Relaxed suffices: the notices themselves are behind their lock.
+    has_notices: AtomicBool,
+}
+
+/// A lock whose holder panicked still guards a consistent table: every change to it is complete before anything can panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn notice(&self, text: String) {
+        let mut notices = lock(&self.notices);
+        // Whoever never calls again must not make this grow.
+        if notices.len() < 100 {
+            notices.push(text);
+        }
+        self.has_notices.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Core {
+    fn new(config: Arc<ClientConfig>, generation: u32) -> Self {
+        let table = Mutex::new(Table::new(config.contexts_max, config.context_bytes_max()));
+        let shared = Arc::new(Shared { config, table, notices: Mutex::default(), has_notices: AtomicBool::new(false) });
+        Self { generation, shared, flusher: Mutex::new(None) }
+    }
+
+    fn start_flusher(&self) {
+        let mut flusher = lock(&self.flusher);
+        if flusher.is_none() {
+            match Flusher::start(Arc::clone(&self.shared)) {
+                Ok(started) => *flusher = Some(started),
+                Err(error) => {
+                    lock(&self.shared.table).no_flusher();
+                    self.shared.notice(format!(
+                        "no thread for sending metrics could be started: {error}; they are held and the next call tries again"
+                    ));
+                }
+            }
+        }
+    }
+}
+
+impl Client {
+    /// A client that sends to `config.endpoint`. It opens nothing yet: the first call starts the flusher.
+    pub fn new(config: ClientConfig) -> Self {
+        watch_forks();
+        let config = Arc::new(config);
+        let core = Core::new(Arc::clone(&config), GENERATION.load(Ordering::Relaxed));
+        Self { config, core: AtomicPtr::new(Box::into_raw(Box::new(core))), closed: AtomicBool::new(false) }
+    }
+
+    /// What the client was made with.
+    pub fn config(&self) -> &ClientConfig {
+        &self.config
+    }
+
+    #[allow(unsafe_code)]
+    fn core(&self) -> &Core {
+        let core = self.core.load(Ordering::Acquire);
+        // SAFETY: `core` came from Box::into_raw and is freed by Drop alone, which no borrow of `self` outlives: a core
+        // that was replaced after a fork is never freed.
+        let core: &Core = unsafe { &*core };
+        // Relaxed: only the fork handler writes it, when the child has one thread.
+        if core.generation == GENERATION.load(Ordering::Relaxed) { core } else { self.core_after_fork(core) }
+    }
+
+    #[cold]
+    #[allow(unsafe_code)]
+    fn core_after_fork(&self, old: &Core) -> &Core {
+        let new = Box::into_raw(Box::new(Core::new(Arc::clone(&self.config), GENERATION.load(Ordering::Relaxed))));
+        // The old core is left where it is: a thread that did not survive the fork may hold its locks.
+        let old: *mut Core = std::ptr::from_ref(old).cast_mut();
+        match self.core.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: as in `core`; `new` is now the client's.
+            Ok(_) => unsafe { &*new },
+            Err(current) => {
+                // SAFETY: another thread was first; nobody but us has seen `new`, and `current` is as in `core`.
+                unsafe {
+                    drop(Box::from_raw(new));
+                    &*current
+                }
+            }
+        }
+    }
+
+    /// Adds one call. What it cannot take is counted by its reason and returned; the call itself never fails or waits.
+    pub fn record(&self, kind: Kind, name: &str, tags: &TagText, value: f64) -> Result<(), DropReason> {
+        let core = self.core();
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(self.refuse(DropReason::Closed));
+        }
+        let (outcome, wants_flusher) = {
+            let mut table = lock(&core.shared.table);
+            (table.record(kind, name, tags, value), table.wants_flusher())
+        };
+        if wants_flusher {
+            core.start_flusher();
+        }
+        outcome
+    }
+
+    /// Counts a call that never reached the table, and gives its reason back.
+    pub fn refuse(&self, reason: DropReason) -> DropReason {
+        let core = self.core();
+        let wants_flusher = {
+            let mut table = lock(&core.shared.table);
+            table.refuse(reason);
+            !self.is_closed() && table.wants_flusher()
+        };
+        if wants_flusher {
+            core.start_flusher();
+        }
+        reason
+    }
+
+    /// Notes a sentence for the log once per `key`; later ones with the same key are not noted.
+    pub fn notice_once(&self, key: &str, text: impl FnOnce() -> String) {
+        let shared = &self.core().shared;
+        if lock(&shared.table).is_first_warning(key) {
+            shared.notice(text());
+        }
+    }
+
+    /// True if [`Client::take_notices`] has something.
+    pub fn has_notices(&self) -> bool {
+        self.core().shared.has_notices.load(Ordering::Relaxed)
+    }
+
+    /// The sentences that are to be logged, each given once.
+    pub fn take_notices(&self) -> Vec<String> {
+        let shared = &self.core().shared;
+        shared.has_notices.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *lock(&shared.notices))
+    }
+
+    /// Sends what has accumulated and waits until that is done or refused, at most `timeout`. True if it was done in time.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let core = self.core();
+        let done = lock(&core.flusher).as_ref().map(Flusher::flush);
+        // The lock is free again: nobody waits for a lock while we wait for the network.
+        done.is_none_or(|done| done.recv_timeout(timeout).is_ok())
+    }
+
+    /// Sends what has accumulated, waiting at most `timeout`, and ends the flusher. What is still held then is lost and
+    /// counted, as are later calls.
+    pub fn close(&self, timeout: Duration) -> bool {
+        self.closed.store(true, Ordering::Relaxed);
+        let core = self.core();
+        let flusher = lock(&core.flusher).take();
+        let in_time = flusher.is_none_or(|flusher| flusher.stop().recv_timeout(timeout).is_ok());
+        let lost = if in_time { lock(&core.shared.table).lose_all(DropReason::Closed) } else { 0 };
+        if lost > 0 {
+            core.shared.notice(format!("closed while {} took no metrics: {lost} calls are lost", self.config.endpoint));
+        }
+        in_time
+    }
+
+    /// Whether `close` was called.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// The account of this process's calls.
+    pub fn account(&self) -> Account {
+        lock(&self.core().shared.table).account()
+    }
+}
+
+impl Drop for Client {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        let core = *self.core.get_mut();
+        // SAFETY: nobody else can have a reference, since we have the only one to `self`; it came from Box::into_raw.
+        let generation = unsafe { (*core).generation };
+        if generation == GENERATION.load(Ordering::Relaxed) {
+            // SAFETY: as above. Dropping the core drops the flusher's control channel: it flushes once more and ends.
+            drop(unsafe { Box::from_raw(core) });
+        }
+    }
+}
+
+/// Makes every fork of this process count.
+#[allow(unsafe_code)]
+fn watch_forks() {
+    extern "C" fn in_the_child() {
+        GENERATION.fetch_add(1, Ordering::Relaxed);
+    }
+    static ONCE: Once = Once::new();
+    // SAFETY: the handler is a plain function of this library, which is never unloaded, and all it does is one atomic add.
+    ONCE.call_once(|| unsafe {
+        libc::pthread_atfork(None, None, Some(in_the_child));
+    });
+}

@@ -1,0 +1,516 @@
+//! The extension module `cortex_metrics._native`: the only file that names `pyo3`.
+//!
+//! It turns Python's arguments into what the client takes. Whatever is wrong with them is counted by its reason and told
+//! once through `logging`; only a strict client raises.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use pyo3::exceptions::{PyException, PyOverflowError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyDict, PyFloat, PyMapping, PyString};
+
+use crate::client::{Client, ClientConfig, DropReason, Endpoint, Kind, MetricsUrlError, TagText};
+
+/// Names that begin so are ours: request metrics and the accounts.
+const RESERVED_PREFIXES: [&str; 3] = ["cortex_api_", "cortex_client_", "cortex_collector_"];
+/// How long `flush()` and `close()` wait for the network at most: only the resolution of a name takes any time.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the end of the interpreter waits.
+const EXIT_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// An argument as it came; `value` that was not given is 1.
+enum Value<'a, 'py> {
+    One,
+    Given(Borrowed<'a, 'py, PyAny>),
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Value<'a, 'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> Result<Self, PyErr> {
+        Ok(Self::Given(object))
+    }
+}
+
+/// A call that is dropped: why, and in words what was got and what is wanted.
+struct Refusal {
+    reason: DropReason,
+    words: String,
+    is_type_error: bool,
+}
+
+impl Refusal {
+    fn of_type(reason: DropReason, words: String) -> Self {
+        Self { reason, words, is_type_error: true }
+    }
+
+    fn of_value(reason: DropReason, words: String) -> Self {
+        Self { reason, words, is_type_error: false }
+    }
+
+    fn into_error(self) -> PyErr {
+        if self.is_type_error { PyTypeError::new_err(self.words) } else { PyValueError::new_err(self.words) }
+    }
+}
+
+/// What goes wrong on the way into the table: a refusal, or an exception that is not ours to swallow.
+enum Failure {
+    Refusal(Refusal),
+    Raised(PyErr),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refusal(refusal)
+    }
+}
+
+/// `repr(object)`, cut to what fits a log line.
+fn repr(object: &Bound<'_, PyAny>) -> String {
+    let text = object.repr().map_or_else(|_| "<no repr>".to_owned(), |repr| repr.to_string_lossy().into_owned());
+    if text.chars().count() <= 80 { text } else { text.chars().take(79).chain(['…']).collect() }
+}
+
+/// An exception of somebody's `__float__` or `__str__` is a bad argument; `KeyboardInterrupt` and `SystemExit` pass on.
+fn refusal_of(py: Python<'_>, error: &PyErr, refusal: Refusal) -> Failure {
+    if error.is_instance_of::<PyException>(py) {
+        Failure::Refusal(refusal)
+    } else {
+        Failure::Raised(error.clone_ref(py))
+    }
+}
+
+fn number(metric: &str, value: &Bound<'_, PyAny>) -> Result<f64, Failure> {
+    if let Ok(float) = value.cast_exact::<PyFloat>() {
+        return Ok(float.value());
+    }
+    value.extract::<f64>().map_err(|error| {
+        let words = format!("metric {metric:?}: got value {}, want a finite number", repr(value));
+        let refusal = if error.is_instance_of::<PyOverflowError>(value.py()) {
+            Refusal::of_value(DropReason::NotFinite, words)
+        } else {
+            Refusal::of_type(DropReason::BadValue, words)
+        };
+        refusal_of(value.py(), &error, refusal)
+    })
+}
+
+fn push_tags(metric: &str, tags: &Bound<'_, PyAny>, text: &mut TagText) -> Result<(), Failure> {
+    if let Ok(dict) = tags.cast_exact::<PyDict>() {
+        return dict.iter().try_for_each(|(key, value)| push_tag(metric, &key, &value, text));
+    }
+    let bad = || {
+        let words = format!("metric {metric:?}: got tags {}, want a mapping such as {{\"model\": \"v1\"}}", repr(tags));
+        Refusal::of_type(DropReason::BadTags, words)
+    };
+    let mapping = tags.cast::<PyMapping>().map_err(|_| bad())?;
+    let items = mapping.items().map_err(|error| refusal_of(tags.py(), &error, bad()))?;
+    for item in items.iter() {
+        let (key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract().map_err(|_| bad())?;
+        push_tag(metric, &key, &value, text)?;
+    }
+    Ok(())
+}
+
+fn push_tag(metric: &str, key: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>, text: &mut TagText) -> Result<(), Failure> {
+    if value.is_none() {
+        return Ok(());
+    }
+    let bad_key = |make: fn(DropReason, String) -> Refusal| {
+        let words = format!(
+            "metric {metric:?}: got tag key {}, want non-empty text without `:`, `,`, `|`, `#` or control characters",
+            repr(key)
+        );
+        make(DropReason::BadTags, words)
+    };
+    let bad_value = || {
+        let words = format!("metric {metric:?}: got {} for tag {}, want something with a text", repr(value), repr(key));
+        Refusal::of_value(DropReason::BadTags, words)
+    };
+    let key = key.cast::<PyString>().map_err(|_| bad_key(Refusal::of_type))?;
+    let key = key.to_str().map_err(|_| bad_key(Refusal::of_value))?;
+    let pushed = if let Ok(string) = value.cast::<PyString>() {
+        text.push(key, string.to_str().map_err(|_| bad_value())?)
+    } else if let Ok(flag) = value.cast_exact::<PyBool>() {
+        text.push(key, if flag.is_true() { "true" } else { "false" })
+    } else {
+        let string = value.str().map_err(|error| refusal_of(value.py(), &error, bad_value()))?;
+        text.push(key, string.to_str().map_err(|_| bad_value())?)
+    };
+    pushed.map_err(|_| bad_key(Refusal::of_value).into())
+}
+
+fn words(metric: &str, reason: DropReason, value: f64, config: &ClientConfig) -> String {
+    match reason {
+        DropReason::BadName => format!(
+            "metric {metric:?}: want a name that is not empty and has no `:`, `|`, `@`, `#`, `,` or control characters"
+        ),
+        DropReason::NotFinite => format!("metric {metric:?}: got value {value}, want a finite number"),
+        DropReason::NegativeIncrement => {
+            format!("metric {metric:?}: got an increment of {value}, want 0 or more: a counter cannot go back")
+        }
+        DropReason::TooLong => {
+            let max = config.context_bytes_max();
+            let start: String = metric.chars().take(60).collect();
+            format!("metric {start:?}: its name and tags take more than {max} bytes and do not fit into a datagram")
+        }
+        DropReason::ContextLimit => {
+            let max = config.contexts_max;
+            format!("metric {metric:?}: more than {max} combinations of name and tags at once; is a tag unbounded?")
+        }
+        DropReason::Closed => format!("metric {metric:?}: the client is closed"),
+        _ => format!("metric {metric:?}: {}", reason.as_str()),
+    }
+}
+
+/// A call's arguments as the table takes them.
+struct Arguments<'a> {
+    name: &'a str,
+    value: f64,
+    tags: TagText,
+}
+
+fn arguments<'a>(
+    config: &ClientConfig,
+    metric: &'a Bound<'_, PyAny>,
+    value: &Value<'_, '_>,
+    tags: Option<&Bound<'_, PyAny>>,
+    is_own: bool,
+) -> Result<Arguments<'a>, Failure> {
+    let bad_name = || format!("got metric {}, want the name as text", repr(metric));
+    let name = metric.cast::<PyString>().map_err(|_| Refusal::of_type(DropReason::BadName, bad_name()))?;
+    let name = name.to_str().map_err(|_| Refusal::of_value(DropReason::BadName, bad_name()))?;
+    if !is_own && RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+        let words = format!("metric {name:?}: names that start with {} are reserved", RESERVED_PREFIXES.join(", "));
+        return Err(Refusal::of_value(DropReason::ReservedName, words).into());
+    }
+    let value = match value {
+        Value::One => 1.0,
+        Value::Given(value) => number(name, value)?,
+    };
+    let mut text = TagText::default();
+    if let Some(tags) = tags {
+        push_tags(name, tags, &mut text)?;
+    }
+    if !is_own {
+        text.push_text(&config.constant_tags);
+    }
+    Ok(Arguments { name, value, tags: text })
+}
+
+/// Passes the notices on to `logging`. Whatever a handler raises stays there.
+fn log_notices(py: Python<'_>, client: &Client) {
+    let notices = client.take_notices();
+    let logged: PyResult<()> = (|| {
+        let logger = py.import("logging")?.call_method1("getLogger", ("cortex_metrics",))?;
+        notices.iter().try_for_each(|notice| logger.call_method1("warning", ("%s", notice)).map(drop))
+    })();
+    if let Err(error) = logged {
+        error.write_unraisable(py, None);
+    }
+}
+
+/// One call of `increment`, `gauge` or `histogram`.
+fn call(
+    client: &Client,
+    strict: bool,
+    kind: Kind,
+    metric: &Bound<'_, PyAny>,
+    value: &Value<'_, '_>,
+    tags: Option<&Bound<'_, PyAny>>,
+    is_own: bool,
+) -> PyResult<()> {
+    let refusal = match arguments(client.config(), metric, value, tags, is_own) {
+        Ok(Arguments { name, value, tags }) => match client.record(kind, name, &tags, value) {
+            Ok(()) => None,
+            Err(reason) => Some(Refusal::of_value(reason, words(name, reason, value, client.config()))),
+        },
+        Err(Failure::Refusal(refusal)) => {
+            client.refuse(refusal.reason);
+            Some(refusal)
+        }
+        Err(Failure::Raised(error)) => {
+            client.refuse(DropReason::BadValue);
+            return Err(error);
+        }
+    };
+    if let Some(refusal) = refusal {
+        if strict {
+            return Err(refusal.into_error());
+        }
+        let key = format!("{} {}", refusal.reason.as_str(), repr(metric));
+        client.notice_once(&key, || format!("dropped ({}): {}", refusal.reason.as_str(), refusal.words));
+    }
+    if client.has_notices() {
+        log_notices(metric.py(), client);
+    }
+    Ok(())
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()).filter(|value| !value.is_empty())
+}
+
+fn is_on(value: &str) -> bool {
+    ["1", "true", "yes", "on"].contains(&value.to_ascii_lowercase().as_str())
+}
+
+/// What `atexit` calls: the last flush of a client that is still there.
+#[pyclass(frozen)]
+struct AtExit(Weak<Client>);
+
+#[pymethods]
+impl AtExit {
+    fn __call__(&self, py: Python<'_>) {
+        if let Some(client) = self.0.upgrade() {
+            py.detach(|| client.flush(EXIT_TIMEOUT));
+            if client.has_notices() {
+                log_notices(py, &client);
+            }
+        }
+    }
+}
+
+/// Counts, sets and measures; sends it to the collector beside the process.
+///
+/// A call costs next to nothing, never waits, and never raises unless the client is strict: what cannot be sent is
+/// counted by its reason and told once through ``logging`` (logger ``cortex_metrics``).
+///
+/// Args:
+///     url: Where to send: ``udp://host:port`` or ``unix:///path``. Without it the environment decides
+///         (``CORTEX_METRICS_URL``, ``DD_DOGSTATSD_URL``, ``DD_AGENT_HOST`` with ``DD_DOGSTATSD_PORT``), and
+///         without that ``udp://127.0.0.1:9125``.
+///     tags: Tags that every metric of this client carries.
+///     flush_interval: Seconds between sends, 0.01 to 3600.
+///     strict: Raise ``TypeError`` or ``ValueError`` for a call that would be dropped. ``CORTEX_METRICS_STRICT=1``
+///         does the same.
+///     telemetry: Name this process in each payload and send the account of calls along.
+///
+/// Raises:
+///     ValueError: One of these arguments is out of its range. The network never raises.
+///
+/// Example:
+///     >>> from cortex_metrics import MetricsClient
+///     >>> with MetricsClient() as metrics:
+///     ...     metrics.increment("my_counter", 1, {"model": "v1"})
+#[pyclass(frozen, weakref, subclass, module = "cortex_metrics")]
+struct MetricsClient {
+    client: Arc<Client>,
+    strict: bool,
+}
+
+#[pymethods]
+impl MetricsClient {
+    #[new]
+    #[pyo3(signature = (url=None, *, tags=None, flush_interval=1.0, strict=false, telemetry=true))]
+    fn new(
+        py: Python<'_>,
+        url: Option<&str>,
+        tags: Option<&Bound<'_, PyAny>>,
+        flush_interval: f64,
+        strict: bool,
+        telemetry: bool,
+    ) -> PyResult<Self> {
+        let (endpoint, bad_variable) = match url {
+            Some(url) => {
+                let bad = || PyValueError::new_err(MetricsUrlError { name: "url".into(), got: url.into() }.to_string());
+                (Endpoint::parse(url).ok_or_else(bad)?, None)
+            }
+            None => Endpoint::from_env(variable),
+        };
+        if !(0.01..=3600.0).contains(&flush_interval) {
+            let words = format!("flush_interval: got {flush_interval}, want 0.01 to 3600 seconds");
+            return Err(PyValueError::new_err(words));
+        }
+        let mut constant = TagText::default();
+        if let Some(tags) = tags {
+            push_tags("*", tags, &mut constant).map_err(|failure| match failure {
+                Failure::Refusal(refusal) => refusal.into_error(),
+                Failure::Raised(error) => error,
+            })?;
+        }
+        let api_name = variable("CORTEX_API_NAME").unwrap_or_default();
+        let has_api_name = constant.as_str().split(',').any(|tag| tag.starts_with("api_name:"));
+        if !api_name.is_empty() && !has_api_name {
+            // The key is good and a value is made so: nothing to fail.
+            let _ = constant.push("api_name", &api_name);
+        }
+        let config = ClientConfig {
+            endpoint,
+            flush_interval: Duration::from_secs_f64(flush_interval),
+            constant_tags: constant.as_str().to_owned(),
+            telemetry,
+            api_name,
+            ..ClientConfig::default()
+        };
+        if constant.as_str().len() > config.context_bytes_max() / 2 {
+            let words =
+                format!("tags: got {} bytes, want at most {}", constant.as_str().len(), config.context_bytes_max() / 2);
+            return Err(PyValueError::new_err(words));
+        }
+        let client = Arc::new(Client::new(config));
+        if let Some(error) = bad_variable {
+            let used = client.config().endpoint.to_string();
+            client.notice_once("environment", || format!("{error}; {used} is used instead"));
+            log_notices(py, &client);
+        }
+        py.import("atexit")?.call_method1("register", (AtExit(Arc::downgrade(&client)),))?;
+        Ok(Self { client, strict: strict || variable("CORTEX_METRICS_STRICT").is_some_and(|value| is_on(&value)) })
+    }
+
+    /// Adds to a counter.
+    ///
+    /// Args:
+    ///     metric: The counter's name.
+    ///     value: How much, 0 or more: anything with ``__float__`` or ``__index__``.
+    ///     tags: A mapping of text to text, numbers or flags; a ``None`` leaves its tag out.
+    ///
+    /// Raises:
+    ///     TypeError, ValueError: In a strict client only: an argument that cannot be used.
+    #[pyo3(signature = (metric, value=Value::One, tags=None), text_signature = "($self, metric, value=1, tags=None)")]
+    fn increment(
+        &self,
+        metric: &Bound<'_, PyAny>,
+        value: Value<'_, '_>,
+        tags: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        call(&self.client, self.strict, Kind::Counter, metric, &value, tags, false)
+    }
+
+    /// Sets a gauge. The newest value of all processes that set it counts.
+    ///
+    /// Args:
+    ///     metric: The gauge's name.
+    ///     value: A finite number: anything with ``__float__`` or ``__index__``.
+    ///     tags: As in ``increment``.
+    ///
+    /// Raises:
+    ///     TypeError, ValueError: In a strict client only: an argument that cannot be used.
+    #[pyo3(signature = (metric, value, tags=None))]
+    fn gauge(&self, metric: &Bound<'_, PyAny>, value: Value<'_, '_>, tags: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        call(&self.client, self.strict, Kind::Gauge, metric, &value, tags, false)
+    }
+
+    /// Records a value of a distribution, in any unit: percentiles are right to 2.2 % of the value.
+    ///
+    /// Args:
+    ///     metric: The histogram's name.
+    ///     value: A finite number: anything with ``__float__`` or ``__index__``.
+    ///     tags: As in ``increment``.
+    ///
+    /// Raises:
+    ///     TypeError, ValueError: In a strict client only: an argument that cannot be used.
+    #[pyo3(signature = (metric, value, tags=None))]
+    fn histogram(
+        &self,
+        metric: &Bound<'_, PyAny>,
+        value: Value<'_, '_>,
+        tags: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        call(&self.client, self.strict, Kind::Histogram, metric, &value, tags, false)
+    }
+
+    /// Sends what has accumulated now. Not needed: it is sent every ``flush_interval`` and at exit.
+    fn flush(&self, py: Python<'_>) {
+        py.detach(|| self.client.flush(FLUSH_TIMEOUT));
+        if self.client.has_notices() {
+            log_notices(py, &self.client);
+        }
+    }
+
+    /// Sends what has accumulated and ends. Later calls are dropped and counted; a second ``close()`` does nothing.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.client.close(FLUSH_TIMEOUT));
+        if self.client.has_notices() {
+            log_notices(py, &self.client);
+        }
+    }
+
+    /// The account of this process: ``called = sent + held + sum(dropped.values())``.
+    ///
+    /// Returns:
+    ///     ``called``, ``sent`` and ``held`` calls, ``dropped`` calls by reason, ``payloads_sent`` and
+    ///     ``payloads_refused``.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let account = self.client.account();
+        let dropped = PyDict::new(py);
+        for (reason, count) in DropReason::ALL.iter().zip(account.dropped) {
+            dropped.set_item(reason.as_str(), count)?;
+        }
+        let stats = PyDict::new(py);
+        stats.set_item("called", account.called)?;
+        stats.set_item("sent", account.sent)?;
+        stats.set_item("held", account.held)?;
+        stats.set_item("dropped", dropped)?;
+        stats.set_item("payloads_sent", account.payloads_sent)?;
+        stats.set_item("payloads_refused", account.payloads_refused)?;
+        Ok(stats)
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _type: &Bound<'_, PyAny>,
+        _value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) {
+        self.close(py);
+    }
+
+    fn __repr__(&self) -> String {
+        format!("MetricsClient({:?})", self.client.config().endpoint.to_string())
+    }
+
+    /// The same client for the names that are ours; without the constant tags. For the package's own middleware.
+    #[getter]
+    fn _system(&self) -> SystemMetrics {
+        SystemMetrics { client: Arc::clone(&self.client) }
+    }
+}
+
+/// Records under the names that are reserved for the package itself.
+#[pyclass(frozen, module = "cortex_metrics._native")]
+struct SystemMetrics {
+    client: Arc<Client>,
+}
+
+#[pymethods]
+impl SystemMetrics {
+    #[pyo3(signature = (metric, value=Value::One, tags=None), text_signature = "($self, metric, value=1, tags=None)")]
+    fn increment(
+        &self,
+        metric: &Bound<'_, PyAny>,
+        value: Value<'_, '_>,
+        tags: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        call(&self.client, false, Kind::Counter, metric, &value, tags, true)
+    }
+
+    #[pyo3(signature = (metric, value, tags=None))]
+    fn gauge(&self, metric: &Bound<'_, PyAny>, value: Value<'_, '_>, tags: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        call(&self.client, false, Kind::Gauge, metric, &value, tags, true)
+    }
+
+    #[pyo3(signature = (metric, value, tags=None))]
+    fn histogram(
+        &self,
+        metric: &Bound<'_, PyAny>,
+        value: Value<'_, '_>,
+        tags: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        call(&self.client, false, Kind::Histogram, metric, &value, tags, true)
+    }
+}
+
+/// The native part of `cortex_metrics`.
+#[pymodule(name = "_native", gil_used = false)]
+fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<MetricsClient>()?;
+    module.add_class::<SystemMetrics>()
+}
