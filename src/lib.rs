@@ -16,11 +16,23 @@
 //!
 //! `client` never imports `collector`, `store` or `http`; `store` knows neither `DogStatsD` nor HTTP.
 
+#[cfg(feature = "collector")]
+pub mod cli;
 pub mod client;
 pub mod clock;
+#[cfg(feature = "collector")]
+pub mod collector;
+#[cfg(feature = "collector")]
+pub mod config;
 pub mod dogstatsd;
+#[cfg(feature = "collector")]
+pub mod exposition;
 pub mod model;
+#[cfg(feature = "collector")]
+pub mod overview;
 #[cfg(feature = "python")]
 mod python;
 #[cfg(feature = "collector")]
 pub mod store;
+#[cfg(feature = "collector")]
+pub mod telemetry;

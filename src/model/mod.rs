@@ -5,10 +5,12 @@
 
 mod histogram;
 mod labels;
+mod ladder;
 mod sample;
 
 pub use histogram::{
     Bucket, BucketPlace, BucketSpan, ExponentialHistogram, SCHEMA_DEFAULT, SCHEMA_MAX, SCHEMA_MIN, ZERO_THRESHOLD,
 };
 pub use labels::{Labels, METRIC_NAME};
-pub use sample::{MetricKind, Sample, SeriesId, Value};
+pub use ladder::{classic_bounds, classic_buckets, format_float};
+pub use sample::{Family, MetricKind, Sample, SeriesId, Value};

@@ -4,7 +4,19 @@
 //! tick from its start to its end: where a tick has no sample of it, its last one still holds. The bytes are described in
 //! `docs/storage-format.md`.
 
+mod codec;
+mod database;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+
 use regex::Regex;
+
+pub use database::Store;
+pub use reader::Reader;
 
 use crate::model::{Labels, METRIC_NAME, MetricKind, Sample, SeriesId, Value};
 
@@ -140,4 +152,50 @@ pub enum StoreError {
     /// The query would load more samples than it may.
     #[error("query processing would load too many samples into memory: more than {0}")]
     TooManySamples(usize),
+    /// The data directory, or its lock, cannot be made or opened.
+    #[error("data directory: cannot write {}: {source}; choose another with --data-dir DIR", path.display())]
+    Directory {
+        /// What could not be made or opened.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Another collector uses the data directory.
+    #[error("data directory {}: another collector uses it; stop that one, or choose another with --data-dir DIR", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// SQLite failed.
+    #[error("{}: {source}", path.display())]
+    Database {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A database that some other program made.
+    #[error("{}: this database is not ours; nothing was changed. Choose another directory with --data-dir DIR", path.display())]
+    NotOurs {
+        /// The database.
+        path: PathBuf,
+    },
+    /// A database of a later version.
+    #[error("{}: format version {got}, this collector knows up to {want}: run the newer collector that wrote it", path.display())]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        got: i64,
+        /// Ours.
+        want: i64,
+    },
+    /// Something in a database cannot be what we wrote.
+    #[error("{}: {what} cannot be read: the file is damaged", path.display())]
+    Damaged {
+        /// The database.
+        path: PathBuf,
+        /// What in it.
+        what: String,
+    },
 }

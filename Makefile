@@ -1,0 +1,75 @@
+# What people and CI call. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
+SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
+
+.PHONY: help demo test test-rust test-python lint fmt wheel check-rust clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+demo: $(VENV)/.demo ## serve two real models, send them requests, show the table (needs no root)
+	@$(BIN)/python examples/demo.py
+
+test: test-rust test-python ## everything that the tests need, then all tests
+
+test-rust: check-rust
+	cargo test --locked
+
+test-python: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --no-default-features --features python -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: $(VENV)/.test ## format everything
+	cargo fmt
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: dist/.built ## build the wheel into dist/
+	@ls dist/*.whl
+
+clean: ## remove what was built; the cargo cache stays
+	rm -rf $(VENV) dist .demo target
+
+# Found out first: a line that says what to run instead of a page of compiler errors.
+check-rust:
+	@$(PYTHON) build_backend.py
+
+# Debian's python3 comes without ensurepip; its pip can install into a venv that has none.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cortex-metrics: got Python %d.%d, want 3.10 or newer" % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(VENV)
+
+# The programs first, with cargo's own progress: what runs inside pip is silent.
+dist/.built: $(SOURCES) | check-rust $(BIN)/python
+	@echo "building cortex-collector and cortex; the first time this takes some minutes"
+	cargo build --release --locked --bins
+	@rm -rf dist && mkdir -p dist
+	@echo "building the extension module and the wheel"
+	@$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	@touch $@
+
+$(VENV)/.installed: dist/.built
+	@$(PIP) install --quiet --force-reinstall --no-deps dist/*.whl
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.installed
+	@echo "installing what the demo's models need: scikit-learn"
+	@$(PIP) install --quiet "$$(ls dist/*.whl)[serve]" scikit-learn
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	@echo "installing what the tests need"
+	@$(PIP) install --quiet "$$(ls dist/*.whl)[serve,test]" scikit-learn
+	@touch $@

@@ -1,0 +1,140 @@
+//! `cortex-collector`: puts the parts together and runs them until it is told to stop.
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::clock::Clock;
+use crate::collector::{Intake, Listener, Published, Recorder, RecorderConfig, Registry};
+use crate::config::{default_data_dir, parse_duration};
+use crate::http::{self, App};
+use crate::promql::Engine;
+use crate::store::Store;
+use crate::telemetry;
+
+/// Queries that still run when everything is stored get so long to end.
+const HTTP_GRACE: Duration = Duration::from_millis(500);
+
+/// Takes StatsD and DogStatsD datagrams, keeps them on disk, serves them to Prometheus, PromQL and the browser.
+#[derive(Debug, Parser)]
+#[command(name = "cortex-collector", version, after_help = "Example:\n  cortex-collector --data-dir /var/lib/cortex-metrics\n\nThen: cortex get, or open http://127.0.0.1:9102/")]
+pub struct CollectorArgs {
+    /// Where datagrams are taken: an address with a port, 0 for any free one
+    #[arg(long, value_name = "ADDRESS", env = "CORTEX_COLLECTOR_LISTEN_UDP", default_value = "127.0.0.1:9125")]
+    listen_udp: SocketAddr,
+
+    /// Where HTTP is served: /, /metrics, /api/v1/query, /healthz. There is no login: keep it on loopback or behind a proxy
+    #[arg(long, value_name = "ADDRESS", env = "CORTEX_COLLECTOR_LISTEN_HTTP", default_value = "127.0.0.1:9102")]
+    listen_http: SocketAddr,
+
+    /// Where samples are kept [default: $XDG_STATE_HOME/cortex-metrics or ~/.local/state/cortex-metrics]
+    #[arg(long, value_name = "DIR", env = "CORTEX_COLLECTOR_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// How long samples are kept, 1h to 100y
+    #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_RETENTION", default_value = "14d", value_parser = retention)]
+    retention: Duration,
+
+    /// Time between ticks, the resolution of everything that is stored: 1s to 1m
+    #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_INTERVAL", default_value = "10s", value_parser = interval)]
+    interval: Duration,
+
+    /// What is logged to stderr: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", env = "CORTEX_COLLECTOR_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+fn retention(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_secs(3600), Duration::from_secs(100 * 365 * 86_400), "1h to 100y")
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_secs(1), Duration::from_secs(60), "1s to 1m")
+}
+
+fn bounded(text: &str, least: Duration, most: Duration, range: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    if (least..=most).contains(&duration) { Ok(duration) } else { Err(format!("got {text}, want {range}")) }
+}
+
+/// Runs the collector until SIGTERM or SIGINT.
+///
+/// # Errors
+/// A port that is taken, a data directory that cannot be used, a signal handler that cannot be installed.
+pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
+    telemetry::init(&args.log_level).map_err(anyhow::Error::msg)?;
+    let clock = Clock::System;
+    let Some(data_dir) = args.data_dir.or_else(|| default_data_dir(|name| std::env::var_os(name))) else {
+        bail!("neither --data-dir nor XDG_STATE_HOME nor HOME is set: say where to keep data with --data-dir DIR");
+    };
+
+    let mut listener = Listener::bind(args.listen_udp).with_context(|| {
+        format!("--listen-udp {}: cannot listen; is another collector running there?", args.listen_udp)
+    })?;
+    let http_socket = std::net::TcpListener::bind(args.listen_http)
+        .with_context(|| format!("--listen-http {}: cannot listen; is another program there?", args.listen_http))?;
+    http_socket.set_nonblocking(true)?;
+    let http_address = http_socket.local_addr()?;
+    let (store, restored) = Store::open(&data_dir)?;
+
+    let published = Arc::new(Published::new(&restored));
+    let engine = Arc::new(Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()));
+    let intake = Arc::new(Intake::new(Registry::new(restored), clock.now_ms()));
+    let config = RecorderConfig { interval: args.interval, retention: args.retention };
+    let recorder = Recorder::start(config, Arc::clone(&intake), store, Arc::clone(&published), clock.clone())?;
+    listener.start(Arc::clone(&intake), clock.clone())?;
+    announce(&listener, http_address, &data_dir)?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let (stop_http, http_stopped) = oneshot::channel::<()>();
+        let router = http::router(App { engine, published, intake, clock });
+        let server = axum::serve(TcpListener::from_std(http_socket)?, router)
+            .with_graceful_shutdown(async { drop(http_stopped.await) });
+        let server = tokio::spawn(async move { server.await });
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: storing what has come in"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: storing what has come in"),
+        }
+        // Senders are refused first, then everything the kernel had accepted is read, and only then is the last tick made.
+        tokio::task::spawn_blocking(move || {
+            listener.stop();
+            recorder.stop();
+        })
+        .await?;
+        let _ = stop_http.send(());
+        let _ = tokio::time::timeout(HTTP_GRACE, server).await;
+        anyhow::Ok(())
+    })?;
+    runtime.shutdown_timeout(HTTP_GRACE);
+    tracing::info!("stored and stopped");
+    Ok(())
+}
+
+/// Says where it listens and where its data is: on stdout, for people and for scripts that asked for a free port.
+fn announce(listener: &Listener, http: SocketAddr, data_dir: &std::path::Path) -> io::Result<()> {
+    let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
+    let mut out = io::stdout().lock();
+    writeln!(out, "metrics in:  udp://{}", listener.address())?;
+    writeln!(out, "dashboard:   http://{http}/")?;
+    writeln!(out, "data:        {}", data_dir.display())?;
+    out.flush()?;
+    let buffer = listener.receive_buffer_bytes();
+    tracing::info!(receive_buffer_bytes = buffer, "taking metrics");
+    for (flag, address) in [("--listen-udp", listener.address()), ("--listen-http", http)] {
+        if !address.ip().is_loopback() {
+            tracing::warn!("{flag} {address} is reachable from other hosts, and there is no login");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! `cortex`: the command line, and what each command is.
+
+use clap::{Parser, Subcommand};
+
+use super::{Exit, env, get};
+
+/// Shows how your APIs do: requests, response codes and durations over two weeks.
+#[derive(Debug, Parser)]
+#[command(name = "cortex", version, arg_required_else_help = true)]
+pub struct CortexArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show all APIs, or one with its custom metrics
+    #[command(after_help = "Examples:\n  cortex get\n  cortex get iris-classifier\n  cortex get -e production -o json")]
+    Get(get::GetArgs),
+    /// List, add and remove environments: names for query URLs
+    #[command(
+        after_help = "Example:\n  cortex env add production https://mimir.example.com/prometheus --dashboard-url https://grafana.example.com/d/realtimeapi"
+    )]
+    Env(env::EnvArgs),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What could not be done; what is merely not found is told on stderr and is an [`Exit`].
+pub fn run(args: CortexArgs) -> anyhow::Result<Exit> {
+    match args.command {
+        Command::Get(args) => get::run(&args),
+        Command::Env(args) => env::run(&args),
+    }
+}

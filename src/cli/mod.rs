@@ -1,0 +1,30 @@
+//! The commands, one file each. Only here is anything written to stdout.
+
+//pub mod collector;
+pub mod cortex;
+mod env;
+mod environments;
+mod get;
+mod query_url;
+
+/// How a program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: done.
+    Success,
+    /// 1: it could not be done; stderr says why.
+    Failure,
+    /// 2: the command line is wrong; stderr says how.
+    Usage,
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Text from outside for a terminal: control characters, which could move its cursor, are escaped.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}

@@ -1,0 +1,118 @@
+//! Asks a query URL: the HTTP API of Prometheus, wherever it is.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::model::Labels;
+use crate::overview::{Answer, AnswerValue, Ask, AskError};
+
+/// A query that takes longer is given up.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// An answer that is longer is not read.
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+
+/// A query URL.
+#[derive(Debug)]
+pub(super) struct QueryUrl {
+    url: String,
+    agent: ureq::Agent,
+}
+
+/// The part of Prometheus's JSON that an instant query returns.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope {
+    status: String,
+    #[serde(default)]
+    error: String,
+    data: Option<Data>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Data {
+    #[serde(default)]
+    result: Vec<Series>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Series {
+    #[serde(default)]
+    metric: std::collections::BTreeMap<String, String>,
+    value: Option<(f64, String)>,
+    histogram: Option<(f64, Histogram)>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Histogram {
+    count: String,
+    sum: String,
+}
+
+impl QueryUrl {
+    pub(super) fn new(url: &str) -> Self {
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(TIMEOUT))
+            .http_status_as_error(false)
+            .user_agent(concat!("cortex/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Self { url: url.to_owned(), agent: config.into() }
+    }
+}
+
+impl Ask for QueryUrl {
+    fn ask(&self, expr: &str) -> Result<Vec<Answer>, AskError> {
+        let unreachable = |error: &dyn std::fmt::Display| AskError::Unreachable(format!("{}: {error}", self.url));
+        let url = format!("{}/api/v1/query", self.url);
+        let mut response = self.agent.get(&url).query("query", expr).call().map_err(|error| unreachable(&error))?;
+        let status = response.status();
+        let text = response
+            .body_mut()
+            .with_config()
+            .limit(ANSWER_BYTES_MAX)
+            .read_to_string()
+            .map_err(|error| unreachable(&error))?;
+        let envelope: Envelope = serde_json::from_str(&text)
+            .map_err(|_| unreachable(&format_args!("{status}, and the answer is not Prometheus's JSON")))?;
+        if envelope.status != "success" {
+            return Err(AskError::Refused { expr: expr.to_owned(), message: envelope.error });
+        }
+        let result = envelope.data.map_or_else(Vec::new, |data| data.result);
+        Ok(result.into_iter().filter_map(answer).collect())
+    }
+}
+
+fn answer(series: Series) -> Option<Answer> {
+    let value = match (series.value, series.histogram) {
+        (Some((_, value)), _) => AnswerValue::Float(value.parse().ok()?),
+        (None, Some((_, h))) => AnswerValue::Histogram { count: h.count.parse().ok()?, sum: h.sum.parse().ok()? },
+        (None, None) => return None,
+    };
+    Some(Answer { labels: Labels::from_pairs(series.metric), value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::METRIC_NAME;
+
+    #[test]
+    fn floats_and_histograms_are_read() {
+        let text = r#"{"status":"success","data":{"resultType":"vector","result":[
+            {"metric":{"__name__":"c","a":"b"},"value":[1.5,"+Inf"]},
+            {"metric":{},"histogram":[1,{"count":"3","sum":"0.5","buckets":[[0,"1","2","3"]]}]},
+            {"metric":{"x":"y"}}]}}"#;
+        let envelope: Envelope = serde_json::from_str(text).unwrap();
+        let answers: Vec<Answer> = envelope.data.unwrap().result.into_iter().filter_map(answer).collect();
+        assert_eq!(
+            answers,
+            [
+                Answer {
+                    labels: Labels::from_pairs([(METRIC_NAME, "c"), ("a", "b")]),
+                    value: AnswerValue::Float(f64::INFINITY)
+                },
+                Answer { labels: Labels::empty(), value: AnswerValue::Histogram { count: 3.0, sum: 0.5 } },
+            ]
+        );
+    }
+}

@@ -1,0 +1,21 @@
+//! The collector: from a datagram to a committed sample.
+//!
+//! [`Listener`] threads take datagrams from their sockets and apply their messages to the [`Registry`], which holds every
+//! live series. Every 10 s the [`Recorder`] takes what changed, commits it to the store as one tick and only then
+//! publishes it: whoever reads (`/metrics`, queries) sees what has been committed, so that no counter ever goes back.
+
+mod intake;
+mod listener;
+mod mapping;
+mod published;
+mod receive;
+mod recorder;
+mod registry;
+mod senders;
+
+pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
+pub use listener::Listener;
+pub use published::{Health, Published, Snapshot};
+pub use recorder::{Recorder, RecorderConfig};
+pub use registry::{Refusal, Registry};
+pub use senders::{SenderStatus, Senders};

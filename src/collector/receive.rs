@@ -1,0 +1,164 @@
+//! Takes datagrams from a socket, many at a time where the system can.
+//!
+//! On Linux that is `recvmmsg` with `SO_RXQ_OVFL`: a batch costs one system call, and the kernel tells with it how many
+//! datagrams it has dropped since the socket was opened. Elsewhere it is `recv`, one at a time, and drops stay unknown.
+
+use std::io;
+
+use socket2::Socket;
+
+/// No UDP datagram is longer.
+const DATAGRAM_BYTES_MAX: usize = 65_535;
+
+#[cfg(target_os = "linux")]
+pub(super) use linux::Receiver;
+#[cfg(not(target_os = "linux"))]
+pub(super) use portable::Receiver;
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::os::fd::AsRawFd as _;
+
+    use super::{DATAGRAM_BYTES_MAX, Socket, io};
+
+    /// Datagrams in one system call.
+    const BATCH: usize = 32;
+    /// Room for one control message with a `u32`, aligned as `cmsghdr` is.
+    const CONTROL_WORDS: usize = 4;
+
+    /// The buffers for one batch.
+    pub(in super::super) struct Receiver {
+        buffers: Vec<[u8; DATAGRAM_BYTES_MAX]>,
+        lengths: Vec<usize>,
+        kernel_drops: u64,
+        kernel_drops_last: u32,
+    }
+
+    impl Receiver {
+        #[allow(unsafe_code)]
+        pub(in super::super) fn new(socket: &Socket) -> io::Result<Self> {
+            let on: libc::c_int = 1;
+            // SAFETY: the pointer and the size are those of a c_int that outlives the call.
+            let outcome = unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_RXQ_OVFL,
+                    std::ptr::from_ref(&on).cast(),
+                    size_of::<libc::c_int>() as libc::socklen_t,
+                )
+            };
+            if outcome != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let buffers = vec![[0; DATAGRAM_BYTES_MAX]; BATCH];
+            Ok(Self { buffers, lengths: Vec::with_capacity(BATCH), kernel_drops: 0, kernel_drops_last: 0 })
+        }
+
+        /// Waits for at least one datagram, as long as the socket's read timeout, and takes what is there.
+        #[allow(unsafe_code)]
+        pub(in super::super) fn receive(&mut self, socket: &Socket) -> io::Result<()> {
+            self.lengths.clear();
+            let mut controls = [[0_u64; CONTROL_WORDS]; BATCH];
+            let mut vectors: Vec<libc::iovec> = self
+                .buffers
+                .iter_mut()
+                .map(|buffer| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() })
+                .collect();
+            let mut headers: Vec<libc::mmsghdr> = vectors
+                .iter_mut()
+                .zip(controls.iter_mut())
+                .map(|(vector, control)| {
+                    // SAFETY: mmsghdr is a C struct of integers and pointers, for which zeros are valid.
+                    let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+                    header.msg_hdr.msg_iov = vector;
+                    header.msg_hdr.msg_iovlen = 1;
+                    header.msg_hdr.msg_control = control.as_mut_ptr().cast();
+                    header.msg_hdr.msg_controllen = size_of_val(control) as _;
+                    header
+                })
+                .collect();
+            // SAFETY: every header points to a buffer, a vector and a control area that live until after the call.
+            let count = unsafe {
+                libc::recvmmsg(
+                    socket.as_raw_fd(),
+                    headers.as_mut_ptr(),
+                    headers.len() as libc::c_uint,
+                    libc::MSG_WAITFORONE,
+                    std::ptr::null_mut(),
+                )
+            };
+            if count < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            for header in headers.iter().take(count as usize) {
+                self.lengths.push(header.msg_len as usize);
+                if let Some(drops) = drops_of(&header.msg_hdr) {
+                    // The kernel's counter has 32 bits and wraps.
+                    self.kernel_drops += u64::from(drops.wrapping_sub(self.kernel_drops_last));
+                    self.kernel_drops_last = drops;
+                }
+            }
+            Ok(())
+        }
+
+        /// The datagrams of the last batch.
+        pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+            self.buffers.iter().zip(&self.lengths).filter_map(|(buffer, length)| buffer.get(..*length))
+        }
+
+        /// How many datagrams the kernel has dropped on this socket.
+        pub(in super::super) fn kernel_drops(&self) -> u64 {
+            self.kernel_drops
+        }
+    }
+
+    /// The value of the control message `SO_RXQ_OVFL`, if the kernel sent one: it does once there was a drop.
+    #[allow(unsafe_code)]
+    fn drops_of(header: &libc::msghdr) -> Option<u32> {
+        // SAFETY: the kernel filled msg_control and set msg_controllen; the CMSG functions stay within them.
+        unsafe {
+            let mut control = libc::CMSG_FIRSTHDR(header);
+            while let Some(message) = control.as_ref() {
+                if message.cmsg_level == libc::SOL_SOCKET && message.cmsg_type == libc::SO_RXQ_OVFL {
+                    return Some(libc::CMSG_DATA(control).cast::<u32>().read_unaligned());
+                }
+                control = libc::CMSG_NXTHDR(header, control);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod portable {
+    use std::io::Read as _;
+
+    use super::{DATAGRAM_BYTES_MAX, Socket, io};
+
+    /// The buffer for one datagram.
+    pub(in super::super) struct Receiver {
+        buffer: Vec<u8>,
+        length: Option<usize>,
+    }
+
+    impl Receiver {
+        pub(in super::super) fn new(_: &Socket) -> io::Result<Self> {
+            Ok(Self { buffer: vec![0; DATAGRAM_BYTES_MAX], length: None })
+        }
+
+        pub(in super::super) fn receive(&mut self, mut socket: &Socket) -> io::Result<()> {
+            self.length = None;
+            self.length = Some(socket.read(&mut self.buffer)?);
+            Ok(())
+        }
+
+        pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+            self.length.and_then(|length| self.buffer.get(..length)).into_iter()
+        }
+
+        pub(in super::super) fn kernel_drops(&self) -> u64 {
+            0
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Who sends: the processes that name themselves in their payloads, when each was heard, and what of theirs never came.
+
+use std::collections::HashMap;
+
+use crate::dogstatsd::Header;
+
+/// A process that was silent for so long has ended; its gauges end too.
+const SILENCE_MAX_MS: i64 = 30_000;
+/// After so long its figures are folded into the totals. Longer than the silence, so that a status page still shows it.
+const FORGET_MS: i64 = 600_000;
+/// So many are told apart; further ones count as senders that do not name themselves.
+const SENDERS_MAX: usize = 65_536;
+/// A number so far ahead of the last is not a gap but a broken or hostile sender.
+const GAP_MAX: u64 = 1_000_000;
+
+/// What is known of one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SenderStatus {
+    /// Its id, random per process and fork.
+    pub client_id: u64,
+    /// When it was first heard, in milliseconds since the Unix epoch.
+    pub first_heard_ms: i64,
+    /// When it was last heard.
+    pub last_heard_ms: i64,
+    /// Payloads that came since.
+    pub payloads: u64,
+    /// Payloads numbered since, that did not come.
+    pub payloads_missing: u64,
+}
+
+#[derive(Debug)]
+struct Sender {
+    first_heard_ms: i64,
+    last_heard_ms: i64,
+    /// The number of the first payload that was seen: what came before it went to an earlier collector.
+    first: u64,
+    last: u64,
+    payloads: u64,
+}
+
+impl Sender {
+    fn missing(&self) -> u64 {
+        if self.payloads == 0 { 0 } else { (self.last - self.first + 1).saturating_sub(self.payloads) }
+    }
+}
+
+/// All processes heard of late.
+#[derive(Debug, Default)]
+pub struct Senders {
+    senders: HashMap<u64, Sender>,
+    missing_forgotten: u64,
+}
+
+impl Senders {
+    /// A payload with this header came. False if its sender is one too many to be told apart.
+    pub fn heard(&mut self, header: Header, now_ms: i64) -> bool {
+        let Header { client_id, sequence } = header;
+        if self.senders.len() >= SENDERS_MAX && !self.senders.contains_key(&client_id) {
+            return false;
+        }
+        let sender = self.senders.entry(client_id).or_insert(Sender {
+            first_heard_ms: now_ms,
+            last_heard_ms: now_ms,
+            first: sequence,
+            last: sequence,
+            payloads: 0,
+        });
+        if sender.payloads == 0 || sequence > sender.last.saturating_add(GAP_MAX) || sequence < sender.first {
+            // Numbered anew: start over, but keep what was missing until now.
+            self.missing_forgotten += sender.missing();
+            (sender.first, sender.last, sender.payloads) = (sequence, sequence, 0);
+        }
+        sender.last_heard_ms = now_ms;
+        sender.last = sender.last.max(sequence);
+        sender.payloads += 1;
+        true
+    }
+
+    /// Notes a process that an earlier collector heard: it gets the time of silence to say that it lives.
+    pub fn expect(&mut self, client_id: u64, now_ms: i64) {
+        if self.senders.len() < SENDERS_MAX {
+            self.senders.entry(client_id).or_insert(Sender {
+                first_heard_ms: now_ms,
+                last_heard_ms: now_ms,
+                first: 0,
+                last: 0,
+                payloads: 0,
+            });
+        }
+    }
+
+    /// Whether the process was heard within the last 30 s.
+    pub fn is_alive(&self, client_id: u64, now_ms: i64) -> bool {
+        self.senders.get(&client_id).is_some_and(|sender| now_ms - sender.last_heard_ms <= SILENCE_MAX_MS)
+    }
+
+    /// Folds the figures of processes that ended long ago.
+    pub fn forget(&mut self, now_ms: i64) {
+        let folded = &mut self.missing_forgotten;
+        self.senders.retain(|_, sender| {
+            let keep = now_ms - sender.last_heard_ms <= FORGET_MS;
+            if !keep {
+                *folded += sender.missing();
+            }
+            keep
+        });
+    }
+
+    /// All payloads that never came.
+    pub fn missing_total(&self) -> u64 {
+        self.missing_forgotten + self.senders.values().map(Sender::missing).sum::<u64>()
+    }
+
+    /// Each process of the last ten minutes, by id.
+    pub fn status(&self) -> Vec<SenderStatus> {
+        let mut all: Vec<SenderStatus> = self
+            .senders
+            .iter()
+            .filter(|(_, sender)| sender.payloads > 0)
+            .map(|(client_id, sender)| SenderStatus {
+                client_id: *client_id,
+                first_heard_ms: sender.first_heard_ms,
+                last_heard_ms: sender.last_heard_ms,
+                payloads: sender.payloads,
+                payloads_missing: sender.missing(),
+            })
+            .collect();
+        all.sort_by_key(|status| status.client_id);
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(senders: &mut Senders, client_id: u64, sequences: impl IntoIterator<Item = u64>) {
+        for sequence in sequences {
+            assert!(senders.heard(Header { client_id, sequence }, 0));
+        }
+    }
+
+    #[test]
+    fn payloads_that_never_came_are_counted_and_stay_counted() {
+        let mut senders = Senders::default();
+        heard(&mut senders, 1, [1, 2, 5, 6]);
+        heard(&mut senders, 2, [40, 41]); // began before this collector
+        assert_eq!(senders.missing_total(), 2);
+        heard(&mut senders, 1, [4]); // late, not lost
+        assert_eq!(senders.missing_total(), 1);
+        senders.forget(FORGET_MS + 1);
+        assert_eq!((senders.missing_total(), senders.status().len()), (1, 0));
+    }
+
+    #[test]
+    fn a_sender_known_from_before_a_restart_is_alive_for_the_time_of_silence() {
+        let mut senders = Senders::default();
+        senders.expect(7, 0);
+        assert!(senders.is_alive(7, SILENCE_MAX_MS));
+        assert!(!senders.is_alive(7, SILENCE_MAX_MS + 1));
+        heard(&mut senders, 7, [10, 12]);
+        assert_eq!(senders.missing_total(), 1);
+        assert!(!senders.is_alive(8, 0));
+    }
+
+    #[test]
+    fn a_jump_of_the_numbers_is_not_a_loss_of_millions() {
+        let mut senders = Senders::default();
+        heard(&mut senders, 1, [1, 3, 8_000_000_000_000_000, 8_000_000_000_000_001, 1]);
+        assert_eq!(senders.missing_total(), 1);
+    }
+}

@@ -1,0 +1,30 @@
+//! What the names that are ours mean, for `# HELP`.
+
+const HELP: [(&str, &str); 21] = [
+    ("cortex_api_requests_total", "Finished requests by response code."),
+    ("cortex_api_request_duration_seconds", "From the first byte of the request to the last of the response."),
+    ("cortex_api_request_first_byte_seconds", "From the first byte of the request to the first of the response."),
+    ("cortex_api_in_flight_requests", "Requests being served."),
+    ("cortex_api_in_flight_requests_peak", "The most requests being served at once since the last record."),
+    ("cortex_api_replica_start_timestamp_seconds", "When the replica started, in seconds since the Unix epoch."),
+    ("cortex_api_replicas_requested", "How many replicas the operator asked for."),
+    ("cortex_api_info", "1; where the API answers is in its labels."),
+    ("cortex_client_calls_total", "Calls of increment, gauge and histogram, as the clients counted them."),
+    ("cortex_client_dropped_total", "Calls that clients dropped, by reason."),
+    ("cortex_collector_datagrams_total", "Datagrams received."),
+    ("cortex_collector_messages_total", "Messages received, dropped ones included."),
+    ("cortex_collector_dropped_total", "Messages dropped, by reason."),
+    ("cortex_collector_kernel_drops_total", "Datagrams that the kernel dropped since the receive buffer was full."),
+    ("cortex_collector_payloads_missing_total", "Payloads that clients numbered and that never came."),
+    ("cortex_collector_tags_dropped_total", "Tags without a key, or whose label an earlier tag had."),
+    ("cortex_collector_commit_failures_total", "Ticks that the store refused at first."),
+    ("cortex_collector_series", "Series in memory."),
+    ("cortex_collector_store_size_bytes", "Size of the store on disk."),
+    ("cortex_api_request_queue_seconds", "From accepting a request to its prediction."),
+    ("cortex_client_payload_sequence", "The number of a client's newest payload."),
+];
+
+/// The meaning of `name`, `None` if it is not ours.
+pub(super) fn help(name: &str) -> Option<&'static str> {
+    HELP.iter().find(|(own, _)| *own == name).map(|(_, help)| *help)
+}

@@ -1,0 +1,9 @@
+//! What a scrape gets: the newest committed tick as Prometheus's text format 0.0.4.
+//!
+//! Exponential histograms become classic buckets on one fixed ladder of their own boundaries, the same in every series and
+//! every collector, so that each count is exact and `sum by (le)` is right.
+
+mod help;
+mod text;
+
+pub use text::{CONTENT_TYPE, render};

@@ -1,0 +1,48 @@
+//! `/api/v1/status/ingest` and `/api/v1/status/clients`: the account of what came in, and of who sends.
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Map, Value, json};
+
+use super::App;
+
+/// What came in since the start, and what was dropped with one example a reason.
+pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
+    let state = app.intake.lock();
+    let dropped: Map<String, Value> = state
+        .totals
+        .dropped
+        .iter()
+        .map(|(reason, d)| ((*reason).to_owned(), json!({ "count": d.count, "example": d.example })))
+        .collect();
+    Json(json!({
+        "status": "success",
+        "data": {
+            "datagrams": state.totals.datagrams,
+            "messages": state.totals.messages,
+            "dropped": dropped,
+            "kernelDrops": state.totals.kernel_drops,
+            "payloadsMissing": state.senders.missing_total(),
+            "tagsDropped": state.registry.tags_dropped(),
+            "series": state.registry.len(),
+        }
+    }))
+}
+
+/// The processes that name themselves, heard within the last ten minutes. Times in seconds since the Unix epoch.
+pub(super) async fn clients(State(app): State<App>) -> Json<Value> {
+    let senders = app.intake.lock().senders.status();
+    let clients: Vec<Value> = senders
+        .iter()
+        .map(|sender| {
+            json!({
+                "clientId": format!("{:016x}", sender.client_id),
+                "firstHeard": sender.first_heard_ms as f64 / 1e3,
+                "lastHeard": sender.last_heard_ms as f64 / 1e3,
+                "payloads": sender.payloads,
+                "payloadsMissing": sender.payloads_missing,
+            })
+        })
+        .collect();
+    Json(json!({ "status": "success", "data": clients }))
+}

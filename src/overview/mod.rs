@@ -1,0 +1,69 @@
+//! What `cortex get` means: the row of an API, computed from PromQL answers, wherever they come from.
+//!
+//! The command asks a query URL, the collector's own page asks its engine; both get the same rows. The questions are in
+//! [`apis`] and `docs/get.md`.
+
+mod detail;
+mod rows;
+mod table;
+
+use crate::model::Labels;
+
+pub use detail::{ApiDetail, CustomMetric, detail};
+pub use rows::{ApiRow, Status, WINDOW, apis};
+pub use table::{Table, age, milliseconds, table_of};
+
+/// Anything that answers instant PromQL queries, now.
+pub trait Ask {
+    /// The newest value of each series that `expr` gives.
+    fn ask(&self, expr: &str) -> Result<Vec<Answer>, AskError>;
+}
+
+/// One series of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Its labels, the name among them if it has one.
+    pub labels: Labels,
+    /// Its value.
+    pub value: AnswerValue,
+}
+
+/// The value of an [`Answer`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum AnswerValue {
+    /// A float.
+    Float(f64),
+    /// A native histogram: its count and sum.
+    Histogram {
+        /// How many samples it holds.
+        count: f64,
+        /// Their sum.
+        sum: f64,
+    },
+}
+
+impl AnswerValue {
+    /// The float; of a histogram its count.
+    pub fn float(self) -> f64 {
+        match self {
+            Self::Float(value) => value,
+            Self::Histogram { count, .. } => count,
+        }
+    }
+}
+
+/// A question that got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody answered, or not in a form that can be read.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The answer was an error.
+    #[error("the query {expr:?} failed: {message}")]
+    Refused {
+        /// What was asked.
+        expr: String,
+        /// What was answered.
+        message: String,
+    },
+}

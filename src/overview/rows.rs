@@ -1,0 +1,275 @@
+//! The rows: one per API, from a handful of questions asked once for all of them.
+//!
+//! Counts are levels, never `increase()`, which extrapolates. Counters are monotone and begin with an explicit zero, so a
+//! series has grown in the window by its last value less its least.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Answer, Ask, AskError};
+use crate::model::{Labels, METRIC_NAME};
+
+/// The window of counts and of the average, as PromQL writes it.
+pub const WINDOW: &str = "14d";
+
+/// How an API does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// As many replicas of the newest version are up as were requested.
+    Live,
+    /// Older versions still run, or fewer replicas than requested are up.
+    Updating,
+    /// No replica was heard for 30 s.
+    Down,
+}
+
+impl Status {
+    /// The word in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Updating => "updating",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// One API.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiRow {
+    /// Its name.
+    pub api_name: String,
+    /// How it does.
+    pub status: Status,
+    /// Replicas up with the newest version.
+    pub up_to_date: u64,
+    /// Replicas up with older versions.
+    pub stale: u64,
+    /// How many replicas were asked for; `None` if nobody said.
+    pub requested: Option<u64>,
+    /// Seconds since the earliest start among the live replicas of the newest version; `None` if none is up.
+    pub last_update_seconds: Option<f64>,
+    /// The mean duration of the requests of the window in seconds; `None` if there were none.
+    pub avg_request_seconds: Option<f64>,
+    /// Responses of the window by code, those that did not occur left out.
+    pub responses: BTreeMap<String, u64>,
+    /// Where the API answers, if it said so.
+    pub endpoint: Option<String>,
+}
+
+impl ApiRow {
+    /// Responses of one class, such as 2 for 2XX.
+    pub fn responses_of_class(&self, class: u8) -> u64 {
+        let of_class = |code: &str| code.len() == 3 && code.bytes().next() == Some(b'0' + class);
+        self.responses.iter().filter(|(code, _)| of_class(code)).map(|(_, count)| count).sum()
+    }
+}
+
+/// A replica as its start timestamp tells.
+#[derive(Debug, Clone, PartialEq)]
+struct Replica {
+    api_id: String,
+    started: f64,
+}
+
+/// The rows of all APIs, or of one, sorted by name. `now` is in seconds since the Unix epoch.
+pub fn apis(source: &dyn Ask, now: f64, api_name: Option<&str>) -> Result<Vec<ApiRow>, AskError> {
+    let only = api_name.map_or_else(String::new, |name| format!("{{api_name={}}}", quote(name)));
+    let grown = |name: &str| -> Result<Vec<(Labels, f64)>, AskError> {
+        let last = source.ask(&format!("last_over_time({name}{only}[{WINDOW}])"))?;
+        let least = source.ask(&format!("min_over_time({name}{only}[{WINDOW}])"))?;
+        let least: BTreeMap<Labels, f64> =
+            least.into_iter().map(|a| (a.labels.without_name(), a.value.float())).collect();
+        let growth = |answer: Answer| {
+            let labels = answer.labels.without_name();
+            let from = least.get(&labels).copied().unwrap_or(0.0);
+            (labels, answer.value.float() - from)
+        };
+        Ok(last.into_iter().map(growth).collect())
+    };
+    let requests = grown("cortex_api_requests_total")?;
+    let sums = total_by_api(grown("cortex_api_request_duration_seconds_sum")?);
+    let counts = total_by_api(grown("cortex_api_request_duration_seconds_count")?);
+    let live = replicas(source.ask(&format!("cortex_api_replica_start_timestamp_seconds{only}"))?);
+    let known =
+        replicas(source.ask(&format!("last_over_time(cortex_api_replica_start_timestamp_seconds{only}[{WINDOW}])"))?);
+    let wanted = source.ask(&format!("cortex_api_replicas_requested{only}"))?;
+    let info = source.ask(&format!("last_over_time(cortex_api_info{only}[{WINDOW}])"))?;
+
+    let mut responses: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    for (labels, count) in requests {
+        let Some(api) = labels.get("api_name") else { continue };
+        let codes = responses.entry(api.to_owned()).or_default();
+        if count > 0.0 {
+            *codes.entry(labels.get("response_code").unwrap_or("").to_owned()).or_default() += count.round() as u64;
+        }
+    }
+    let names: BTreeSet<&String> =
+        responses.keys().chain(live.keys()).chain(known.keys()).chain(counts.keys()).collect();
+    let nobody = Vec::new();
+    let rows = names.into_iter().map(|name| {
+        let up = live.get(name).unwrap_or(&nobody);
+        let newest = newest_id(up).or_else(|| newest_id(known.get(name).unwrap_or(&nobody)));
+        let (current, old): (Vec<&Replica>, Vec<&Replica>) = up.iter().partition(|r| Some(&*r.api_id) == newest);
+        let is_newest = |labels: &Labels| {
+            labels.get("api_name") == Some(name) && labels.get("api_id").unwrap_or("") == newest.unwrap_or("")
+        };
+        let of_newest = |answers: &[Answer]| answers.iter().find(|a| is_newest(&a.labels)).cloned();
+        let requested = of_newest(&wanted).map(|answer| answer.value.float().max(0.0) as u64);
+        let up_to_date = current.len() as u64;
+        let started = current.iter().map(|replica| replica.started).reduce(f64::min);
+        ApiRow {
+            api_name: name.clone(),
+            status: match (up.is_empty(), old.is_empty() && up_to_date >= requested.unwrap_or(1)) {
+                (true, _) => Status::Down,
+                (false, true) => Status::Live,
+                (false, false) => Status::Updating,
+            },
+            up_to_date,
+            stale: old.len() as u64,
+            requested,
+            last_update_seconds: started.map(|started| (now - started).max(0.0)),
+            avg_request_seconds: counts
+                .get(name)
+                .filter(|count| **count > 0.0)
+                .and_then(|count| Some(sums.get(name)? / count)),
+            responses: responses.get(name).cloned().unwrap_or_default(),
+            endpoint: of_newest(&info).and_then(|answer| answer.labels.get("endpoint").map(str::to_owned)),
+        }
+    });
+    Ok(rows.collect())
+}
+
+/// `text` as a PromQL string.
+pub(super) fn quote(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '\n' => quoted.push_str("\\n"),
+            _ => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+fn total_by_api(series: Vec<(Labels, f64)>) -> BTreeMap<String, f64> {
+    let mut totals = BTreeMap::new();
+    for (labels, value) in series {
+        if let Some(api) = labels.get("api_name") {
+            *totals.entry(api.to_owned()).or_default() += value;
+        }
+    }
+    totals
+}
+
+fn replicas(answers: Vec<Answer>) -> BTreeMap<String, Vec<Replica>> {
+    let mut replicas: BTreeMap<String, BTreeMap<Labels, Replica>> = BTreeMap::new();
+    for answer in answers {
+        let Some(api) = answer.labels.get("api_name") else { continue };
+        let api_id = answer.labels.get("api_id").unwrap_or("").to_owned();
+        let replica = Replica { api_id, started: answer.value.float() };
+        // A replica is one whatever else a scrape has added to its labels.
+        let identity = answer.labels.filtered(|name| ["api_id", "replica"].contains(&name) && name != METRIC_NAME);
+        replicas.entry(api.to_owned()).or_default().insert(identity, replica);
+    }
+    replicas.into_iter().map(|(api, by_id)| (api, by_id.into_values().collect())).collect()
+}
+
+/// The version of the latest start; going back to an older version makes that one the newest again.
+fn newest_id(replicas: &[Replica]) -> Option<&str> {
+    replicas.iter().max_by(|a, b| a.started.total_cmp(&b.started)).map(|replica| &*replica.api_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::AnswerValue;
+    use super::*;
+
+    /// Answers by what the expression asks for: (name, labels, least, last).
+    struct Fake(Vec<(&'static str, Vec<(&'static str, &'static str)>, f64, f64, bool)>);
+
+    impl Ask for Fake {
+        fn ask(&self, expr: &str) -> Result<Vec<Answer>, AskError> {
+            let is_instant = !expr.contains("_over_time");
+            let named = |name: &str| {
+                let rest = expr.split(name).nth(1).unwrap_or("x");
+                expr.contains(name) && (rest.is_empty() || rest.starts_with(['[', '{']))
+            };
+            let found = self.0.iter().filter(|(name, _, _, _, is_up)| named(name) && (*is_up || !is_instant));
+            Ok(found
+                .map(|(_, labels, least, last, _)| Answer {
+                    labels: Labels::from_pairs(labels.iter().copied()),
+                    value: AnswerValue::Float(if expr.starts_with("min") { *least } else { *last }),
+                })
+                .collect())
+        }
+    }
+
+    const START: &str = "cortex_api_replica_start_timestamp_seconds";
+
+    fn iris<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+        [&[("api_name", "iris")], more].concat()
+    }
+
+    #[test]
+    fn a_row_says_what_the_window_held() {
+        let source = Fake(vec![
+            ("cortex_api_requests_total", iris(&[("response_code", "200")]), 100.0, 1323.0, true),
+            ("cortex_api_requests_total", iris(&[("response_code", "500")]), 0.0, 2.0, true),
+            ("cortex_api_requests_total", iris(&[("response_code", "400")]), 0.0, 0.0, true),
+            ("cortex_api_request_duration_seconds_sum", iris(&[]), 10.0, 40.0, true),
+            ("cortex_api_request_duration_seconds_count", iris(&[]), 0.0, 1250.0, true),
+            (START, iris(&[("api_id", "a"), ("replica", "1")]), 0.0, 900.0, true),
+            ("cortex_api_replicas_requested", iris(&[("api_id", "a")]), 0.0, 1.0, true),
+            ("cortex_api_info", iris(&[("api_id", "a"), ("endpoint", "http://x")]), 0.0, 1.0, true),
+        ]);
+        let rows = apis(&source, 1000.0, None).unwrap();
+        assert_eq!(
+            rows,
+            [ApiRow {
+                api_name: "iris".to_owned(),
+                status: Status::Live,
+                up_to_date: 1,
+                stale: 0,
+                requested: Some(1),
+                last_update_seconds: Some(100.0),
+                avg_request_seconds: Some(0.024),
+                responses: [("200".to_owned(), 1223), ("500".to_owned(), 2)].into(),
+                endpoint: Some("http://x".to_owned()),
+            }]
+        );
+        assert_eq!((rows[0].responses_of_class(2), rows[0].responses_of_class(5)), (1223, 2));
+    }
+
+    #[test]
+    fn an_older_version_that_still_runs_is_stale_and_going_back_makes_it_the_newest() {
+        let roll = |old, new| {
+            let source = Fake(vec![
+                (START, iris(&[("api_id", "a"), ("replica", "1")]), 0.0, old, true),
+                (START, iris(&[("api_id", "b"), ("replica", "2")]), 0.0, new, true),
+            ]);
+            let row = apis(&source, 1000.0, None).unwrap().remove(0);
+            (row.status, row.up_to_date, row.stale, row.last_update_seconds)
+        };
+        assert_eq!(roll(100.0, 200.0), (Status::Updating, 1, 1, Some(800.0)));
+        assert_eq!(roll(300.0, 200.0), (Status::Updating, 1, 1, Some(700.0)));
+    }
+
+    #[test]
+    fn fewer_than_requested_is_updating_and_none_is_down() {
+        let source = Fake(vec![
+            (START, iris(&[("replica", "1")]), 0.0, 1.0, true),
+            ("cortex_api_replicas_requested", iris(&[]), 0.0, 2.0, true),
+        ]);
+        assert_eq!(apis(&source, 1.0, None).unwrap()[0].status, Status::Updating);
+        let source = Fake(vec![(START, iris(&[("replica", "1")]), 0.0, 1.0, false)]);
+        let row = &apis(&source, 1.0, None).unwrap()[0];
+        assert_eq!((row.status, row.up_to_date, row.last_update_seconds), (Status::Down, 0, None));
+    }
+
+    #[test]
+    fn a_name_cannot_leave_its_string() {
+        assert_eq!(quote("a\"} or up{x=\"\\\n"), r#""a\"} or up{x=\"\\\n""#);
+    }
+}
