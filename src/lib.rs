@@ -27,9 +27,13 @@ pub mod config;
 pub mod dogstatsd;
 #[cfg(feature = "collector")]
 pub mod exposition;
+#[cfg(feature = "collector")]
+pub mod http;
 pub mod model;
 #[cfg(feature = "collector")]
 pub mod overview;
+#[cfg(feature = "collector")]
+pub mod promql;
 #[cfg(feature = "python")]
 mod python;
 #[cfg(feature = "collector")]

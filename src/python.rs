@@ -331,11 +331,12 @@ impl MetricsClient {
             })?;
         }
         let api_name = variable("CORTEX_API_NAME").unwrap_or_default();
-        let has_api_name = constant.as_str().split(',').any(|tag| tag.starts_with("api_name:"));
-        if !api_name.is_empty() && !has_api_name {
+        let own_api_name = constant.as_str().split(',').find_map(|tag| tag.strip_prefix("api_name:")).map(str::to_owned);
+        if own_api_name.is_none() && !api_name.is_empty() {
             // The key is good and a value is made so: nothing to fail.
             let _ = constant.push("api_name", &api_name);
         }
+        let api_name = own_api_name.unwrap_or(api_name);
         let config = ClientConfig {
             endpoint,
             flush_interval: Duration::from_secs_f64(flush_interval),

@@ -25,7 +25,11 @@ const HTTP_GRACE: Duration = Duration::from_millis(500);
 
 /// Takes StatsD and DogStatsD datagrams, keeps them on disk, serves them to Prometheus, PromQL and the browser.
 #[derive(Debug, Parser)]
-#[command(name = "cortex-collector", version, after_help = "Example:\n  cortex-collector --data-dir /var/lib/cortex-metrics\n\nThen: cortex get, or open http://127.0.0.1:9102/")]
+#[command(
+    name = "cortex-collector",
+    version,
+    after_help = "Example:\n  cortex-collector --data-dir /var/lib/cortex-metrics\n\nThen: cortex get, or open http://127.0.0.1:9102/"
+)]
 pub struct CollectorArgs {
     /// Where datagrams are taken: an address with a port, 0 for any free one
     #[arg(long, value_name = "ADDRESS", env = "CORTEX_COLLECTOR_LISTEN_UDP", default_value = "127.0.0.1:9125")]

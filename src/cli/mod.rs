@@ -1,6 +1,6 @@
 //! The commands, one file each. Only here is anything written to stdout.
 
-//pub mod collector;
+pub mod collector;
 pub mod cortex;
 mod env;
 mod environments;

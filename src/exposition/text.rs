@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::help::help;
-use crate::model::{ExponentialHistogram, Family, Labels, METRIC_NAME, Value, classic_buckets, format_float};
+use crate::model::{
+    ExponentialHistogram, Family, Labels, METRIC_NAME, Value, classic_buckets, classic_le, format_float,
+};
 
 /// The `Content-Type` of what [`render`] writes.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -34,7 +36,7 @@ pub fn render(families: &BTreeMap<String, Family>) -> String {
 /// A histogram as classic buckets.
 fn classic(out: &mut String, name: &str, labels: &Labels, histogram: &ExponentialHistogram) {
     for (bound, count) in classic_buckets(histogram) {
-        line(out, name, "_bucket", labels, Some(&format_float(bound)), count);
+        line(out, name, "_bucket", labels, Some(&classic_le(bound)), count);
     }
     line(out, name, "_sum", labels, None, histogram.sum());
     line(out, name, "_count", labels, None, histogram.count());
@@ -101,10 +103,10 @@ mod tests {
         ]);
         let text = render(&families);
         let head = "# TYPE c counter\nc{a=\"\\\"\\\\\\n\"} 3\n# HELP cortex_api_info 1; where the API answers is in its labels.\n\
-                    # TYPE cortex_api_info gauge\ncortex_api_info 1\n# TYPE h histogram\nh_bucket{x=\"y\",le=\"0.00006103515625\"} 0\n";
+                    # TYPE cortex_api_info gauge\ncortex_api_info 1\n# TYPE h histogram\nh_bucket{x=\"y\",le=\"6.103515625e-05\"} 0\n";
         assert!(text.starts_with(head), "{text}");
         for line in
-            ["h_bucket{x=\"y\",le=\"0.5\"} 1", "h_bucket{x=\"y\",le=\"4\"} 2", "h_bucket{x=\"y\",le=\"+Inf\"} 2"]
+            ["h_bucket{x=\"y\",le=\"0.5\"} 1", "h_bucket{x=\"y\",le=\"4.0\"} 2", "h_bucket{x=\"y\",le=\"+Inf\"} 2"]
         {
             assert!(text.contains(line), "{text}");
         }

@@ -12,5 +12,5 @@ pub use histogram::{
     Bucket, BucketPlace, BucketSpan, ExponentialHistogram, SCHEMA_DEFAULT, SCHEMA_MAX, SCHEMA_MIN, ZERO_THRESHOLD,
 };
 pub use labels::{Labels, METRIC_NAME};
-pub use ladder::{classic_bounds, classic_buckets, format_float};
+pub use ladder::{CLASSIC_BOUNDS, classic_buckets, classic_le, format_float};
 pub use sample::{Family, MetricKind, Sample, SeriesId, Value};

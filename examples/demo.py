@@ -1,0 +1,244 @@
+"""The main job on real input: a collector, two models behind `cortex-serve`, real requests, and the table.
+
+`make demo` runs it. Everything it starts it stops again; data and logs are kept in `.demo/`. On a terminal it stays up
+until Ctrl-C, otherwise it ends by itself.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from sklearn.datasets import load_digits, load_iris
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / ".demo"
+BIN = Path(sys.executable).parent
+START_SECONDS = 60
+STORED_SECONDS = 25
+STOP_SECONDS = 10
+
+
+class DemoError(Exception):
+    """Something did not work; the message says what, and shows the end of the log."""
+
+
+@dataclass
+class Program:
+    """A program that the demo started, with its log."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+    def line(self, pattern: str) -> str:
+        """Waits for a line of the program and gives the first group of the pattern."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            found = re.search(pattern, self.log.read_text(errors="replace"))
+            if found:
+                return found[1]
+            if self.process.poll() is not None:
+                raise DemoError(f"{self.name} ended with exit code {self.process.returncode}:\n{self.tail()}")
+            time.sleep(0.05)
+        raise DemoError(f"{self.name} did not start within {START_SECONDS} s:\n{self.tail()}")
+
+
+@dataclass
+class Programs:
+    """Everything that was started, and how to stop it."""
+
+    environment: dict[str, str]
+    running: list[Program] = field(default_factory=list)
+
+    def start(self, name: str, *command: str | Path) -> Program:
+        log = DEMO / f"{name}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
+            )
+        program = Program(name, process, log)
+        self.running.append(program)
+        return program
+
+    def stop(self) -> None:
+        # The last started first: the collector takes the last metrics of the models.
+        for program in reversed(self.running):
+            program.process.terminate()
+            try:
+                program.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                program.process.kill()
+                program.process.wait()
+        self.running.clear()
+
+
+def free_port(kind: socket.SocketKind, wanted: int) -> int:
+    """The wanted port of 127.0.0.1 if it is free, else any free one."""
+    for port in (wanted, 0):
+        with socket.socket(socket.AF_INET, kind) as probe:
+            if kind is socket.SOCK_STREAM:
+                # As servers do: a port whose last connections are just closing counts as free.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise DemoError("no free port")
+
+
+def send(name: str, port: int, bodies: list[bytes]) -> dict[str, int]:
+    """Posts each body and counts the response codes, with progress."""
+    codes: dict[str, int] = {}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    is_terminal = sys.stdout.isatty()
+    for done, body in enumerate(bodies, 1):
+        connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        response.read()
+        codes[str(response.status)] = codes.get(str(response.status), 0) + 1
+        if done == len(bodies) or done % (10 if is_terminal else 100) == 0:
+            text = f"  {name}: {done}/{len(bodies)} requests"
+            print(f"\r{text}" if is_terminal else text, end="" if is_terminal else "\n", flush=True)
+    if is_terminal:
+        print()
+    connection.close()
+    return codes
+
+
+def iris_requests() -> list[bytes]:
+    """Each flower twice, four malformed bodies, and one with a measurement missing, which makes the predictor raise."""
+    fields = ("sepal_length", "sepal_width", "petal_length", "petal_width")
+    flowers = [json.dumps(dict(zip(fields, row, strict=True))).encode() for row in load_iris().data.tolist()]
+    return [*flowers, *[b'{"sepal_length": 5.1,'] * 4, b'{"sepal_length": 5.1}', *flowers]
+
+
+def digit_requests() -> list[bytes]:
+    """400 images, three malformed bodies, and one image that is too small, which makes the predictor raise."""
+    images = [json.dumps({"image": image}).encode() for image in load_digits().images[:400].tolist()]
+    return [*images[:200], *[b"not json"] * 3, b'{"image": [[1, 2], [3, 4]]}', *images[200:]]
+
+
+def cortex(environment: dict[str, str], *arguments: str) -> str:
+    done = subprocess.run([BIN / "cortex", *arguments], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise DemoError(f"cortex {' '.join(arguments)} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def responses(environment: dict[str, str]) -> dict[str, dict[str, int]]:
+    """What `cortex get` says: per API the responses by code."""
+    rows: list[dict[str, Any]] = json.loads(cortex(environment, "get", "-e", "local", "-o", "json"))
+    return {row["api"]: row["responses"] for row in rows}
+
+
+def wait_until_stored(environment: dict[str, str], wanted: dict[str, dict[str, int]]) -> None:
+    deadline = time.monotonic() + STORED_SECONDS
+    while (got := responses(environment)) != wanted:
+        if time.monotonic() > deadline:
+            raise DemoError(f"after {STORED_SECONDS} s `cortex get` says {got}, want {wanted}")
+        time.sleep(0.5)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Lets SIGTERM end the demo like Ctrl-C: what was started is stopped."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(programs: Programs, environment: dict[str, str]) -> None:
+    udp, web = free_port(socket.SOCK_DGRAM, 9125), free_port(socket.SOCK_STREAM, 9102)
+    print("starting cortex-collector")
+    collector = programs.start(
+        "collector",
+        BIN / "cortex-collector",
+        *("--listen-udp", f"127.0.0.1:{udp}", "--listen-http", f"127.0.0.1:{web}", "--data-dir", str(DEMO / "data")),
+    )
+    address = collector.line(r"dashboard: +(http://\S+)")
+    environment["CORTEX_METRICS_URL"] = f"udp://127.0.0.1:{udp}"
+    cortex(environment, "env", "add", "local", address)
+    before = responses(environment)
+
+    models = {"iris-classifier": (8080, iris_requests()), "digit-classifier": (8081, digit_requests())}
+    served: dict[str, int] = {}
+    for name, (wanted_port, _) in models.items():
+        folder = ROOT / "examples" / name.replace("-", "_")
+        port = free_port(socket.SOCK_STREAM, wanted_port)
+        program = programs.start(
+            name,
+            BIN / "cortex-serve",
+            *(str(folder / "predictor.py"), "--api-name", name, "--config", str(folder / "config.yaml")),
+            *("--port", str(port), "--replicas-requested", "1"),
+        )
+        print(f"serving {name} at {program.line(r'serving \S+ at (http://[^ ]+)')}")
+        served[name] = port
+
+    print("sending requests")
+    wanted = {name: dict(codes) for name, codes in before.items()}
+    for name, (_, bodies) in models.items():
+        for code, count in send(name, served[name], bodies).items():
+            codes = wanted.setdefault(name, {})
+            codes[code] = codes.get(code, 0) + count
+
+    print("waiting until the collector has stored them (it stores every 10 s)")
+    wait_until_stored(environment, wanted)
+    for arguments in (["get"], ["get", "iris-classifier"]):
+        print(f"\n$ cortex {' '.join(arguments)}\n{cortex(environment, *arguments)}", end="")
+    print(f"\nopen {address}")
+    if any(port != default for port, default in ((udp, 9125), (web, 9102))):
+        print(f"(a default port was taken: metrics go to udp://127.0.0.1:{udp})")
+        print(f"for `cortex get` of your own: {BIN / 'cortex'} env add demo {address}")
+    if sys.stdout.isatty():
+        print("\nCtrl-C stops everything", flush=True)
+        while True:
+            time.sleep(3600)
+
+
+def main() -> int:
+    DEMO.mkdir(exist_ok=True)
+    environment = {**os.environ, "CORTEX_CONFIG_DIR": str(DEMO / "config"), "PYTHONUNBUFFERED": "1"}
+    for name in ("CORTEX_API_NAME", "CORTEX_API_ID", "CORTEX_REPLICA_ID", "CORTEX_METRICS_STRICT"):
+        environment.pop(name, None)
+    # Ports and data are the demo's own, whatever the variables of this shell say.
+    for name in [name for name in environment if name.startswith("CORTEX_COLLECTOR_")]:
+        del environment[name]
+    programs = Programs(environment)
+    with stopped_by_signals():
+        try:
+            run(programs, environment)
+        except KeyboardInterrupt:
+            print("\nstopping")
+        except DemoError as error:
+            print(f"demo: {error}", file=sys.stderr)
+            return 1
+        finally:
+            programs.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,169 @@
+"""What every request middleware records, whatever the server's protocol.
+
+``RequestMetrics`` owns the series of one API in one process: it counts requests as they begin and end, and every 10
+seconds it records what is in flight and that the replica lives. ``asgi.py`` tells it when a request begins and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+import weakref
+from typing import Protocol
+
+from . import MetricsClient
+
+RECORD_SECONDS = 10.0
+"""How often in-flight requests and the replica's life are recorded."""
+
+
+class _Record(Protocol):
+    def __call__(self, metric: str, value: float, tags: dict[str, str]) -> None: ...
+
+
+class RequestMetrics:
+    """The request metrics of one API in one process and, anew, in its forks.
+
+    Args:
+        client: Where they go.
+        api_name: The API; without it ``CORTEX_API_NAME``, then ``default``.
+        api_id: Its version; without it ``CORTEX_API_ID``, then empty.
+        endpoint: Where the API answers, shown by ``cortex get API_NAME``.
+        replica: The id of this replica, shared by all its workers; without it ``CORTEX_REPLICA_ID``, then a random one.
+        replicas_requested: How many replicas the operator asked for; without it ``CORTEX_REPLICAS_REQUESTED``.
+    """
+
+    def __init__(
+        self,
+        client: MetricsClient,
+        *,
+        api_name: str | None = None,
+        api_id: str | None = None,
+        endpoint: str | None = None,
+        replica: str | None = None,
+        replicas_requested: int | None = None,
+    ) -> None:
+        self._increment: _Record = client._system.increment
+        self._gauge: _Record = client._system.gauge
+        self._histogram: _Record = client._system.histogram
+        self._labels = {
+            "api_name": api_name or os.environ.get("CORTEX_API_NAME") or "default",
+            "api_id": api_id or os.environ.get("CORTEX_API_ID") or "",
+        }
+        self._code_labels: dict[int, dict[str, str]] = {}
+        replica = replica or os.environ.get("CORTEX_REPLICA_ID") or secrets.token_hex(4)
+        self._replica_labels = {**self._labels, "replica": replica}
+        self._info_labels = {**self._labels, "endpoint": endpoint} if endpoint else None
+        # A worker that is replaced belongs to the replica that its parent started.
+        self._started = _number("CORTEX_REPLICA_START_SECONDS") or time.time()
+        requested = replicas_requested if replicas_requested is not None else _number("CORTEX_REPLICAS_REQUESTED")
+        self._requested = requested
+        self._begin_process()
+        _instances.add(self)
+
+    def _begin_process(self) -> None:
+        """What belongs to one process: its locks, its counts, its name. A child of a fork begins anew."""
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._in_flight = 0
+        self._peak = 0
+        process = f"{os.getpid()}-{secrets.token_hex(2)}"
+        self._process_labels = {**self._replica_labels, "process": process}
+
+    def start(self) -> None:
+        """Begins to record: the codes 200, 400 and 500 at 0, and every 10 seconds that this replica lives."""
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is not None:
+                return
+            for code in (200, 400, 500):
+                self._increment("cortex_api_requests_total", 0, self._labels_of(code))
+            self._record()
+            self._thread = threading.Thread(
+                target=_record_until, args=(weakref.ref(self), self._stop), name="cortex-requests", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the record; ``start()`` begins it again."""
+        with self._lock:
+            self._stop.set()
+            self._stop = threading.Event()
+            self._thread = None
+
+    def began(self) -> float:
+        """A request began. Gives the time for the other methods, in seconds of ``time.perf_counter``."""
+        with self._lock:
+            self._in_flight += 1
+            self._peak = max(self._peak, self._in_flight)
+        return time.perf_counter()
+
+    def first_byte(self, began: float) -> None:
+        """The first byte of the response left."""
+        self._histogram("cortex_api_request_first_byte_seconds", time.perf_counter() - began, self._labels)
+
+    def ended(self, began: float, code: int) -> None:
+        """The request ended with this response code: its last byte left, or nobody waits for it any more."""
+        self._histogram("cortex_api_request_duration_seconds", time.perf_counter() - began, self._labels)
+        self._increment("cortex_api_requests_total", 1, self._labels_of(code))
+        with self._lock:
+            self._in_flight -= 1
+
+    def _labels_of(self, code: int) -> dict[str, str]:
+        labels = self._code_labels.get(code)
+        if labels is None:
+            # Whatever integer an app takes for a code must not fill the memory.
+            text = str(code) if 100 <= code <= 599 else "other"
+            labels = {**self._labels, "response_code": text}
+            if text != "other":
+                self._code_labels[code] = labels
+        return labels
+
+    def _record(self) -> None:
+        in_flight, peak = self._in_flight, self._peak
+        self._peak = in_flight
+        self._gauge("cortex_api_in_flight_requests", in_flight, self._process_labels)
+        self._gauge("cortex_api_in_flight_requests_peak", peak, self._process_labels)
+        self._gauge("cortex_api_replica_start_timestamp_seconds", self._started, self._replica_labels)
+        if self._requested is not None:
+            self._gauge("cortex_api_replicas_requested", self._requested, self._labels)
+        if self._info_labels is not None:
+            self._gauge("cortex_api_info", 1, self._info_labels)
+
+    def record(self) -> None:
+        """Records what is in flight now; the thread does it every 10 seconds."""
+        with self._lock:
+            self._record()
+
+
+def _record_until(reference: weakref.ref[RequestMetrics], stop: threading.Event) -> None:
+    while not stop.wait(RECORD_SECONDS):
+        metrics = reference()
+        if metrics is None:
+            return
+        metrics.record()
+        del metrics
+
+
+def _number(variable: str) -> float | None:
+    """The number in an environment variable; what is none is as if it were not set."""
+    try:
+        return float(os.environ[variable])
+    except (KeyError, ValueError):
+        return None
+
+
+_instances: weakref.WeakSet[RequestMetrics] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for metrics in list(_instances):
+        metrics._begin_process()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

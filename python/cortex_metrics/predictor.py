@@ -1,0 +1,115 @@
+"""Finds a predictor class and builds it with what its constructor names.
+
+``cortex-serve`` does both; other servers can use ``build`` alone::
+
+    from cortex_metrics import MetricsClient
+    from cortex_metrics.predictor import build
+
+    predictor = build(PythonPredictor, config={"temperature": 0.7}, metrics_client=MetricsClient())
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = ["PredictorError", "build", "load"]
+
+NAMES = ("PythonPredictor", "TensorFlowPredictor", "ONNXPredictor")
+"""The class names that are looked for, in this order."""
+
+T = TypeVar("T")
+
+
+class PredictorError(Exception):
+    """A predictor that cannot be used; the message names file, class and argument."""
+
+
+def load(path: str | Path, class_name: str | None = None) -> type[Any]:
+    """Imports a predictor's file and finds its class.
+
+    Args:
+        path: The file. Its folder is put on ``sys.path``, so that it can import what lies beside it.
+        class_name: The class; without it the first of ``PythonPredictor``, ``TensorFlowPredictor``, ``ONNXPredictor``.
+
+    Returns:
+        The class. It has a method ``predict``.
+
+    Raises:
+        PredictorError: The file cannot be imported, or the class is missing or has no ``predict``. An exception of the
+            file itself is the cause.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PredictorError(f"{path}: no such file")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not name.isidentifier():
+        raise PredictorError(f"{path}: want a Python file whose name is an identifier, such as predictor.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        sys.modules.pop(name, None)
+        raise PredictorError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+    wanted = (class_name,) if class_name else NAMES
+    for candidate in wanted:
+        found = getattr(module, candidate, None)
+        if inspect.isclass(found):
+            if not callable(getattr(found, "predict", None)):
+                raise PredictorError(f"{path}: class {candidate} has no method predict")
+            return found
+    raise PredictorError(f"{path}: want a class named {' or '.join(wanted)}")
+
+
+def build(cls: type[T], *, config: Mapping[str, Any] | None = None, metrics_client: Any = None, **provided: Any) -> T:
+    """Builds a predictor with those of ``config``, ``metrics_client`` and ``provided`` that its constructor names.
+
+    Args:
+        cls: The class.
+        config: The user's configuration; an empty one if there is none.
+        metrics_client: What the predictor calls ``increment``, ``gauge`` and ``histogram`` on.
+        **provided: Further objects by the name of their argument.
+
+    Returns:
+        The predictor.
+
+    Raises:
+        PredictorError: The constructor wants an argument that nobody provides.
+
+    Example:
+        >>> class PythonPredictor:
+        ...     def __init__(self, config):
+        ...         self.greeting = config["greeting"]
+        >>> build(PythonPredictor, config={"greeting": "hello"}).greeting
+        'hello'
+    """
+    available = {"config": {} if config is None else config, "metrics_client": metrics_client, **provided}
+    check(cls, available)
+    parameters = inspect.signature(cls).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return cls(**available)
+    names = {parameter.name for parameter in parameters}
+    return cls(**{name: value for name, value in available.items() if name in names})
+
+
+def check(cls: type[Any], available: Mapping[str, Any]) -> None:
+    """Raises ``PredictorError`` if the constructor of ``cls`` wants more than ``available``."""
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.kind in variable or parameter.default is not inspect.Parameter.empty:
+            continue
+        if parameter.name not in available or parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            file = inspect.getsourcefile(cls) or "?"
+            have = ", ".join(available)
+            raise PredictorError(
+                f"{file}: class {cls.__name__}: its constructor wants {parameter.name!r}, which nobody provides: have {have}"
+            )

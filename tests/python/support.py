@@ -1,0 +1,144 @@
+"""What the tests share: a socket that reads what clients send, and the real collector."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PREDICTOR = ROOT / "examples" / "text_generator" / "predictor.py"
+CONFIG = ROOT / "examples" / "text_generator" / "config.yaml"
+
+
+def until(check: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """Waits until `check` gives something true, and gives that."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value or time.monotonic() > deadline:
+            assert value, f"not within {seconds} s"
+            return value
+        time.sleep(0.05)
+
+
+@dataclass
+class Udp:
+    """A bound socket and what came to it."""
+
+    socket: socket.socket
+
+    @property
+    def url(self) -> str:
+        return f"udp://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def messages(self) -> list[str]:
+        """All messages that have come since the last call, headers and the client's own counters left out."""
+        own = ("cortex_client_",)
+        return [line for line in self.all_messages() if not line.startswith(own)]
+
+    def all_messages(self) -> list[str]:
+        lines: list[str] = []
+        while True:
+            try:
+                lines += self.socket.recv(65536).decode().splitlines()
+            except BlockingIOError:
+                return lines
+
+
+class Process:
+    """A program of the package, its output in a file, ended when the test ends."""
+
+    def __init__(self, log: Path, *command: str | Path, env: dict[str, str] | None = None) -> None:
+        self.log = log
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+            )
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def line(self, pattern: str) -> str:
+        def found() -> str | None:
+            match = re.search(pattern, self.text())
+            assert match or self.process.poll() is None, self.text()
+            return match[1] if match else None
+
+        return str(until(found, 30))
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(15)
+
+
+class Collector(Process):
+    """The real `cortex-collector`, with a tick every second."""
+
+    def __init__(self, folder: Path, udp: str = "127.0.0.1:0", web: str = "127.0.0.1:0") -> None:
+        log = folder / "collector.log"
+        log.write_bytes(b"")
+        arguments = ("--listen-udp", udp, "--listen-http", web, "--data-dir", str(folder / "data"), "--interval", "1s")
+        super().__init__(log, BIN / "cortex-collector", *arguments)
+        self.folder = folder
+        self.udp = self.line(r"metrics in: +udp://(\S+)")
+        self.web = self.line(r"dashboard: +http://(\S+)/")
+
+    @property
+    def url(self) -> str:
+        return f"udp://{self.udp}"
+
+    def again(self) -> Collector:
+        """The same collector started again."""
+        return Collector(self.folder, self.udp, self.web)
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self.web}{path}", timeout=10) as response:
+            return str(response.read().decode())
+
+    def query(self, expression: str) -> dict[str, float]:
+        """The values of an instant query by the labels that a test usually tells them apart by."""
+        answer = json.loads(self.get("/api/v1/query?" + urllib.parse.urlencode({"query": expression})))
+        values = {}
+        for series in answer["data"]["result"]:
+            labels = {k: v for k, v in series["metric"].items() if k not in ("__name__", "api_id", "replica", "process")}
+            key = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
+            values[key] = float(series["value"][1])
+        return values
+
+    def cortex(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        config = self.folder / "config"
+        config.mkdir(exist_ok=True)
+        (config / "environments.toml").write_text(f'[environment.local]\nurl = "http://{self.web}"\n')
+        env = {**os.environ, "CORTEX_CONFIG_DIR": str(config)}
+        return subprocess.run([BIN / "cortex", *arguments], env=env, capture_output=True, text=True, check=False)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        done = self.cortex("get", "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return {row["api"]: row for row in json.loads(done.stdout)}
+
+
+def post(url: str, body: bytes, content_type: str = "application/json") -> tuple[int, str]:
+    """Posts and gives code and text, errors too."""
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()

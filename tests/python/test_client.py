@@ -1,0 +1,302 @@
+"""The client as its users call it, over a real socket."""
+
+from __future__ import annotations
+
+import collections
+import decimal
+import logging
+import os
+import socket
+import subprocess
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+from support import Udp, until
+
+from cortex_metrics import MetricsClient
+
+
+def sent(udp: Udp, *calls: Any) -> list[str]:
+    """The messages that calls `(method, args, kwargs)` of a strict client become."""
+    with MetricsClient(udp.url, strict=True) as client:
+        for method, args, kwargs in calls:
+            getattr(client, method)(*args, **kwargs)
+    return sorted(udp.messages())
+
+
+def test_calls_take_arguments_by_position_and_by_keyword(udp: Udp) -> None:
+    assert sent(
+        udp,
+        ("increment", ("c",), {}),
+        ("increment", ("c", 2, {"model": "v1"}), {}),
+        ("increment", (), {"metric": "c", "value": 3, "tags": {"model": "v1"}}),
+        ("gauge", ("g", 42), {}),
+        ("gauge", (), {"metric": "g", "value": 43, "tags": None}),
+        ("histogram", (), {"metric": "h", "value": 100, "tags": {"model": "v1"}}),
+    ) == ["c:1|c", "c:5|c|#model:v1", "g:43|g", "h:100|h|#model:v1"]
+
+
+class Floaty:
+    def __float__(self) -> float:
+        return 1.5
+
+
+class Indexy:
+    def __index__(self) -> int:
+        return 7
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "1"),
+        (2**40, "1099511627776"),
+        (0.1, "0.1"),
+        (np.float32(0.5), "0.5"),
+        (np.int64(3), "3"),
+        (np.array(2.5), "2.5"),
+        (Floaty(), "1.5"),
+        (Indexy(), "7"),
+        (decimal.Decimal("1.25"), "1.25"),
+    ],
+)
+def test_a_value_is_anything_with_float_or_index(udp: Udp, value: Any, text: str) -> None:
+    assert sent(udp, ("gauge", ("g", value), {})) == [f"g:{text}|g"]
+
+
+def test_tags_are_any_mapping_of_text_to_whatever_has_a_text(udp: Udp) -> None:
+    tags = {"s": "x", "i": 1, "f": 0.5, "yes": True, "no": False, "gone": None, "o": decimal.Decimal(2)}
+    want = "c:1|c|#s:x,i:1,f:0.5,yes:true,no:false,o:2"
+    for mapping in (tags, types.MappingProxyType(tags), collections.OrderedDict(tags), collections.UserDict(tags)):
+        assert sent(udp, ("increment", ("c", 1, mapping), {})) == [want]
+
+
+BAD_CALLS: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
+    ("gauge", ("g", float("nan")), ValueError, "not_finite"),
+    ("gauge", ("g", float("inf")), ValueError, "not_finite"),
+    ("gauge", ("g", 10**400), ValueError, "not_finite"),
+    ("gauge", ("g", "5"), TypeError, "bad_value"),
+    ("gauge", ("g", None), TypeError, "bad_value"),
+    ("gauge", ("g", np.array([1.0, 2.0])), TypeError, "bad_value"),
+    ("increment", ("c", -1), ValueError, "negative_increment"),
+    ("increment", (5,), TypeError, "bad_name"),
+    ("increment", ("",), ValueError, "bad_name"),
+    ("increment", ("a\nb:1|c",), ValueError, "bad_name"),
+    ("increment", ("\ud800",), ValueError, "bad_name"),
+    ("increment", ("a" * 10_000,), ValueError, "too_long"),
+    ("increment", ("cortex_api_requests_total",), ValueError, "reserved_name"),
+    ("increment", ("c", 1, ["a:b"]), TypeError, "bad_tags"),
+    ("increment", ("c", 1, {1: "b"}), TypeError, "bad_tags"),
+    ("increment", ("c", 1, {"a|b": "b"}), ValueError, "bad_tags"),
+    ("increment", ("c", 1, {"a": "\ud800"}), ValueError, "bad_tags"),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments", "error", "reason"), BAD_CALLS)
+def test_a_bad_call_is_dropped_counted_and_told_once(
+    udp: Udp, caplog: pytest.LogCaptureFixture, method: str, arguments: tuple[Any, ...], error: type[Exception], reason: str
+) -> None:
+    with MetricsClient(udp.url) as client:
+        for _ in range(3):
+            getattr(client, method)(*arguments)
+        stats = client.stats()
+    assert (stats["called"], stats["dropped"][reason], stats["sent"], stats["held"]) == (3, 3, 0, 0)
+    assert udp.messages() == []
+    assert len(caplog.records) == 1
+    assert caplog.records[0].name == "cortex_metrics"
+    assert reason in caplog.text
+
+    with MetricsClient(udp.url, strict=True) as strict, pytest.raises(error, match=r"want|reserved|do not fit"):
+        getattr(strict, method)(*arguments)
+
+
+def test_what_the_caller_must_see_passes_through() -> None:
+    class Interrupted:
+        def __float__(self) -> float:
+            raise KeyboardInterrupt
+
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    with MetricsClient("udp://127.0.0.1:9") as client:
+        with pytest.raises(KeyboardInterrupt):
+            client.gauge("g", Interrupted())
+        client.gauge("g", 1, {"a": Broken()})
+        assert client.stats()["dropped"]["bad_tags"] == 1
+
+
+def test_a_tag_value_cannot_end_its_tag_or_start_a_message(udp: Udp) -> None:
+    assert sent(udp, ("increment", ("c", 1, {"a": "x,y|z\nb:1|c"}), {})) == ["c:1|c|#a:x_y_z_b:1_c"]
+
+
+def test_calls_after_close_are_dropped_and_close_is_idempotent(udp: Udp, caplog: pytest.LogCaptureFixture) -> None:
+    client = MetricsClient(udp.url)
+    client.increment("c")
+    client.close()
+    client.close()
+    client.increment("c")
+    client.flush()
+    assert client.stats()["dropped"]["closed"] == 1
+    assert "closed" in caplog.text
+    assert udp.messages() == ["c:1|c"]
+
+
+def test_strict_comes_from_the_environment_too(udp: Udp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORTEX_METRICS_STRICT", "1")
+    with MetricsClient(udp.url) as client, pytest.raises(ValueError, match="want 0 or more"):
+        client.increment("c", -1)
+
+
+def test_the_environment_says_where_to_send_and_a_bad_value_is_told(
+    udp: Udp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CORTEX_METRICS_URL", udp.url)
+    monkeypatch.setenv("CORTEX_API_NAME", "iris")
+    with MetricsClient(tags={"env": "test"}) as client:
+        client.increment("c", tags={"a": "b"})
+    assert udp.messages() == ["c:1|c|#a:b,env:test,api_name:iris"]
+    monkeypatch.setenv("CORTEX_METRICS_URL", "http://nonsense")
+    assert repr(MetricsClient()) == 'MetricsClient("udp://127.0.0.1:9125")'
+    assert 'CORTEX_METRICS_URL: got "http://nonsense", want udp://host:port or unix:///path' in caplog.text
+
+
+@pytest.mark.parametrize("arguments", [{"url": "nonsense"}, {"flush_interval": 0}, {"tags": {"": "x"}}, {"tags": {"a": "x" * 9999}}])
+def test_a_constructor_argument_out_of_its_range_raises(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="want"):
+        MetricsClient(**arguments)
+
+
+def test_what_a_closed_port_refuses_arrives_when_it_is_open_again(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    client = MetricsClient(f"udp://127.0.0.1:{port}")
+    for round_ in range(3):
+        client.increment("c", 2)
+        client.gauge("g", round_)
+        for value in range(100):
+            client.histogram("h", 1 + value % 10)
+        client.flush()
+    stats = client.stats()
+    assert (stats["called"], stats["held"], stats["sent"]) == (306, 306, 0)
+    refusals = [record for record in caplog.records if "does not take metrics" in record.message]
+    assert len(refusals) == 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", port))
+        server.setblocking(False)
+        client.flush()
+        messages = Udp(server).messages()
+        assert {"c:6|c", "g:2|g"} <= set(messages)
+        weights = 0.0
+        total = 0.0
+        for message in messages:
+            name, _, rest = message.partition(":")
+            if name == "h":
+                sections = rest.split("|")
+                weight = next((round(1 / float(s[1:])) for s in sections if s.startswith("@")), 1)
+                values = [float(v) for v in sections[0].split(":")]
+                weights += weight * len(values)
+                total += weight * sum(values)
+        assert weights == 300
+        assert total == pytest.approx(1650, rel=1e-12)
+        stats = client.stats()
+        assert (stats["held"], stats["sent"]) == (0, 306)
+        assert "takes metrics again" in caplog.text
+        client.close()
+
+
+def test_a_close_without_a_collector_says_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    client = MetricsClient("unix:///nonexistent/metrics.sock")
+    client.increment("c")
+    client.close()
+    stats = client.stats()
+    assert (stats["called"], stats["held"], stats["dropped"]["closed"]) == (1, 0, 1)
+    assert "1 calls are lost" in caplog.text
+
+
+def test_payloads_go_to_a_unix_socket(tmp_path: Any) -> None:
+    path = tmp_path / "m.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(path))
+        server.setblocking(False)
+        with MetricsClient(f"unix://{path}") as client:
+            client.increment("c")
+        assert Udp(server).messages() == ["c:1|c"]
+
+
+def test_payloads_stay_within_a_datagram_and_are_numbered(udp: Udp) -> None:
+    with MetricsClient(udp.url) as client:
+        for context in range(1000):
+            client.increment("a_counter_with_a_name", 1, {"context": context})
+    sizes, sequences, counters = [], [], 0
+    while True:
+        try:
+            payload = udp.socket.recv(65536)
+        except BlockingIOError:
+            break
+        sizes.append(len(payload))
+        header, *lines = payload.decode().splitlines()
+        name, _, rest = header.partition(":")
+        assert name == "cortex_client_payload_sequence"
+        sequences.append(int(rest.partition("|")[0]))
+        counters += sum(line.startswith("a_counter") for line in lines)
+    assert max(sizes) <= 1432
+    assert sequences == list(range(1, len(sequences) + 1))
+    assert counters == 1000
+
+
+def test_without_telemetry_nothing_of_ours_is_sent(udp: Udp) -> None:
+    with MetricsClient(udp.url, telemetry=False) as client:
+        client.increment("c")
+    assert udp.all_messages() == ["c:1|c"]
+
+
+@pytest.mark.parametrize("ending", ["pass", "import sys; sys.exit(3)", "raise RuntimeError"])
+def test_the_end_of_the_interpreter_sends_what_is_left(udp: Udp, ending: str) -> None:
+    code = f"from cortex_metrics import MetricsClient\nm = MetricsClient({udp.url!r}, flush_interval=60)\nm.increment('c')\n{ending}"
+    subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert udp.messages() == ["c:1|c"]
+
+
+def test_importing_loads_nothing_that_is_not_needed() -> None:
+    code = "import cortex_metrics, sys; print(sorted(m for m in ('asyncio', 'logging', 'socket', 'typing') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-S", "-c", "import sys; sys.path = " + repr(sys.path) + "; " + code],
+                          capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_sends_its_own_and_nothing_of_its_parent(udp: Udp) -> None:
+    client = MetricsClient(udp.url, flush_interval=60)
+    client.increment("parent")
+    children = []
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            try:
+                client.increment("child")
+                client.flush()
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    messages = udp.all_messages()
+    assert sorted(m for m in messages if not m.startswith("cortex_client_")) == ["child:1|c"] * 20
+    ids = {m.rpartition(":")[2] for m in messages if m.startswith("cortex_client_payload_sequence")}
+    assert len(ids) == 20, "each process names itself"
+    client.close()
+    assert udp.messages() == ["parent:1|c"]
+
+
+def test_the_flusher_sends_without_being_asked(udp: Udp, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    client = MetricsClient(udp.url, flush_interval=0.05)
+    client.increment("c")
+    assert until(udp.messages) == ["c:1|c"]
+    client.close()
+    assert caplog.records == []
