@@ -331,7 +331,8 @@ impl MetricsClient {
             })?;
         }
         let api_name = variable("CORTEX_API_NAME").unwrap_or_default();
-        let own_api_name = constant.as_str().split(',').find_map(|tag| tag.strip_prefix("api_name:")).map(str::to_owned);
+        let own_api_name =
+            constant.as_str().split(',').find_map(|tag| tag.strip_prefix("api_name:")).map(str::to_owned);
         if own_api_name.is_none() && !api_name.is_empty() {
             // The key is good and a value is made so: nothing to fail.
             let _ = constant.push("api_name", &api_name);

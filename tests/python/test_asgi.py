@@ -1,0 +1,221 @@
+"""The ASGI middleware, called as a server calls it; what it records is read from a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import pytest
+from support import Udp
+
+from cortex_metrics import MetricsClient
+from cortex_metrics.asgi import MetricsMiddleware
+
+Message = MutableMapping[str, Any]
+OK: list[Message] = [
+    {"type": "http.response.start", "status": 200, "headers": []},
+    {"type": "http.response.body", "body": b"ok"},
+]
+
+
+async def run(app: Any, scope: Message | None = None, received: list[Message] | None = None) -> list[Message]:
+    """One request; gives what was sent."""
+    sent: list[Message] = []
+    queue = list(received or [{"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive() -> Message:
+        return queue.pop(0) if queue else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope or {"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
+    return sent
+
+
+def answering(messages: list[Message]) -> Callable[..., Awaitable[None]]:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        for message in messages:
+            await send(message)
+
+    return app
+
+
+class Recorded:
+    """What the middleware has sent, decoded."""
+
+    def __init__(self, udp: Udp, client: MetricsClient) -> None:
+        client.flush()
+        self.requests: Counter[str] = Counter()
+        self.durations = 0
+        self.first_bytes = 0
+        self.gauges: dict[str, float] = {}
+        self.labels: dict[str, dict[str, str]] = {}
+        for line in udp.messages():
+            match = re.fullmatch(r"([^:]+):([^|]+)\|(\w+)(?:\|@([^|]+))?(?:\|#(.*))?", line)
+            assert match, line
+            name, values, kind, rate, tags = match.groups()
+            labels = dict(tag.split(":", 1) for tag in tags.split(","))
+            self.labels[name] = labels
+            weight = round(1 / float(rate)) if rate else 1
+            if name == "cortex_api_requests_total":
+                self.requests[labels["response_code"]] += int(float(values))
+            elif name == "cortex_api_request_duration_seconds":
+                self.durations += weight * len(values.split(":"))
+            elif name == "cortex_api_request_first_byte_seconds":
+                self.first_bytes += weight * len(values.split(":"))
+            else:
+                assert kind == "g", line
+                self.gauges[name] = float(values)
+
+
+def test_a_request_is_counted_and_timed_and_the_codes_begin_at_zero(udp: Udp) -> None:
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        app = MetricsMiddleware(answering(OK), client, api_name="iris", api_id="v1", endpoint="http://x/")
+        assert asyncio.run(run(app)) == OK
+        recorded = Recorded(udp, client)
+    assert recorded.requests == {"200": 1, "400": 0, "500": 0}
+    assert set(recorded.requests) == {"200", "400", "500"}
+    assert (recorded.durations, recorded.first_bytes) == (1, 1)
+    assert recorded.labels["cortex_api_requests_total"].keys() == {"api_name", "api_id", "response_code"}
+    assert recorded.labels["cortex_api_request_duration_seconds"] == {"api_name": "iris", "api_id": "v1"}
+    assert recorded.labels["cortex_api_in_flight_requests"].keys() == {"api_name", "api_id", "replica", "process"}
+    assert recorded.labels["cortex_api_info"]["endpoint"] == "http://x/"
+    assert recorded.gauges["cortex_api_replica_start_timestamp_seconds"] > 1.7e9
+    assert recorded.gauges["cortex_api_in_flight_requests"] == 0
+
+
+def counted(udp: Udp, app: Any, received: list[Message] | None = None, raises: type[BaseException] | None = None) -> Counter[str]:
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        wrapped = MetricsMiddleware(app, client, api_name="a")
+        if raises:
+            with pytest.raises(raises):
+                asyncio.run(run(wrapped, received=received))
+        else:
+            asyncio.run(run(wrapped, received=received))
+        recorded = Recorded(udp, client)
+        wrapped._metrics.record()
+        assert Recorded(udp, client).gauges["cortex_api_in_flight_requests"] == 0
+    assert recorded.durations == 1
+    return +recorded.requests
+
+
+def test_an_exception_counts_as_500_and_is_raised_on(udp: Udp) -> None:
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise LookupError
+
+    assert counted(udp, app, raises=LookupError) == {"500": 1}
+
+
+def test_an_exception_after_the_last_byte_leaves_the_code_as_it_was_sent(udp: Udp) -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        for message in OK:
+            await send(message)
+        raise LookupError
+
+    assert counted(udp, app, raises=LookupError) == {"200": 1}
+
+
+def test_no_whole_response_counts_as_500(udp: Udp) -> None:
+    assert counted(udp, answering(OK[:1])) == {"500": 1}
+
+
+def test_a_client_that_disconnects_counts_as_499_and_the_app_sees_it(udp: Udp) -> None:
+    seen = []
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        seen.append((await receive())["type"])
+        await send(OK[0])
+        seen.append((await receive())["type"])
+        await send(OK[1])
+
+    assert counted(udp, app) == {"499": 1}
+    assert seen == ["http.request", "http.disconnect"]
+
+
+def test_a_disconnect_after_the_response_is_no_disconnect(udp: Udp) -> None:
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        for message in OK:
+            await send(message)
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+
+    assert counted(udp, app) == {"200": 1}
+
+
+def test_a_cancelled_request_counts_as_499(udp: Udp) -> None:
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise asyncio.CancelledError
+
+    assert counted(udp, app, raises=asyncio.CancelledError) == {"499": 1}
+
+
+def test_in_flight_is_zero_again_whatever_happened_and_its_peak_is_true(udp: Udp) -> None:
+    dice = random.Random(7)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.01 * dice.random())
+        if dice.random() < 0.2:
+            raise LookupError
+        await send(OK[0])
+        await asyncio.sleep(0)
+        await send(OK[1])
+
+    async def many(wrapped: Any) -> None:
+        tasks = [asyncio.ensure_future(run(wrapped)) for _ in range(500)]
+        await asyncio.sleep(0.005)
+        for task in dice.sample(tasks, 100):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        wrapped = MetricsMiddleware(app, client, api_name="a")
+        asyncio.run(many(wrapped))
+        wrapped._metrics.record()
+        recorded = Recorded(udp, client)
+        assert recorded.gauges["cortex_api_in_flight_requests"] == 0
+        assert recorded.gauges["cortex_api_in_flight_requests_peak"] == 500
+        assert sum(recorded.requests.values()) == recorded.durations == 500
+        wrapped._metrics.record()
+        assert Recorded(udp, client).gauges["cortex_api_in_flight_requests_peak"] == 0
+
+
+def test_other_scopes_and_excluded_paths_pass_through_uncounted(udp: Udp) -> None:
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        app = MetricsMiddleware(answering(OK), client, api_name="a", exclude=("/live",))
+        for scope in ({"type": "websocket", "path": "/"}, {"type": "http", "path": "/live"}, {"type": "lifespan"}):
+            assert asyncio.run(run(app, scope)) == OK
+        recorded = Recorded(udp, client)
+    assert recorded.durations == 0
+
+
+def test_codes_that_no_response_has_do_not_make_series(udp: Udp) -> None:
+    messages: list[Message] = [{**OK[0], "status": 7_000_001}, OK[1]]
+    assert counted(udp, answering(messages)) == {"other": 1}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_fork_is_a_process_of_the_same_replica(udp: Udp) -> None:
+    client = MetricsClient(udp.url, flush_interval=60)
+    app = MetricsMiddleware(answering(OK), client, api_name="a")
+    asyncio.run(run(app))
+    client.flush()
+    parent = [m for m in udp.messages() if m.startswith("cortex_api_in_flight_requests:")]
+    child = os.fork()
+    if child == 0:
+        try:
+            asyncio.run(run(app))
+            client.flush()
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    forked = [m for m in udp.messages() if m.startswith("cortex_api_in_flight_requests:")]
+    labels = [dict(t.split(":", 1) for t in m[0].partition("|#")[2].split(",")) for m in (parent, forked)]
+    assert labels[0]["replica"] == labels[1]["replica"]
+    assert labels[0]["process"] != labels[1]["process"]
+    client.close()

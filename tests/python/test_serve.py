@@ -1,0 +1,153 @@
+"""`cortex-serve` as a program: real uvicorn, real HTTP."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import CONFIG, PREDICTOR, Process, Udp, post, until
+
+Serve = Callable[..., Process]
+
+PREDICTORS = '''
+import numpy as np
+class Echo:
+    def predict(self, payload, headers, query_params):
+        if payload == "raise":
+            raise LookupError("on purpose")
+        if payload == "object":
+            return object()
+        if payload == "nan":
+            return float("nan")
+        if payload == "numpy":
+            return {"a": np.arange(3), "b": np.float32(0.5)}
+        if payload == "bytes":
+            return b"\\x00\\x01"
+        return {"payload": payload.decode() if isinstance(payload, bytes) else dict(payload) if hasattr(payload, "items") else payload,
+                "q": query_params, "x": headers.get("x-test")}
+class Text:
+    async def predict(self, payload):
+        return f"got {payload}"
+class Raises:
+    def __init__(self, config):
+        raise TypeError("no weights")
+    def predict(self): ...
+class Wants:
+    def __init__(self, bucket): ...
+    def predict(self): ...
+'''
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "predictors.py"
+    path.write_text(PREDICTORS)
+    return path
+
+
+def address(process: Process) -> str:
+    return process.line(r"serving \S+ at (http://\S+)")
+
+
+def test_bodies_are_read_by_their_content_type_and_results_written_by_theirs(serve: Serve, file: Path, udp: Udp) -> None:
+    process = serve(f"{file}:Echo", "--api-name", "echo", "--collector-url", udp.url)
+    url = address(process)
+    assert post(url + "predict?a=b", b'{"k": [1]}') == (200, '{"payload": {"k": [1]}, "q": {"a": "b"}, "x": null}')
+    assert json.loads(post(url, b"hello", "text/plain; charset=utf-8")[1])["payload"] == "hello"
+    assert json.loads(post(url, b"raw", "application/octet-stream")[1])["payload"] == "raw"
+    assert json.loads(post(url, b"a=1&b=2", "application/x-www-form-urlencoded")[1])["payload"] == {"a": "1", "b": "2"}
+    assert post(url, b'"numpy"') == (200, '{"a": [0, 1, 2], "b": 0.5}')
+    assert post(url, b'"bytes"') == (200, "\x00\x01")
+    with urllib.request.urlopen(url) as response:
+        about = json.loads(response.read())
+    assert about == {"api_name": "echo", "api_id": about["api_id"], "predictor": "Echo"}
+    with urllib.request.urlopen(url + "healthz") as response:
+        assert response.read() == b"ok"
+
+
+def test_bad_bodies_are_400_with_the_position_and_bad_results_500_with_the_reason_in_the_log(
+    serve: Serve, file: Path, udp: Udp
+) -> None:
+    process = serve(f"{file}:Echo", "--api-name", "echo", "--collector-url", udp.url)
+    url = address(process)
+    code, text = post(url, b'{"a": 1,\n "b" 2}')
+    assert (code, text) == (400, "malformed JSON: Expecting ':' delimiter at line 2 column 6")
+    assert post(url, b"\xff")[0] == 400
+    assert post(url, b"[" * 100_000)[0] == 400
+    for body, reason in ((b'"raise"', "LookupError: on purpose"), (b'"object"', "has no JSON form"), (b'"nan"', "not JSON")):
+        assert post(url, body) == (500, "internal server error")
+        until(lambda reason=reason: reason in process.text())
+
+
+def test_an_async_predict_is_awaited_and_its_text_is_text(serve: Serve, file: Path, udp: Udp) -> None:
+    process = serve(f"{file}:Text", "--api-name", "text", "--collector-url", udp.url)
+    assert post(address(process), b"[1]") == (200, "got [1]")
+
+
+def test_the_predictor_of_the_readme_is_served_unchanged(serve: Serve, udp: Udp) -> None:
+    process = serve(PREDICTOR, "--api-name", "text-generator", "--config", CONFIG, "--collector-url", udp.url)
+    assert post(address(process), b"{}")[0] == 200
+    assert process.stop() in (0, -15)
+    messages = udp.messages()
+    for message in (
+        "my_counter:1|c|#model:v1,api_name:text-generator",
+        "my_gauge:42|g|#model:v1,api_name:text-generator",
+        "my_histogram:100|h|#model:v1,api_name:text-generator",
+    ):
+        assert message in messages
+    assert sum(m.startswith("cortex_api_requests_total:1|c") for m in messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.py", "--api-name", "x"], "none.py: no such file"),
+        (["{file}:Nobody", "--api-name", "x"], "want a class named Nobody"),
+        (["{file}:Wants", "--api-name", "x"], "class Wants: its constructor wants 'bucket'"),
+        (["{file}:Raises", "--api-name", "x"], "the predictor's constructor raised TypeError: no weights"),
+        (["{file}:Text", "--api-name", "x", "--config", "none.yaml"], "--config none.yaml"),
+        (["{file}:Text", "--api-name", "x", "--collector-url", "nonsense"], "--collector-url: url: got \"nonsense\""),
+        (["{file}:Text"], "--api-name"),
+    ],
+)
+def test_what_cannot_be_served_stops_the_start_with_exit_code_2(
+    serve: Serve, file: Path, arguments: list[str], message: str
+) -> None:
+    process = serve(*[argument.replace("{file}", str(file)) for argument in arguments])
+    assert process.process.wait(30) == 2
+    assert message in process.text()
+
+
+def test_a_taken_port_is_told_with_exit_code_1(file: Path, tmp_path: Path) -> None:
+    from support import BIN
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        process = Process(tmp_path / "log", BIN / "cortex-serve", f"{file}:Text", "--api-name", "x", "--port", port)
+        assert process.process.wait(30) == 1
+    assert f"--port {port}: cannot listen" in process.text()
+
+
+def test_a_changed_predictor_or_config_is_another_version(serve: Serve, file: Path, tmp_path: Path, udp: Udp) -> None:
+    def version(*more: str | Path) -> str:
+        process = serve(f"{file}:Text", "--api-name", "x", "--collector-url", udp.url, *more)
+        with urllib.request.urlopen(address(process)) as response:
+            api_id = json.loads(response.read())["api_id"]
+        process.stop()
+        return str(api_id)
+
+    config = tmp_path / "c.yaml"
+    config.write_text("a: 1\n")
+    first = version()
+    assert version() == first
+    second = version("--config", config)
+    assert second != first
+    file.write_text(PREDICTORS + "\n# changed\n")
+    assert version("--config", config) not in (first, second)
+    assert version("--api-id", "mine") == "mine"
