@@ -19,4 +19,6 @@
 pub mod clock;
 pub mod model;
 #[cfg(feature = "collector")]
+pub mod promql;
+#[cfg(feature = "collector")]
 pub mod store;

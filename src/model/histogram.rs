@@ -173,6 +173,23 @@ impl ExponentialHistogram {
         scaled
     }
 
+    /// Divides every count and the sum by `divisor`: not the same as scaling by its inverse, which rounds twice.
+    /// Dividing by zero leaves no buckets, as in Prometheus (`FloatHistogram.Div`).
+    #[must_use]
+    pub fn divided(&self, divisor: f64) -> Self {
+        let mut divided = self.clone();
+        divided.count /= divisor;
+        divided.sum /= divisor;
+        divided.zero_count /= divisor;
+        for span in [&mut divided.positive, &mut divided.negative] {
+            if divisor == 0.0 {
+                *span = BucketSpan::default();
+            }
+            span.counts.iter_mut().filter(|count| **count != 0.0).for_each(|count| *count /= divisor);
+        }
+        divided
+    }
+
     fn add_scaled(&mut self, other: &Self, factor: f64) {
         self.coarsen(other.schema);
         self.count += other.count * factor;

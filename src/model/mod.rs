@@ -5,8 +5,10 @@
 
 mod histogram;
 mod labels;
+mod ladder;
 mod sample;
 
 pub use histogram::{Bucket, BucketSpan, ExponentialHistogram, SCHEMA_DEFAULT, SCHEMA_MAX, SCHEMA_MIN, ZERO_THRESHOLD};
 pub use labels::{Labels, METRIC_NAME};
+pub use ladder::{CLASSIC_BOUNDS, classic_le};
 pub use sample::{MetricKind, Sample, SeriesId, Value};

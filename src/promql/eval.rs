@@ -1,0 +1,265 @@
+//! The evaluator: walks the nodes, selects samples, and keeps the query within its budget.
+
+use std::cell::Cell;
+use std::time::Instant;
+
+use super::node::{At, Node, Selector, Subquery, TimeShift};
+use super::value::{Operand, StepSeries, merge_same_labels};
+use super::{Limits, QueryError, RangeSeries, aggregate, binary, check_time, functions, select};
+use crate::model::{Sample, Value};
+use crate::store::{Select, SelectedSeries, Selection};
+
+/// The times at which an expression is evaluated.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) start_ms: i64,
+    pub(super) step_ms: i64,
+    pub(super) steps: usize,
+}
+
+impl Grid {
+    /// From `start_ms` to at most `end_ms`, every `step_ms`.
+    pub(super) fn new(start_ms: i64, end_ms: i64, step_ms: i64) -> Result<Self, QueryError> {
+        let (start_ms, end_ms) = (check_time(start_ms)?, check_time(end_ms)?);
+        if step_ms <= 0 {
+            return Err(QueryError::BadData(format!("zero or negative step: got {step_ms} ms, want a positive one")));
+        }
+        if end_ms < start_ms {
+            return Err(QueryError::BadData("end timestamp must not be before start time".to_owned()));
+        }
+        let steps = usize::try_from((end_ms - start_ms) / step_ms).unwrap_or(usize::MAX).saturating_add(1);
+        Ok(Self { start_ms, step_ms, steps })
+    }
+
+    pub(super) fn time(&self, step: usize) -> i64 {
+        self.start_ms + self.step_ms * step as i64
+    }
+
+    pub(super) fn times(&self) -> impl Iterator<Item = i64> + '_ {
+        (0..self.steps).map(|step| self.time(step))
+    }
+
+    pub(super) fn end_ms(&self) -> i64 {
+        self.time(self.steps.saturating_sub(1))
+    }
+
+    /// Values by step as samples, gaps left out.
+    pub(super) fn samples(&self, values: Vec<Option<Value>>) -> Vec<Sample> {
+        let sample =
+            |(step, value): (usize, Option<Value>)| Some(Sample { timestamp_ms: self.time(step), value: value? });
+        values.into_iter().enumerate().filter_map(sample).collect()
+    }
+}
+
+/// Evaluates one query.
+pub(super) struct Evaluator<'a> {
+    select: &'a dyn Select,
+    limits: &'a Limits,
+    /// What `@ start()` and `@ end()` mean, in subqueries too.
+    query: Grid,
+    /// `None`: so far away that it cannot be told.
+    deadline: Option<Instant>,
+    /// How many values finished operands hold that are not consumed yet.
+    held: Cell<usize>,
+}
+
+/// Samples, and the windows over them, one per step.
+pub(super) struct Windows {
+    /// Without stale markers, in the order of time.
+    pub(super) series: Vec<SelectedSeries>,
+    pub(super) range_ms: i64,
+    /// The end of each window. One step only, if `@` makes all windows the same.
+    pub(super) ends: Grid,
+}
+
+impl<'a> Evaluator<'a> {
+    pub(super) fn new(select: &'a dyn Select, limits: &'a Limits, query: &Grid, deadline: Option<Instant>) -> Self {
+        Self { select, limits, query: *query, deadline, held: Cell::new(0) }
+    }
+
+    /// The value of a scalar or vector node at every step.
+    pub(super) fn eval(&self, node: &Node, grid: &Grid) -> Result<Operand, QueryError> {
+        self.check_deadline()?;
+        let before = self.held.get();
+        let operand = self.eval_node(node, grid)?;
+        // The operands that this one was made of are gone by now.
+        self.held.set(before);
+        self.check_room(operand.size())?;
+        self.held.set(before + operand.size());
+        Ok(operand)
+    }
+
+    fn eval_node(&self, node: &Node, grid: &Grid) -> Result<Operand, QueryError> {
+        match node {
+            Node::Number(value) => {
+                self.check_room(grid.steps)?;
+                Ok(Operand::Scalar(vec![*value; grid.steps]))
+            }
+            Node::Select(selector) => self.instant_vector(selector, grid, false).map(Operand::Vector),
+            Node::Negate(inner) => self.negate(inner, grid),
+            Node::Binary(node) => binary::eval(self, node, grid),
+            Node::Aggregate(node) => aggregate::eval(self, node, grid).map(Operand::Vector),
+            Node::Call { function, args } => functions::eval(self, *function, args, grid),
+            Node::Text(_) | Node::Window { .. } | Node::Subquery(_) => {
+                Err(QueryError::BadData(format!("unexpected {} in expression", node.kind())))
+            }
+        }
+    }
+
+    /// As [`Evaluator::eval`], of a node that is known to be a vector.
+    pub(super) fn eval_vector(&self, node: &Node, grid: &Grid) -> Result<Vec<StepSeries>, QueryError> {
+        match self.eval(node, grid)? {
+            Operand::Vector(series) => Ok(series),
+            Operand::Scalar(_) => Err(QueryError::BadData("expected type instant vector, got scalar".to_owned())),
+        }
+    }
+
+    /// As [`Evaluator::eval`], of a node that is known to be a scalar.
+    pub(super) fn eval_scalar(&self, node: &Node, grid: &Grid) -> Result<Vec<f64>, QueryError> {
+        match self.eval(node, grid)? {
+            Operand::Scalar(values) => Ok(values),
+            Operand::Vector(_) => Err(QueryError::BadData("expected type scalar, got instant vector".to_owned())),
+        }
+    }
+
+    fn negate(&self, inner: &Node, grid: &Grid) -> Result<Operand, QueryError> {
+        let negated = |value| match value {
+            Value::Float(v) => Value::Float(-v),
+            Value::Histogram(h) => super::value::histogram(h.scaled(-1.0)),
+        };
+        Ok(match self.eval(inner, grid)? {
+            Operand::Scalar(values) => Operand::Scalar(values.into_iter().map(|v| -v).collect()),
+            Operand::Vector(series) => Operand::Vector(merge_same_labels(
+                series.into_iter().map(|s| s.map(false, |_, value| Some(negated(value)))).collect(),
+            )?),
+        })
+    }
+
+    /// The newest value of each series within the lookback at each step, or when it was taken, in seconds.
+    pub(super) fn instant_vector(
+        &self,
+        selector: &Selector,
+        grid: &Grid,
+        as_timestamps: bool,
+    ) -> Result<Vec<StepSeries>, QueryError> {
+        let ends = self.shifted(selector.shift, grid)?;
+        let lookback_ms = self.limits.lookback_ms;
+        let selected = self.fetch(selector, lookback_ms, &ends)?;
+        self.check_room(selected.len().saturating_mul(grid.steps))?;
+        let mut vector = Vec::with_capacity(selected.len());
+        for series in selected {
+            self.check_deadline()?;
+            let mut samples = series.samples.iter().peekable();
+            let mut newest: Option<&Sample> = None;
+            let mut value_at = |end_ms| {
+                while let Some(sample) = samples.next_if(|s| s.timestamp_ms <= end_ms) {
+                    newest = Some(sample);
+                }
+                newest
+                    .filter(|s| s.timestamp_ms > end_ms - lookback_ms && !s.value.is_stale())
+                    .map(|s| if as_timestamps { Value::Float(s.timestamp_ms as f64 / 1000.0) } else { s.value.clone() })
+            };
+            let mut values: Vec<Option<Value>> = ends.times().map(&mut value_at).collect();
+            repeat_single(&mut values, grid.steps);
+            if values.iter().any(Option::is_some) {
+                vector.push(StepSeries { labels: series.labels, values });
+            }
+        }
+        Ok(vector)
+    }
+
+    /// The windows of a range selector or subquery.
+    pub(super) fn windows(&self, node: &Node, grid: &Grid) -> Result<Windows, QueryError> {
+        match node {
+            Node::Window { selector, range_ms } => {
+                let ends = self.shifted(selector.shift, grid)?;
+                let mut series = self.fetch(selector, *range_ms, &ends)?;
+                series.iter_mut().for_each(|s| s.samples.retain(|sample| !sample.value.is_stale()));
+                Ok(Windows { series, range_ms: *range_ms, ends })
+            }
+            Node::Subquery(subquery) => self.subquery(subquery, grid),
+            _ => Err(QueryError::BadData(format!("expected type range vector, got {}", node.kind()))),
+        }
+    }
+
+    fn subquery(&self, subquery: &Subquery, grid: &Grid) -> Result<Windows, QueryError> {
+        let ends = self.shifted(subquery.shift, grid)?;
+        let step_ms = subquery.step_ms.unwrap_or(self.limits.subquery_step_ms).max(1);
+        // The first multiple of the step after the first window's open end.
+        let after = check_time(ends.start_ms - subquery.range_ms)?;
+        let start_ms = (after.div_euclid(step_ms) + 1) * step_ms;
+        let windows = |series| Windows { series, range_ms: subquery.range_ms, ends };
+        if start_ms > ends.end_ms() {
+            return Ok(windows(Vec::new()));
+        }
+        let inner = Grid::new(start_ms, ends.end_ms(), step_ms)?;
+        self.check_room(inner.steps)?;
+        let series = self.eval_vector(&subquery.inner, &inner)?;
+        Ok(windows(
+            series.into_iter().map(|s| SelectedSeries { labels: s.labels, samples: inner.samples(s.values) }).collect(),
+        ))
+    }
+
+    /// The samples of a range selector or subquery as they are: what an instant query of `x[5m]` returns.
+    pub(super) fn matrix(&self, node: &Node, time_ms: i64) -> Result<Vec<RangeSeries>, QueryError> {
+        let windows = self.windows(node, &Grid::new(time_ms, time_ms, 1)?)?;
+        let end_ms = windows.ends.start_ms;
+        let within = |s: &Sample| s.timestamp_ms > end_ms - windows.range_ms && s.timestamp_ms <= end_ms;
+        let mut series: Vec<RangeSeries> = windows
+            .series
+            .into_iter()
+            .map(|s| RangeSeries { labels: s.labels, samples: s.samples.into_iter().filter(within).collect() })
+            .filter(|s| !s.samples.is_empty())
+            .collect();
+        series.sort_by(|a, b| a.labels.cmp(&b.labels));
+        Ok(series)
+    }
+
+    /// The grid on which a selector looks when the expression is evaluated on `grid`. One step, if `@` fixes it.
+    fn shifted(&self, shift: TimeShift, grid: &Grid) -> Result<Grid, QueryError> {
+        let fixed = match shift.at {
+            None => None,
+            Some(At::Start) => Some(self.query.start_ms),
+            Some(At::End) => Some(self.query.end_ms()),
+            Some(At::Time(time_ms)) => Some(time_ms),
+        };
+        let start_ms = check_time(fixed.unwrap_or(grid.start_ms) - shift.offset_ms)?;
+        let steps = if fixed.is_some() { 1 } else { grid.steps };
+        Ok(Grid { start_ms, step_ms: grid.step_ms, steps })
+    }
+
+    /// The samples that windows of `range_ms`, open to the left, need.
+    fn fetch(&self, selector: &Selector, range_ms: i64, ends: &Grid) -> Result<Vec<SelectedSeries>, QueryError> {
+        let selection = Selection {
+            matchers: selector.matchers.clone(),
+            start_ms: ends.start_ms - range_ms + 1,
+            end_ms: ends.end_ms(),
+            samples_max: self.limits.samples_max.saturating_sub(self.held.get()),
+        };
+        let series = select::select(self.select, &selection)?;
+        self.check_room(series.iter().map(|s| s.samples.len()).sum())?;
+        Ok(series)
+    }
+
+    /// An error if `more` values on top of what is held would be too many.
+    pub(super) fn check_room(&self, more: usize) -> Result<(), QueryError> {
+        let total = self.held.get().saturating_add(more);
+        if total > self.limits.samples_max { Err(QueryError::TooManySamples) } else { Ok(()) }
+    }
+
+    /// An error if the query has run too long. Cheap enough for every step of every series.
+    pub(super) fn check_deadline(&self) -> Result<(), QueryError> {
+        match self.deadline {
+            Some(deadline) if Instant::now() >= deadline => Err(QueryError::Timeout),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Spreads the value of a fixed time (`@`) over all steps.
+pub(super) fn repeat_single(values: &mut Vec<Option<Value>>, steps: usize) {
+    if let [single] = values.as_slice() {
+        let single = single.clone();
+        values.resize(steps, single);
+    }
+}

@@ -1,0 +1,204 @@
+//! `PromQL` as Prometheus 3 defines it, over anything that can select series.
+//!
+//! `promql-parser` parses; [`parse`] checks what it built and turns it into nodes; [`eval`] evaluates them. An instant
+//! query is a range query of one step: every operator takes and returns whole series over all steps, so that samples are
+//! selected once, labels are worked out once per series, and a window only slides over samples that stay where they are.
+//!
+//! | stage | where |
+//! |---|---|
+//! | text → checked nodes, hostile text refused | [`parse`], [`node`] |
+//! | matchers → series; classic names of histograms | [`select`] |
+//! | selectors, subqueries, the budget of samples and time | [`eval`] |
+//! | `x[5m]` → one value per step | [`range`], [`rate`] |
+//! | operators, aggregations, functions | [`binary`], [`aggregate`], [`functions`], [`quantile`] |
+//!
+//! # Missing
+//!
+//! Annotations (warnings and infos), `fill`, `limitk`, `limit_ratio`, `label_replace`, `label_join`, calendar and
+//! trigonometric functions, prediction and smoothing, and the experimental functions and modifiers. Each is an error that
+//! names it. Comparing and filtering keep Prometheus's default of dropping names at once (no delayed name removal).
+
+mod aggregate;
+mod binary;
+mod error;
+mod eval;
+mod functions;
+mod node;
+mod parse;
+mod quantile;
+mod range;
+mod rate;
+mod select;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use error::QueryError;
+pub use value::{InstantSample, QueryValue, RangeSeries, format_float};
+
+use self::eval::{Evaluator, Grid};
+use self::node::{Kind, Node};
+use self::parse::TIME_MAX_MS;
+use self::value::{Operand, StepSeries};
+use crate::model::{Labels, Sample, Value};
+use crate::store::{Matcher, Select, Selection};
+
+/// The most steps a range query may have, as in Prometheus's API.
+pub const STEPS_MAX: i64 = 11_000;
+
+/// What one query may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// How many samples a query may hold at once: 50,000,000, Prometheus's `--query.max-samples`.
+    pub samples_max: usize,
+    /// How long a query may run: 2 minutes, Prometheus's `--query.timeout`.
+    pub timeout: Duration,
+    /// How far back an instant selector looks, in milliseconds: 5 minutes, Prometheus's `--query.lookback-delta`.
+    pub lookback_ms: i64,
+    /// The step of a subquery that names none, in milliseconds: 1 minute, Prometheus's default evaluation interval.
+    pub subquery_step_ms: i64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            samples_max: 50_000_000,
+            timeout: Duration::from_secs(120),
+            lookback_ms: 300_000,
+            subquery_step_ms: 60_000,
+        }
+    }
+}
+
+/// Answers queries over one source of series.
+pub struct Engine {
+    select: Arc<dyn Select>,
+    limits: Limits,
+}
+
+impl Engine {
+    /// An engine over `select`, each query within `limits`.
+    pub fn new(select: Arc<dyn Select>, limits: Limits) -> Self {
+        Self { select, limits }
+    }
+
+    /// What a query may take at most.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The value of `expression` at `time_ms`.
+    pub fn instant(&self, expression: &str, time_ms: i64) -> Result<QueryValue, QueryError> {
+        self.instant_within(expression, time_ms, self.limits.timeout)
+    }
+
+    /// As [`Engine::instant`], with a timeout of its own, at most that of the limits.
+    pub fn instant_within(&self, expression: &str, time_ms: i64, timeout: Duration) -> Result<QueryValue, QueryError> {
+        let node = parse::parse(expression)?;
+        let grid = Grid::new(time_ms, time_ms, 1)?;
+        let evaluator = self.evaluator(&grid, timeout);
+        if let Node::Text(text) = node {
+            return Ok(QueryValue::Text { timestamp_ms: time_ms, text });
+        }
+        if node.kind() == Kind::Matrix {
+            return evaluator.matrix(&node, time_ms).map(QueryValue::Matrix);
+        }
+        let at_time = |value| Sample { timestamp_ms: time_ms, value };
+        Ok(match evaluator.eval(&node, &grid)? {
+            Operand::Scalar(values) => {
+                QueryValue::Scalar(at_time(Value::Float(values.first().copied().unwrap_or(f64::NAN))))
+            }
+            Operand::Vector(series) => QueryValue::Vector(
+                series
+                    .into_iter()
+                    .filter_map(|StepSeries { labels, values }| {
+                        let value = values.into_iter().next()??;
+                        Some(InstantSample { labels, sample: at_time(value) })
+                    })
+                    .collect(),
+            ),
+        })
+    }
+
+    /// The values of `expression` from `start_ms` to `end_ms`, both included, every `step_ms`.
+    pub fn range(&self, expression: &str, start_ms: i64, end_ms: i64, step_ms: i64) -> Result<QueryValue, QueryError> {
+        self.range_within(expression, start_ms, end_ms, step_ms, self.limits.timeout)
+    }
+
+    /// As [`Engine::range`], with a timeout of its own, at most that of the limits.
+    pub fn range_within(
+        &self,
+        expression: &str,
+        start_ms: i64,
+        end_ms: i64,
+        step_ms: i64,
+        timeout: Duration,
+    ) -> Result<QueryValue, QueryError> {
+        let node = parse::parse(expression)?;
+        if !matches!(node.kind(), Kind::Scalar | Kind::Vector) {
+            return Err(QueryError::BadData(format!(
+                "invalid expression type \"{}\" for range query, must be Scalar or instant Vector",
+                node.kind()
+            )));
+        }
+        let grid = Grid::new(start_ms, end_ms, step_ms)?;
+        let mut series = match self.evaluator(&grid, timeout).eval(&node, &grid)? {
+            Operand::Scalar(values) => vec![StepSeries {
+                labels: Labels::empty(),
+                values: values.into_iter().map(|v| Some(Value::Float(v))).collect(),
+            }],
+            Operand::Vector(series) => series,
+        };
+        value::refuse_same_labels(&series)?;
+        series.sort_by(|a, b| a.labels.cmp(&b.labels));
+        Ok(QueryValue::Matrix(
+            series
+                .into_iter()
+                .map(|s| RangeSeries { samples: grid.samples(s.values), labels: s.labels })
+                .filter(|s| !s.samples.is_empty())
+                .collect(),
+        ))
+    }
+
+    /// The labels of the series that match any of `selectors` (`up`, `{job="x"}`) between two times, both included;
+    /// all series if there is no selector. Sorted, each once.
+    pub fn series(&self, selectors: &[String], start_ms: i64, end_ms: i64) -> Result<Vec<Labels>, QueryError> {
+        let mut wanted: Vec<Vec<Matcher>> = Vec::new();
+        for selector in selectors {
+            match parse::parse(selector)? {
+                Node::Select(selector) => wanted.push(selector.matchers),
+                _ => return Err(QueryError::BadData(format!("expected a series selector, got {selector}"))),
+            }
+        }
+        if wanted.is_empty() {
+            wanted.push(Vec::new());
+        }
+        let mut found = Vec::new();
+        for matchers in wanted {
+            let samples_max = self.limits.samples_max;
+            let selection = Selection { matchers, start_ms, end_ms, samples_max };
+            found.extend(select::select(&*self.select, &selection)?.into_iter().map(|s| s.labels));
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    fn evaluator(&self, grid: &Grid, timeout: Duration) -> Evaluator<'_> {
+        let deadline = Instant::now().checked_add(timeout.min(self.limits.timeout));
+        Evaluator::new(&*self.select, &self.limits, grid, deadline)
+    }
+}
+
+/// Refuses times so far away that arithmetic on them could overflow.
+fn check_time(time_ms: i64) -> Result<i64, QueryError> {
+    if (-TIME_MAX_MS..=TIME_MAX_MS).contains(&time_ms) {
+        return Ok(time_ms);
+    }
+    Err(QueryError::BadData(format!("time out of range: {time_ms} ms, want at most {TIME_MAX_MS} ms from 1970")))
+}

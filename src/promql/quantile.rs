@@ -1,0 +1,146 @@
+//! Quantiles: of plain values, and of classic buckets (`promql/quantile.go` of Prometheus 3).
+
+/// One classic bucket at one time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClassicBucket {
+    pub(super) upper: f64,
+    /// The cumulative count at or below `upper`.
+    pub(super) count: f64,
+}
+
+/// Relative differences up to this are rounding, not a bucket that shrank (`smallDeltaTolerance`).
+const SMALL_DELTA: f64 = 1e-12;
+
+/// The `q`-quantile of values in any order, interpolated linearly between ranks. NaNs rank lowest.
+pub(super) fn of_values(q: f64, values: &mut [f64]) -> f64 {
+    if values.is_empty() || q.is_nan() {
+        return f64::NAN;
+    }
+    if q < 0.0 {
+        return f64::NEG_INFINITY;
+    }
+    if q > 1.0 {
+        return f64::INFINITY;
+    }
+    values.sort_by(|a, b| b.is_nan().cmp(&a.is_nan()).then(a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal)));
+    let last = (values.len() - 1) as f64;
+    let rank = q * last;
+    let lower = rank.floor().max(0.0);
+    let upper = (lower + 1.0).min(last);
+    let weight = rank - rank.floor();
+    let value = |rank: f64| values.get(rank as usize).copied().unwrap_or(f64::NAN);
+    value(lower) * (1.0 - weight) + value(upper) * weight
+}
+
+/// The `q`-quantile of classic buckets, interpolated linearly within a bucket.
+pub(super) fn of_buckets(q: f64, mut buckets: Vec<ClassicBucket>) -> f64 {
+    if q.is_nan() {
+        return f64::NAN;
+    }
+    if q < 0.0 {
+        return f64::NEG_INFINITY;
+    }
+    if q > 1.0 {
+        return f64::INFINITY;
+    }
+    buckets.sort_by(|a, b| a.upper.partial_cmp(&b.upper).unwrap_or(std::cmp::Ordering::Equal));
+    if buckets.last().is_none_or(|highest| highest.upper != f64::INFINITY) {
+        return f64::NAN;
+    }
+    coalesce(&mut buckets);
+    make_monotonic(&mut buckets);
+    let [below @ .., second, highest] = buckets.as_slice() else { return f64::NAN };
+    if highest.count == 0.0 {
+        return f64::NAN;
+    }
+    let rank = q * highest.count;
+    let finite = below.len() + 1;
+    let at = buckets.iter().take(finite).position(|bucket| bucket.count >= rank).unwrap_or(finite);
+    let Some(found) = buckets.get(at).filter(|_| at < finite) else { return second.upper };
+    let before = at.checked_sub(1).and_then(|at| buckets.get(at));
+    match before {
+        None if found.upper <= 0.0 => found.upper,
+        None => found.upper * (rank / found.count),
+        Some(before) => {
+            before.upper + (found.upper - before.upper) * ((rank - before.count) / (found.count - before.count))
+        }
+    }
+}
+
+/// Adds up buckets of the same bound.
+fn coalesce(buckets: &mut Vec<ClassicBucket>) {
+    buckets.dedup_by(|later, earlier| {
+        let same = later.upper == earlier.upper;
+        if same {
+            earlier.count += later.count;
+        }
+        same
+    });
+}
+
+/// Cumulative counts must not fall: where they do, or differ by rounding only, the lower bucket's count holds.
+fn make_monotonic(buckets: &mut [ClassicBucket]) {
+    let mut previous = f64::NAN;
+    for bucket in buckets {
+        if bucket.count < previous || almost_equal(previous, bucket.count) {
+            bucket.count = previous;
+        } else {
+            previous = bucket.count;
+        }
+    }
+}
+
+/// Prometheus's `almost.Equal`, with NaN unequal to everything.
+fn almost_equal(a: f64, b: f64) -> bool {
+    if a == b {
+        return true;
+    }
+    let (sum, difference) = (a.abs() + b.abs(), (a - b).abs());
+    if a == 0.0 || b == 0.0 || sum < f64::MIN_POSITIVE {
+        return difference < SMALL_DELTA * f64::MIN_POSITIVE;
+    }
+    difference / sum.min(f64::MAX) < SMALL_DELTA
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_of_values_interpolate_between_ranks() {
+        assert_eq!(of_values(0.5, &mut [3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(of_values(0.25, &mut [1.0, 2.0]), 1.25);
+        assert_eq!(of_values(1.0, &mut [1.0, f64::NAN]), 1.0);
+        assert!(of_values(0.0, &mut [1.0, f64::NAN]).is_nan());
+        assert_eq!(of_values(-0.1, &mut [1.0]), f64::NEG_INFINITY);
+        assert_eq!(of_values(1.1, &mut [1.0]), f64::INFINITY);
+        assert!(of_values(0.5, &mut []).is_nan());
+    }
+
+    /// `testhistogram3{start="positive"}` of Prometheus's own tests.
+    fn buckets() -> Vec<ClassicBucket> {
+        [(0.1, 5.0), (0.2, 7.0), (1e100, 9.0), (f64::INFINITY, 9.0)]
+            .map(|(upper, count)| ClassicBucket { upper, count })
+            .to_vec()
+    }
+
+    #[test]
+    fn quantiles_of_buckets_are_those_of_prometheus() {
+        assert_eq!(of_buckets(0.0, buckets()), 0.0);
+        assert!((of_buckets(0.25, buckets()) - 0.045).abs() < 1e-12);
+        assert!((of_buckets(0.5, buckets()) - 0.09).abs() < 1e-12);
+        assert!((of_buckets(0.7, buckets()) - 0.165).abs() < 1e-12);
+        assert_eq!(of_buckets(1.0, buckets()), 1e100);
+    }
+
+    #[test]
+    fn buckets_without_infinity_or_observations_have_no_quantile() {
+        let mut no_infinity = buckets();
+        no_infinity.pop();
+        assert!(of_buckets(0.5, no_infinity).is_nan());
+        assert!(of_buckets(0.5, vec![ClassicBucket { upper: f64::INFINITY, count: 3.0 }]).is_nan());
+        assert!(of_buckets(0.5, Vec::new()).is_nan());
+        let falling = [(1.0, 10.0), (2.0, 5.0), (f64::INFINITY, 10.0)];
+        assert_eq!(of_buckets(1.0, falling.map(|(upper, count)| ClassicBucket { upper, count }).to_vec()), 1.0);
+    }
+}

@@ -1,0 +1,121 @@
+//! Selection: what a selector's matchers find, the classic names of histograms among it.
+//!
+//! A histogram `h` also answers to `h_count`, `h_sum` and `h_bucket{le="..."}`, as if it had been recorded in classic
+//! buckets on the ladder of [`CLASSIC_BOUNDS`]. This happens here, before any operator, so that everything else sees
+//! ordinary float series.
+
+use crate::model::{CLASSIC_BOUNDS, ExponentialHistogram, Labels, METRIC_NAME, Sample, Value, classic_le};
+use crate::store::{MatchOp, Matcher, Select, SelectedSeries, Selection, StoreError};
+
+/// A part of a histogram that has a classic name.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Count,
+    Sum,
+    Buckets,
+}
+
+/// The label of a classic bucket's upper bound.
+const LE: &str = "le";
+
+/// Selects what the matchers say, sorted by labels.
+pub(super) fn select(select: &dyn Select, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError> {
+    let mut series = select.select(selection)?;
+    if let Some((base, part)) = classic_part(&selection.matchers) {
+        let held: usize = series.iter().map(|s| s.samples.len()).sum();
+        let derived = select_derived(select, selection, base, part, held)?;
+        // Where both exist, the recorded series is the truth.
+        let recorded: hashbrown::HashSet<Labels> = series.iter().map(|s| s.labels.clone()).collect();
+        series.extend(derived.into_iter().filter(|d| !recorded.contains(&d.labels)));
+    }
+    series.sort_by(|a, b| a.labels.cmp(&b.labels));
+    Ok(series)
+}
+
+/// The base name and the part, if the matchers demand a name with one of the classic suffixes.
+fn classic_part(matchers: &[Matcher]) -> Option<(&str, Part)> {
+    let name = matchers.iter().find_map(|matcher| match &matcher.op {
+        MatchOp::Equal(name) if matcher.name == METRIC_NAME => Some(name.as_str()),
+        _ => None,
+    })?;
+    let (base, part) = [("_count", Part::Count), ("_sum", Part::Sum), ("_bucket", Part::Buckets)]
+        .into_iter()
+        .find_map(|(suffix, part)| Some((name.strip_suffix(suffix)?, part)))?;
+    (!base.is_empty()).then_some((base, part))
+}
+
+fn select_derived(
+    select: &dyn Select,
+    selection: &Selection,
+    base: &str,
+    part: Part,
+    held: usize,
+) -> Result<Vec<SelectedSeries>, StoreError> {
+    // The name and `le` come into being below; only the other labels can be asked of the base.
+    let of_base = |m: &&Matcher| m.name != METRIC_NAME && m.name != LE;
+    let mut matchers: Vec<Matcher> = selection.matchers.iter().filter(of_base).cloned().collect();
+    matchers.push(Matcher::metric(base));
+    let samples_max = selection.samples_max.saturating_sub(held);
+    let bases = select.select(&Selection { matchers, samples_max, ..*selection })?;
+
+    let mut derived = Vec::new();
+    let mut samples = 0usize;
+    for series in bases {
+        // Float samples of the base are not of a histogram, but its end is its parts' end.
+        let of_histogram = |s: &Sample| s.value.as_histogram().is_some() || s.value.is_stale();
+        if !series.samples.iter().any(|s| s.value.as_histogram().is_some()) {
+            continue;
+        }
+        for (labels, read) in parts(&series.labels, base, part) {
+            if !selection.matchers.iter().all(|m| m.matches(&labels)) {
+                continue;
+            }
+            samples += series.samples.len();
+            if samples > samples_max {
+                return Err(StoreError::TooManySamples(selection.samples_max));
+            }
+            let of_part = |sample: &Sample| {
+                let value = match sample.value.as_histogram() {
+                    Some(h) => Value::Float(read.of(h)),
+                    None => Value::stale(),
+                };
+                Sample { timestamp_ms: sample.timestamp_ms, value }
+            };
+            let samples = series.samples.iter().filter(|s| of_histogram(s)).map(of_part).collect();
+            derived.push(SelectedSeries { labels, samples });
+        }
+    }
+    Ok(derived)
+}
+
+/// How one derived series reads a histogram.
+#[derive(Debug, Clone, Copy)]
+enum Read {
+    Count,
+    Sum,
+    AtMost(f64),
+}
+
+impl Read {
+    fn of(self, h: &ExponentialHistogram) -> f64 {
+        match self {
+            Self::Count => h.count(),
+            Self::Sum => h.sum(),
+            Self::AtMost(bound) => h.count_at_most(bound),
+        }
+    }
+}
+
+/// The series that one histogram series stands for.
+fn parts(labels: &Labels, base: &str, part: Part) -> Vec<(Labels, Read)> {
+    match part {
+        Part::Count => vec![(labels.with(METRIC_NAME, &format!("{base}_count")), Read::Count)],
+        Part::Sum => vec![(labels.with(METRIC_NAME, &format!("{base}_sum")), Read::Sum)],
+        Part::Buckets => {
+            let named = labels.with(METRIC_NAME, &format!("{base}_bucket"));
+            let bound = |bound: f64| (named.with(LE, &classic_le(bound)), Read::AtMost(bound));
+            let infinite = (named.with(LE, &classic_le(f64::INFINITY)), Read::Count);
+            CLASSIC_BOUNDS.into_iter().map(bound).chain([infinite]).collect()
+        }
+    }
+}
