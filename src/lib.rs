@@ -17,6 +17,8 @@
 //! `client` never imports `collector`, `store` or `http`; `store` knows neither `DogStatsD` nor HTTP.
 
 pub mod clock;
+#[cfg(feature = "collector")]
+pub mod http;
 pub mod model;
 #[cfg(feature = "collector")]
 pub mod promql;
