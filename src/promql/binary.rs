@@ -81,9 +81,9 @@ fn elements(op: BinaryOp, l: &Value, r: &Value) -> Option<(Value, bool)> {
             BinaryOp::Add | BinaryOp::Subtract => {
                 let mut result = (**l).clone();
                 if op == BinaryOp::Add {
-                    result.merge(r)
+                    result.merge(r);
                 } else {
-                    result.subtract(r)
+                    result.subtract(r);
                 }
                 Some((histogram(result), true))
             }
@@ -274,8 +274,8 @@ struct Matched<'a> {
     /// Where the result of a pair of series goes, worked out once per pair.
     by_pair: HashMap<(usize, usize), usize>,
     by_labels: HashMap<Labels, usize>,
-    matched_groups: HashSet<usize>,
-    matched_results: HashSet<(usize, usize)>,
+    seen_groups: HashSet<usize>,
+    seen_results: HashSet<(usize, usize)>,
 }
 
 impl<'a> Matched<'a> {
@@ -286,14 +286,14 @@ impl<'a> Matched<'a> {
             series: Vec::new(),
             by_pair: HashMap::new(),
             by_labels: HashMap::new(),
-            matched_groups: HashSet::new(),
-            matched_results: HashSet::new(),
+            seen_groups: HashSet::new(),
+            seen_results: HashSet::new(),
         }
     }
 
     fn begin_step(&mut self) {
-        self.matched_groups.clear();
-        self.matched_results.clear();
+        self.seen_groups.clear();
+        self.seen_results.clear();
     }
 
     /// Enters the result of one pair, `labels` those of the "many" and of the "one" side.
@@ -308,8 +308,8 @@ impl<'a> Matched<'a> {
     ) -> Result<(), QueryError> {
         let at = self.place(pair, labels);
         let is_first = match self.node.cardinality {
-            Cardinality::OneToOne => self.matched_groups.insert(group),
-            _ => self.matched_results.insert((group, at)),
+            Cardinality::OneToOne => self.seen_groups.insert(group),
+            _ => self.seen_results.insert((group, at)),
         };
         if !is_first {
             let message = match self.node.cardinality {

@@ -174,7 +174,9 @@ impl<'a> Evaluator<'a> {
             Node::Window { selector, range_ms } => {
                 let ends = self.shifted(selector.shift, grid)?;
                 let mut series = self.fetch(selector, *range_ms, &ends)?;
-                series.iter_mut().for_each(|s| s.samples.retain(|sample| !sample.value.is_stale()));
+                for one in &mut series {
+                    one.samples.retain(|sample| !sample.value.is_stale());
+                }
                 Ok(Windows { series, range_ms: *range_ms, ends })
             }
             Node::Subquery(subquery) => self.subquery(subquery, grid),

@@ -113,14 +113,11 @@ pub(super) fn eval(
             absent(arg(args, 0)?, grid.steps, |step| present.iter().any(|s| s.at(step).is_some()))
         }
         Function::Window(window) => {
-            let (at, param) = match window.takes_scalar_first() {
-                true => (1, Some(scalar(0)?)),
-                false => (0, None),
-            };
+            let (at, param) = if window.takes_scalar_first() { (1, Some(scalar(0)?)) } else { (0, None) };
             range::eval(evaluator, window, args.get(at..).unwrap_or_default(), grid, param.as_deref())?
         }
         Function::Sort { is_descending } => sort(vector(0)?, grid, is_descending),
-        Function::HistogramQuantile => histogram_quantile(&scalar(0)?, vector(1)?, grid)?,
+        Function::HistogramQuantile => histogram_quantile(&scalar(0)?, &vector(1)?, grid)?,
     }))
 }
 
@@ -201,11 +198,11 @@ fn sort(mut vector: Vec<StepSeries>, grid: &Grid, is_descending: bool) -> Vec<St
     vector
 }
 
-fn histogram_quantile(q: &[f64], vector: Vec<StepSeries>, grid: &Grid) -> Result<Vec<StepSeries>, QueryError> {
+fn histogram_quantile(q: &[f64], vector: &[StepSeries], grid: &Grid) -> Result<Vec<StepSeries>, QueryError> {
     const LE: &str = "le";
     // Series that differ in nothing but `le` are the buckets of one classic histogram.
     let mut classic: HashMap<Labels, Vec<(f64, &StepSeries)>> = HashMap::new();
-    for series in &vector {
+    for series in vector {
         if let Some(upper) = series.labels.get(LE).and_then(|le| le.parse::<f64>().ok()) {
             classic.entry(series.labels.with(LE, "")).or_default().push((upper, series));
         }
@@ -218,7 +215,7 @@ fn histogram_quantile(q: &[f64], vector: Vec<StepSeries>, grid: &Grid) -> Result
     };
     let steps = || q.iter().copied().enumerate().take(grid.steps);
     let mut result = Vec::new();
-    for series in &vector {
+    for series in vector {
         // Where both forms of one histogram meet, Prometheus evaluates neither.
         let twin = classic.get(&series.labels);
         let native = |(step, q): (usize, f64)| {

@@ -39,6 +39,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use error::QueryError;
+pub use parse::parse_duration_ms;
 pub use value::{InstantSample, QueryValue, RangeSeries, format_float};
 
 use self::eval::{Evaluator, Grid};
@@ -178,11 +179,12 @@ impl Engine {
         if wanted.is_empty() {
             wanted.push(Vec::new());
         }
+        let (start_ms, end_ms) = (start_ms.max(-TIME_MAX_MS), end_ms.min(TIME_MAX_MS));
+        let samples_max = self.limits.samples_max;
         let mut found = Vec::new();
         for matchers in wanted {
-            let samples_max = self.limits.samples_max;
             let selection = Selection { matchers, start_ms, end_ms, samples_max };
-            found.extend(select::select(&*self.select, &selection)?.into_iter().map(|s| s.labels));
+            found.extend(select::labels(&*self.select, &selection)?);
         }
         found.sort();
         found.dedup();

@@ -159,15 +159,12 @@ pub(super) struct Aggregate {
 impl Node {
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Self::Number(_) => Kind::Scalar,
+            Self::Number(_) | Self::Call { function: Function::Time | Function::Scalar, .. } => Kind::Scalar,
             Self::Text(_) => Kind::Text,
-            Self::Select(_) | Self::Aggregate(_) => Kind::Vector,
             Self::Window { .. } | Self::Subquery(_) => Kind::Matrix,
             Self::Negate(inner) => inner.kind(),
             Self::Binary(b) if b.lhs.kind() == Kind::Scalar && b.rhs.kind() == Kind::Scalar => Kind::Scalar,
-            Self::Binary(_) => Kind::Vector,
-            Self::Call { function: Function::Time | Function::Scalar, .. } => Kind::Scalar,
-            Self::Call { .. } => Kind::Vector,
+            Self::Select(_) | Self::Aggregate(_) | Self::Binary(_) | Self::Call { .. } => Kind::Vector,
         }
     }
 }

@@ -43,6 +43,15 @@ pub(super) fn parse(expression: &str) -> Result<Node, QueryError> {
     lower(parsed)
 }
 
+/// A duration as the API takes it, in milliseconds: seconds (`15`, `0.5`, `-1`) or a literal of the language (`1m30s`).
+pub fn parse_duration_ms(text: &str) -> Option<i64> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        let ms = (seconds * 1000.0).trunc();
+        return (ms.abs() <= TIME_MAX_MS as f64).then_some(ms as i64);
+    }
+    duration_ms(promql_parser::util::parse_duration(text).ok()?).ok()
+}
+
 fn bad(message: String) -> QueryError {
     QueryError::BadData(message)
 }
@@ -96,12 +105,12 @@ fn lower(expr: Expr) -> Result<Node, QueryError> {
         Expr::Paren(paren) => lower(*paren.expr),
         Expr::Unary(unary) => Ok(Node::Negate(Box::new(lower(*unary.expr)?))),
         Expr::VectorSelector(vs) => Ok(Node::Select(Selector {
-            matchers: lower_matchers(vs.name, &vs.matchers)?,
+            matchers: lower_matchers(vs.name.as_deref(), &vs.matchers)?,
             shift: lower_shift(vs.offset.as_ref(), vs.at.as_ref())?,
         })),
         Expr::MatrixSelector(ms) => Ok(Node::Window {
             selector: Selector {
-                matchers: lower_matchers(ms.vs.name, &ms.vs.matchers)?,
+                matchers: lower_matchers(ms.vs.name.as_deref(), &ms.vs.matchers)?,
                 shift: lower_shift(ms.vs.offset.as_ref(), ms.vs.at.as_ref())?,
             },
             range_ms: positive_ms(ms.range)?,
@@ -151,11 +160,11 @@ fn lower_shift(offset: Option<&Offset>, at: Option<&AtModifier>) -> Result<TimeS
     Ok(TimeShift { offset_ms, at })
 }
 
-fn lower_matchers(name: Option<String>, parsed: &Matchers) -> Result<Vec<Matcher>, QueryError> {
+fn lower_matchers(name: Option<&str>, parsed: &Matchers) -> Result<Vec<Matcher>, QueryError> {
     if !parsed.or_matchers.is_empty() {
         return Err(QueryError::unsupported("`or` between label matchers"));
     }
-    let mut matchers: Vec<Matcher> = name.iter().map(|name| Matcher::metric(name)).collect();
+    let mut matchers: Vec<Matcher> = name.into_iter().map(Matcher::metric).collect();
     for matcher in &parsed.matchers {
         let op = match &matcher.op {
             ParsedMatchOp::Equal => MatchOp::Equal(matcher.value.clone()),
@@ -343,10 +352,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn durations_are_seconds_or_literals() {
+        for (text, want) in [("15", 15_000), ("0.5", 500), ("-1", -1000), ("1m30s", 90_000), ("2w", 1_209_600_000)] {
+            assert_eq!(parse_duration_ms(text), Some(want), "{text}");
+        }
+        for wrong in ["", "abc", "1e300", "NaN", "inf", "1s1m", "1d-"] {
+            assert_eq!(parse_duration_ms(wrong), None, "{wrong}");
+        }
+    }
+
     proptest! {
         #[test]
         fn property_test_no_text_panics(text in "\\PC{0,80}") {
             let _ = parse(&text);
+            let _ = parse_duration_ms(&text);
         }
     }
 }

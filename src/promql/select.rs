@@ -32,6 +32,14 @@ pub(super) fn select(select: &dyn Select, selection: &Selection) -> Result<Vec<S
     Ok(series)
 }
 
+/// The labels of what [`select`] would find. Only for a classic name does it take a look at samples.
+pub(super) fn labels(source: &dyn Select, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
+    if classic_part(&selection.matchers).is_none() {
+        return source.labels(selection);
+    }
+    Ok(select(source, selection)?.into_iter().map(|s| s.labels).collect())
+}
+
 /// The base name and the part, if the matchers demand a name with one of the classic suffixes.
 fn classic_part(matchers: &[Matcher]) -> Option<(&str, Part)> {
     let name = matchers.iter().find_map(|matcher| match &matcher.op {
@@ -66,24 +74,25 @@ fn select_derived(
         if !series.samples.iter().any(|s| s.value.as_histogram().is_some()) {
             continue;
         }
-        for (labels, read) in parts(&series.labels, base, part) {
-            if !selection.matchers.iter().all(|m| m.matches(&labels)) {
-                continue;
-            }
-            samples += series.samples.len();
-            if samples > samples_max {
-                return Err(StoreError::TooManySamples(selection.samples_max));
-            }
-            let of_part = |sample: &Sample| {
-                let value = match sample.value.as_histogram() {
-                    Some(h) => Value::Float(read.of(h)),
-                    None => Value::stale(),
-                };
-                Sample { timestamp_ms: sample.timestamp_ms, value }
-            };
-            let samples = series.samples.iter().filter(|s| of_histogram(s)).map(of_part).collect();
-            derived.push(SelectedSeries { labels, samples });
+        let mut wanted = parts(&series.labels, base, part);
+        wanted.retain(|(labels, _)| selection.matchers.iter().all(|m| m.matches(labels)));
+        samples = samples.saturating_add(series.samples.len().saturating_mul(wanted.len()));
+        if samples > samples_max {
+            return Err(StoreError::TooManySamples(selection.samples_max));
         }
+        let reads: Vec<Read> = wanted.iter().map(|(_, read)| *read).collect();
+        let mut columns: Vec<Vec<Sample>> = vec![Vec::with_capacity(series.samples.len()); wanted.len()];
+        for sample in series.samples.iter().filter(|s| of_histogram(s)) {
+            let values = match sample.value.as_histogram() {
+                Some(h) => read_all(h, &reads).into_iter().map(Value::Float).collect(),
+                None => vec![Value::stale(); reads.len()],
+            };
+            for (column, value) in columns.iter_mut().zip(values) {
+                column.push(Sample { timestamp_ms: sample.timestamp_ms, value });
+            }
+        }
+        let series = wanted.into_iter().zip(columns);
+        derived.extend(series.map(|((labels, _), samples)| SelectedSeries { labels, samples }));
     }
     Ok(derived)
 }
@@ -96,14 +105,24 @@ enum Read {
     AtMost(f64),
 }
 
-impl Read {
-    fn of(self, h: &ExponentialHistogram) -> f64 {
-        match self {
-            Self::Count => h.count(),
-            Self::Sum => h.sum(),
-            Self::AtMost(bound) => h.count_at_most(bound),
+/// What each of `reads` sees in a histogram, bounds in ascending order. As `count_at_most` for every bound, in one pass
+/// over the buckets for all of them.
+fn read_all(h: &ExponentialHistogram, reads: &[Read]) -> Vec<f64> {
+    let needs_buckets = reads.iter().any(|read| matches!(read, Read::AtMost(_)));
+    let buckets = if needs_buckets { h.buckets() } else { Vec::new() };
+    let mut buckets = buckets.iter().peekable();
+    let mut cumulative = 0.0;
+    let mut read = |read: &Read| match *read {
+        Read::Count => h.count(),
+        Read::Sum => h.sum(),
+        Read::AtMost(bound) => {
+            while let Some(bucket) = buckets.next_if(|bucket| bucket.upper <= bound) {
+                cumulative += bucket.count;
+            }
+            cumulative
         }
-    }
+    };
+    reads.iter().map(&mut read).collect()
 }
 
 /// The series that one histogram series stands for.
@@ -116,6 +135,23 @@ fn parts(labels: &Labels, base: &str, part: Part) -> Vec<(Labels, Read)> {
             let bound = |bound: f64| (named.with(LE, &classic_le(bound)), Read::AtMost(bound));
             let infinite = (named.with(LE, &classic_le(f64::INFINITY)), Read::Count);
             CLASSIC_BOUNDS.into_iter().map(bound).chain([infinite]).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn property_test_one_pass_counts_what_each_bound_counts(values in prop::collection::vec(-9.0f64..2e6, 0..60)) {
+            let mut h = ExponentialHistogram::default();
+            values.iter().for_each(|v| h.record(*v, 1.0));
+            let counts = read_all(&h, &CLASSIC_BOUNDS.map(Read::AtMost));
+            prop_assert_eq!(counts, CLASSIC_BOUNDS.map(|bound| h.count_at_most(bound)).to_vec());
         }
     }
 }

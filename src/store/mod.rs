@@ -77,6 +77,12 @@ pub trait Select: Send + Sync {
     /// The series that match, each with its samples within `start_ms..=end_ms` in the order of time, stale markers
     /// included; series without a sample there are left out.
     fn select(&self, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError>;
+
+    /// The labels alone of what [`Select::select`] would find. A store that knows them without reading samples does better
+    /// than this.
+    fn labels(&self, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
+        Ok(self.select(selection)?.into_iter().map(|series| series.labels).collect())
+    }
 }
 
 /// What to select.
