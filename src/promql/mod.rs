@@ -18,6 +18,8 @@
 //! trigonometric functions, prediction and smoothing, and the experimental functions and modifiers. Each is an error that
 //! names it. Comparing and filtering keep Prometheus's default of dropping names at once (no delayed name removal).
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing))]
+
 mod aggregate;
 mod binary;
 mod error;
