@@ -105,13 +105,23 @@ fn aggregate(op: &AggregateOp, members: &[&Value], param: f64) -> Option<Value> 
     }
 }
 
-/// The sum of histograms, `None` of none.
+/// The sum of histograms, `None` of none. Sums and counts are compensated like those of floats.
 pub(super) fn sum_histograms<'a>(
-    mut histograms: impl Iterator<Item = &'a ExponentialHistogram>,
+    histograms: impl Iterator<Item = &'a ExponentialHistogram> + Clone,
 ) -> Option<ExponentialHistogram> {
-    let mut sum = histograms.next()?.clone();
-    histograms.for_each(|h| sum.merge(h));
-    Some(sum)
+    let mut rest = histograms.clone();
+    let mut merged = rest.next()?.clone();
+    rest.for_each(|h| merged.merge(h));
+    let exact = ExponentialHistogram::from_parts(
+        merged.schema(),
+        super::range::sum(histograms.clone().map(ExponentialHistogram::zero_count)),
+        super::range::sum(histograms.clone().map(ExponentialHistogram::count)),
+        super::range::sum(histograms.map(ExponentialHistogram::sum)),
+        merged.positive().clone(),
+        merged.negative().clone(),
+    );
+    // None where a count is infinite, and then there is nothing to compensate.
+    exact.or(Some(merged))
 }
 
 /// Welford's algorithm, as in Prometheus's `stdvar`.
@@ -134,10 +144,6 @@ fn extremes(
     param: &[f64],
     is_top: bool,
 ) -> Result<Vec<StepSeries>, QueryError> {
-    // In this order, as Prometheus has it: a k that selects nothing is not an error elsewhere.
-    if !param.iter().any(|k| *k >= 1.0) {
-        return Ok(Vec::new());
-    }
     if let Some(wrong) = param.iter().find(|k| k.is_nan() || k.abs() >= i64::MAX as f64) {
         return Err(QueryError::Execution(match wrong {
             nan if nan.is_nan() => "Parameter value is NaN".to_owned(),

@@ -43,6 +43,7 @@ impl From<StoreError> for QueryError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::TooManySamples(_) => Self::TooManySamples,
+            // As long as the store knows no other error.
             #[allow(unreachable_patterns)]
             other => Self::Store(other),
         }

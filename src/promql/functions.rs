@@ -8,7 +8,7 @@ use super::eval::{Evaluator, Grid};
 use super::node::{Node, Selector};
 use super::quantile::{self, ClassicBucket};
 use super::range::{self, WindowFunction};
-use super::value::{Operand, StepSeries, merge_same_labels};
+use super::value::{Operand, StepSeries, merge_same_labels, refuse_same_labels};
 use crate::model::{ExponentialHistogram, Labels, Value};
 use crate::store::MatchOp;
 
@@ -114,7 +114,10 @@ pub(super) fn eval(
         }
         Function::Window(window) => {
             let (at, param) = if window.takes_scalar_first() { (1, Some(scalar(0)?)) } else { (0, None) };
-            range::eval(evaluator, window, args.get(at..).unwrap_or_default(), grid, param.as_deref())?
+            let args = args.get(at..).unwrap_or_default();
+            let vector = range::eval(evaluator, window, args, grid, param.as_deref())?;
+            refuse_same_labels(&vector)?;
+            vector
         }
         Function::Sort { is_descending } => sort(vector(0)?, grid, is_descending),
         Function::HistogramQuantile => histogram_quantile(&scalar(0)?, &vector(1)?, grid)?,

@@ -1,22 +1,25 @@
 //! `PromQL` as Prometheus 3 defines it, over anything that can select series.
 //!
-//! `promql-parser` parses; [`parse`] checks what it built and turns it into nodes; [`eval`] evaluates them. An instant
+//! `promql-parser` parses; `parse` checks what it built and turns it into nodes; `eval` evaluates them. An instant
 //! query is a range query of one step: every operator takes and returns whole series over all steps, so that samples are
 //! selected once, labels are worked out once per series, and a window only slides over samples that stay where they are.
 //!
 //! | stage | where |
 //! |---|---|
-//! | text → checked nodes, hostile text refused | [`parse`], [`node`] |
-//! | matchers → series; classic names of histograms | [`select`] |
-//! | selectors, subqueries, the budget of samples and time | [`eval`] |
-//! | `x[5m]` → one value per step | [`range`], [`rate`] |
-//! | operators, aggregations, functions | [`binary`], [`aggregate`], [`functions`], [`quantile`] |
+//! | text → checked nodes, hostile text refused | `parse`, `node` |
+//! | matchers → series; classic names of histograms | `select` |
+//! | selectors, subqueries, the budget of samples and time | `eval` |
+//! | `x[5m]` → one value per step | `range`, `rate` |
+//! | operators, aggregations, functions | `binary`, `aggregate`, `functions`, `quantile` |
 //!
 //! # Missing
 //!
-//! Annotations (warnings and infos), `fill`, `limitk`, `limit_ratio`, `label_replace`, `label_join`, calendar and
-//! trigonometric functions, prediction and smoothing, and the experimental functions and modifiers. Each is an error that
-//! names it. Comparing and filtering keep Prometheus's default of dropping names at once (no delayed name removal).
+//! `fill`, `limitk`, `limit_ratio`, `label_replace`, `label_join`, `histogram_fraction`, `histogram_stddev`, calendar and
+//! trigonometric functions, prediction and smoothing, and the experimental functions and modifiers: each is an error that
+//! names it. Annotations (warnings and infos) are not given: where Prometheus leaves out an element and warns, it is left
+//! out. Names are dropped at once (Prometheus's default, no delayed name removal).
+
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing))]
 
 mod aggregate;
 mod binary;

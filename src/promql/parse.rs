@@ -1,7 +1,7 @@
 //! The gate of the parser: text becomes a checked [`Node`], or an error that names what is wrong or not supported.
 //!
 //! `promql-parser` recurses over what it has built (types, copies, drops), so text that could nest too deeply never
-//! reaches it: [`refuse_deep_nesting`] bounds brackets and operators first, and with them the depth of any tree.
+//! reaches it: `refuse_hostile_text` bounds brackets and operators first, and with them the depth of any tree.
 
 use std::panic::catch_unwind;
 
@@ -24,6 +24,8 @@ const EXPRESSION_BYTES_MAX: usize = 64 << 10;
 const BRACKETS_MAX: usize = 64;
 /// How many operators an expression may have: a chain of them is a tree as deep as it is long.
 const OPERATORS_MAX: usize = 256;
+/// How many regular expressions an expression may have: each may cost megabytes and milliseconds to compile.
+const REGEXES_MAX: usize = 128;
 /// The largest time or duration in milliseconds (142,000 years): sums of a few of them cannot overflow.
 pub(super) const TIME_MAX_MS: i64 = 1 << 52;
 
@@ -35,7 +37,7 @@ pub(super) fn parse(expression: &str) -> Result<Node, QueryError> {
             expression.len()
         )));
     }
-    refuse_deep_nesting(expression)?;
+    refuse_hostile_text(expression)?;
     // The parser panics on some durations (`x[1e300]`: `Duration::from_secs_f64`); to a caller that is one more error.
     let parsed = catch_unwind(|| promql_parser::parser::parse(expression))
         .unwrap_or_else(|_| Err("number out of range".to_owned()))
@@ -56,9 +58,10 @@ fn bad(message: String) -> QueryError {
     QueryError::BadData(message)
 }
 
-/// Bounds the depth of the tree that the text can become. Strings, comments and label matchers do not nest.
-fn refuse_deep_nesting(expression: &str) -> Result<(), QueryError> {
-    let (mut depth, mut braces, mut operators) = (0usize, 0usize, 0usize);
+/// Bounds the depth of the tree that the text can become, and the regular expressions in it. Strings, comments and label
+/// matchers do not nest.
+fn refuse_hostile_text(expression: &str) -> Result<(), QueryError> {
+    let (mut depth, mut braces, mut operators, mut regexes) = (0usize, 0usize, 0usize, 0usize);
     let mut word = String::new();
     let mut chars = expression.chars().peekable();
     while let Some(c) = chars.next() {
@@ -82,10 +85,14 @@ fn refuse_deep_nesting(expression: &str) -> Result<(), QueryError> {
             '(' | '[' => depth += 1,
             ')' | ']' => depth = depth.saturating_sub(1),
             '+' | '-' | '*' | '/' | '%' | '^' | '=' | '!' | '<' | '>' if braces == 0 => operators += 1,
+            '~' => regexes += 1,
             _ => {}
         }
         if depth + braces > BRACKETS_MAX {
             return Err(bad(format!("parse error: brackets nest too deeply: want at most {BRACKETS_MAX} levels")));
+        }
+        if regexes > REGEXES_MAX {
+            return Err(bad(format!("parse error: too many regular expressions: want at most {REGEXES_MAX}")));
         }
         if operators > OPERATORS_MAX {
             return Err(bad(format!("parse error: too many operators: want at most {OPERATORS_MAX}")));
@@ -339,6 +346,7 @@ mod tests {
         assert!(error(&"(".repeat(60_000)).contains("nest too deeply"));
         assert!(error(&"(".repeat(100_000)).contains("too long"));
         assert!(error(&"sum(".repeat(1000)).contains("nest too deeply"));
+        assert!(error(&format!("x{{{}}}", "a=~\"b\",".repeat(200))).contains("too many regular expressions"));
         assert!(error(&"-".repeat(1000)).contains("too many operators"));
         assert!(error(&format!("a{}", " or a".repeat(1000))).contains("too many operators"));
         assert!(parse(&format!("a{}", " or a".repeat(250))).is_ok());

@@ -3,7 +3,7 @@
 use super::eval::{Evaluator, Grid, repeat_single};
 use super::functions::arg;
 use super::node::Node;
-use super::value::{StepSeries, histogram, refuse_same_labels};
+use super::value::{StepSeries, histogram};
 use super::{QueryError, aggregate, quantile, rate};
 use crate::model::{ExponentialHistogram, Sample, Value};
 
@@ -116,7 +116,7 @@ impl<'a> Window<'a> {
         self.samples.iter().filter_map(|s| s.value.as_float())
     }
 
-    pub(super) fn histograms(self) -> impl Iterator<Item = &'a ExponentialHistogram> {
+    pub(super) fn histograms(self) -> impl Iterator<Item = &'a ExponentialHistogram> + Clone {
         self.samples.iter().filter_map(|s| s.value.as_histogram())
     }
 
@@ -129,7 +129,8 @@ impl<'a> Window<'a> {
     }
 }
 
-/// Evaluates a window function at every step; `args` begins with the range vector.
+/// Evaluates a window function at every step; `args` begins with the range vector. Series may have become equal without
+/// their names: that is the caller's to refuse.
 pub(super) fn eval(
     evaluator: &Evaluator<'_>,
     function: WindowFunction,
@@ -168,7 +169,6 @@ pub(super) fn eval(
             vector.push(StepSeries { labels, values });
         }
     }
-    refuse_same_labels(&vector)?;
     Ok(vector)
 }
 

@@ -3,6 +3,8 @@
 //! Grafana takes it for a Prometheus. Queries run on the blocking pool, a few at once: more would only share the same
 //! cores and hold their samples longer.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing))]
+
 mod json;
 mod params;
 

@@ -1,0 +1,186 @@
+//! What a query may take, and text that means no good.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::super::testing::Memory;
+use super::requests;
+use crate::promql::{Limits, QueryError, QueryValue};
+
+#[test]
+fn queries_stay_within_their_budget() {
+    let limits = Limits { samples_max: 20, ..Limits::default() };
+    let engine = Memory::default()
+        .floats(&[("__name__", "x"), ("l", "a")], &[1.0; 11])
+        .floats(&[("__name__", "x"), ("l", "b")], &[1.0; 11])
+        .engine_within(limits);
+    assert!(matches!(engine.instant("sum_over_time(x[5m])", 100_000), Err(QueryError::TooManySamples)));
+    assert!(engine.instant("sum_over_time(x{l=\"a\"}[5m])", 100_000).is_ok());
+    assert!(matches!(engine.instant("sum_over_time(vector(1)[100y:1ms])", 0), Err(QueryError::TooManySamples)));
+    assert!(matches!(engine.range("vector(1)", 0, 100_000, 1), Err(QueryError::TooManySamples)));
+    let timeout = engine.instant_within("x", 0, Duration::ZERO);
+    assert_eq!(timeout.expect_err("no time").to_string(), "query timed out in expression evaluation");
+}
+
+#[test]
+fn the_deepest_expressions_accepted_fit_a_small_stack() {
+    let deep = [
+        format!("{}x", "-".repeat(256)),
+        format!("x{}", " + x".repeat(256)),
+        format!("x{}", " ^ x".repeat(256)),
+        format!("{}x{}{}", "sum(".repeat(64), ")".repeat(64), " or vector(1)".repeat(200)),
+        format!("{}x{}", "max_over_time((0 - ".repeat(32), ")[1m:10s])".repeat(32)),
+    ];
+    let run = move || {
+        let engine = requests();
+        deep.iter().for_each(|expression| {
+            let _ = engine.instant(expression, 60_000);
+        });
+    };
+    let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(run).expect("a thread");
+    thread.join().expect("no overflow");
+}
+
+#[test]
+fn times_and_steps_out_of_range_are_errors() {
+    let engine = requests();
+    for time_ms in [i64::MAX, i64::MIN, (1 << 52) + 1] {
+        assert!(engine.instant("req", time_ms).is_err());
+    }
+    assert!(engine.instant("req offset -100000y", (1 << 52) - 1).is_err());
+    assert!(engine.range("req", 0, 10, 0).is_err());
+    assert!(engine.range("req", 10, 0, 1).is_err());
+    assert!(engine.range("req", 0, 10, i64::MAX).is_ok());
+}
+
+/// Pieces of expressions, in any order: mostly wrong, sometimes right.
+fn expression_like() -> impl Strategy<Value = String> {
+    let pieces = prop::sample::select(vec![
+        "req",
+        "limit",
+        "h",
+        "h_bucket",
+        "{",
+        "}",
+        "(",
+        ")",
+        "[",
+        "]",
+        "5m",
+        "1m:10s",
+        ":",
+        "1",
+        "-1",
+        "1e300",
+        "NaN",
+        "Inf",
+        "+",
+        "-",
+        "*",
+        "/",
+        "%",
+        "^",
+        "==",
+        "!=",
+        ">",
+        "bool",
+        "and",
+        "or",
+        "unless",
+        "on(api)",
+        "ignoring(code)",
+        "group_left",
+        "group_right(x)",
+        "sum",
+        "avg",
+        "topk",
+        "quantile",
+        "count_values",
+        "by (api)",
+        "without ()",
+        "rate",
+        "last_over_time",
+        "quantile_over_time",
+        "histogram_quantile",
+        "absent",
+        "scalar",
+        "vector",
+        "time()",
+        "clamp",
+        "round",
+        "sort",
+        "offset",
+        "@",
+        "start()",
+        "end()",
+        ",",
+        "\"v\"",
+        "api=\"a\"",
+        "code=~\"2.*\"",
+        "#",
+        "'",
+    ]);
+    prop::collection::vec(pieces, 1..16).prop_map(|pieces| pieces.join(" "))
+}
+
+/// Expressions that parse, of functions and operators over each other.
+fn expression() -> impl Strategy<Value = String> {
+    let leaf = prop::sample::select(vec![
+        "req",
+        "limit",
+        "h",
+        "h_bucket",
+        "1",
+        "NaN",
+        "req @ 30",
+        "req offset -1m",
+        "vector(0)",
+        "scalar(limit)",
+        "no",
+    ]);
+    leaf.prop_map(str::to_owned).prop_recursive(4, 24, 3, |inner| {
+        let window = prop::sample::select(vec!["rate", "sum_over_time", "max_over_time", "last_over_time", "changes"]);
+        let op = prop::sample::select(vec!["+", "/", "% bool", "== bool", ">", "and", "or", "* on(api) group_left"]);
+        let over =
+            prop::sample::select(vec!["sum", "avg by (api)", "topk(2,", "quantile(0.9,", "stddev", "abs", "sort"]);
+        prop_oneof![
+            (inner.clone(), op, inner.clone()).prop_map(|(l, op, r)| format!("({l} {op} {r})")),
+            (window, inner.clone()).prop_map(|(f, e)| format!("{f}(({e})[1m:20s])")),
+            (over, inner.clone()).prop_map(|(f, e)| {
+                let open = if f.ends_with(',') { "" } else { "(" };
+                format!("{f}{open}{e})")
+            }),
+            inner.prop_map(|e| format!("histogram_quantile(0.5, {e})")),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn property_test_expression_like_garbage_never_panics(text in expression_like()) {
+        let engine = requests();
+        let _ = engine.instant(&text, 60_000);
+        let _ = engine.range(&text, 0, 60_000, 20_000);
+    }
+
+    #[test]
+    fn property_test_a_range_query_is_an_instant_query_at_every_step(text in expression()) {
+        let engine = requests();
+        let Ok(QueryValue::Matrix(matrix)) = engine.range(&text, 0, 60_000, 20_000) else { return Ok(()) };
+        for time_ms in [0, 20_000, 40_000, 60_000] {
+            let mut instant = match engine.instant(&text, time_ms) {
+                Ok(QueryValue::Vector(vector)) => vector.into_iter().map(|s| (s.labels, s.sample)).collect(),
+                Ok(QueryValue::Scalar(sample)) => vec![(crate::model::Labels::empty(), sample)],
+                other => panic!("{text}: {other:?}"),
+            };
+            instant.sort_by(|a, b| a.0.cmp(&b.0));
+            let at_step = matrix.iter().filter_map(|s| {
+                let sample = s.samples.iter().find(|sample| sample.timestamp_ms == time_ms)?;
+                Some((s.labels.clone(), sample.clone()))
+            });
+            let range: Vec<_> = at_step.collect();
+            prop_assert_eq!(format!("{:?}", instant), format!("{:?}", range), "{} at {}", text, time_ms);
+        }
+    }
+}
