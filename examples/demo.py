@@ -194,7 +194,8 @@ def run(programs: Programs, environment: dict[str, str]) -> None:
             *(str(folder / "predictor.py"), "--api-name", name, "--config", str(folder / "config.yaml")),
             *("--port", str(port), "--replicas-requested", "1"),
         )
-        print(f"serving {name} at {program.line(r'serving \S+ at (http://[^ ]+)')}")
+        address_of_model = program.line(r"serving \S+ at (http://[^ ]+)")
+        print(f"serving {name} at {address_of_model}")
         served[name] = port
 
     print("sending requests")

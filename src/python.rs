@@ -3,6 +3,9 @@
 //! It turns Python's arguments into what the client takes. Whatever is wrong with them is counted by its reason and told
 //! once through `logging`; only a strict client raises.
 
+// The docstrings are Python's, and pyo3 hands over its arguments by value.
+#![allow(clippy::doc_markdown, clippy::needless_pass_by_value)]
+
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 

@@ -23,6 +23,9 @@ use crate::telemetry;
 /// Queries that still run when everything is stored get so long to end.
 const HTTP_GRACE: Duration = Duration::from_millis(500);
 
+/// The deepest expression that is accepted takes a quarter of this.
+const QUERY_STACK_BYTES: usize = 8 << 20;
+
 /// Takes StatsD and DogStatsD datagrams, keeps them on disk, serves them to Prometheus, PromQL and the browser.
 #[derive(Debug, Parser)]
 #[command(
@@ -97,7 +100,11 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     listener.start(Arc::clone(&intake), clock.clone())?;
     announce(&listener, http_address, &data_dir)?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_stack_size(QUERY_STACK_BYTES)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

@@ -4,9 +4,9 @@ use std::io::{self, Write as _};
 
 use clap::{Args, Subcommand};
 
+use super::Exit;
 use super::environments::{Environments, LOCAL};
-use super::{Exit, printable};
-use crate::overview::Table;
+use crate::overview::{Table, printable};
 
 #[derive(Debug, Args)]
 pub(super) struct EnvArgs {
@@ -24,7 +24,7 @@ enum EnvCommand {
         name: String,
         /// A collector, or a Prometheus, Mimir, Thanos or VictoriaMetrics: where /api/v1/query is
         url: String,
-        /// A Grafana dashboard with a variable api_name, that `cortex get API_NAME` links to
+        /// A Grafana dashboard with a variable `api_name`, that `cortex get API_NAME` links to
         #[arg(long, value_name = "URL")]
         dashboard_url: Option<String>,
     },

@@ -5,11 +5,11 @@ use std::io::{self, Write as _};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use super::Exit;
 use super::environments::{Environment, Environments};
 use super::query_url::QueryUrl;
-use super::{Exit, printable};
 use crate::clock::Clock;
-use crate::overview::{ApiDetail, ApiRow, AskError, Table, apis, detail, table_of};
+use crate::overview::{ApiDetail, ApiRow, AskError, CustomMetric, Table, apis, detail, printable, table_of};
 
 #[derive(Debug, Args)]
 pub(super) struct GetArgs {
@@ -96,21 +96,7 @@ fn one(output: Output, name: &str, found: &[Found<'_>], some_are_silent: bool) -
         return Ok(Exit::Failure);
     }
     if output == Output::Json {
-        let json = details.iter().map(|(f, row, detail)| {
-            let mut value = json_row(f.env, row);
-            value["dashboard"] = json!(dashboard(f.environment, name));
-            value["account"] = json!({
-                "calls": detail.calls, "dropped": detail.dropped, "payloads_missing": detail.payloads_missing,
-                "kernel_drops": detail.kernel_drops, "refused": detail.refused,
-            });
-            let metric = |m: &crate::overview::CustomMetric| {
-                let tags: serde_json::Map<String, Value> =
-                    m.tags.iter().map(|(tag, value)| (tag.to_owned(), json!(value))).collect();
-                json!({ "metric": m.name, "tags": tags, "value": m.value, "mean": m.mean })
-            };
-            value["metrics"] = detail.metrics.iter().map(metric).collect();
-            value
-        });
+        let json = details.iter().map(|(f, row, detail)| json_detail(f, row, detail));
         print_json(&json.collect())?;
         return Ok(Exit::Success);
     }
@@ -138,6 +124,30 @@ fn print_json(rows: &Value) -> anyhow::Result<()> {
     serde_json::to_writer_pretty(&mut out, rows)?;
     out.write_all(b"\n")?;
     Ok(())
+}
+
+fn json_detail(found: &Found<'_>, row: &ApiRow, detail: &ApiDetail) -> Value {
+    let metric = |m: &CustomMetric| json!({ "metric": m.name, "tags": m.tags, "value": m.value, "mean": m.mean });
+    let drops =
+        |drops: &[(String, u64)]| -> Value { drops.iter().map(|(reason, n)| (reason.clone(), json!(n))).collect() };
+    let more = json!({
+        "dashboard": dashboard(found.environment, &row.api_name),
+        "account": {
+            "calls": detail.calls,
+            "dropped": drops(&detail.dropped),
+            "payloads_missing": detail.payloads_missing,
+            "kernel_drops": detail.kernel_drops,
+            "refused": drops(&detail.refused),
+        },
+        "metrics": detail.metrics.iter().map(metric).collect::<Vec<Value>>(),
+    });
+    match (json_row(found.env, row), more) {
+        (Value::Object(mut row), Value::Object(more)) => {
+            row.extend(more);
+            Value::Object(row)
+        }
+        (row, _) => row,
+    }
 }
 
 fn json_row(env: &str, row: &ApiRow) -> Value {

@@ -23,8 +23,3 @@ impl From<Exit> for std::process::ExitCode {
         Self::from(exit as u8)
     }
 }
-
-/// Text from outside for a terminal: control characters, which could move its cursor, are escaped.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
-}

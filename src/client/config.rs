@@ -81,13 +81,11 @@ impl Endpoint {
         let host = host.unwrap_or_else(|| "127.0.0.1".to_owned());
         let port = port.unwrap_or_else(|| "8125".to_owned()); // Datadog's own default
         let url = if host.contains(':') { format!("udp://[{host}]:{port}") } else { format!("udp://{host}:{port}") };
-        match Self::parse(&url) {
-            Some(endpoint) => (endpoint, None),
-            None => {
-                let name = "DD_AGENT_HOST and DD_DOGSTATSD_PORT".to_owned();
-                (Self::default(), Some(MetricsUrlError { name, got: url }))
-            }
+        if let Some(endpoint) = Self::parse(&url) {
+            return (endpoint, None);
         }
+        let name = "DD_AGENT_HOST and DD_DOGSTATSD_PORT".to_owned();
+        (Self::default(), Some(MetricsUrlError { name, got: url }))
     }
 
     /// The largest payload that goes in one datagram: 1432 bytes fit an Ethernet frame with UDP and IPv6 headers to

@@ -28,7 +28,7 @@ mod linux {
 
     /// The buffers for one batch.
     pub(in super::super) struct Receiver {
-        buffers: Vec<[u8; DATAGRAM_BYTES_MAX]>,
+        buffers: Vec<Box<[u8]>>,
         lengths: Vec<usize>,
         kernel_drops: u64,
         kernel_drops_last: u32,
@@ -51,7 +51,7 @@ mod linux {
             if outcome != 0 {
                 return Err(io::Error::last_os_error());
             }
-            let buffers = vec![[0; DATAGRAM_BYTES_MAX]; BATCH];
+            let buffers = vec![vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice(); BATCH];
             Ok(Self { buffers, lengths: Vec::with_capacity(BATCH), kernel_drops: 0, kernel_drops_last: 0 })
         }
 

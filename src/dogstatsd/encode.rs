@@ -33,7 +33,7 @@ impl Header {
     pub fn decode(sequence: f64, tags: &[u8]) -> Option<Self> {
         let id = tags.strip_prefix(b"client_id:")?;
         let client_id = u64::from_str_radix(std::str::from_utf8(id).ok()?, 16).ok()?;
-        (id.len() == 16 && sequence >= 1.0 && sequence < 9e15).then_some(Self { client_id, sequence: sequence as u64 })
+        (id.len() == 16 && (1.0..9e15).contains(&sequence)).then_some(Self { client_id, sequence: sequence as u64 })
     }
 }
 

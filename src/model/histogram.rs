@@ -484,7 +484,7 @@ mod tests {
         let h = of(&[1.0, 2.0, 3.0]);
         assert_eq!(h.quantile(-0.1), f64::NEG_INFINITY);
         assert_eq!(h.quantile(1.1), f64::INFINITY);
-        assert_eq!(of(&[0.0, 0.0]).quantile(0.5).abs() < 1e-38, true);
+        assert!(of(&[0.0, 0.0]).quantile(0.5).abs() < 1e-38);
     }
 
     proptest! {

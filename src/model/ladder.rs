@@ -11,6 +11,7 @@ const EXPONENT_MIN: i32 = -14;
 const LEN: usize = 35;
 
 /// The upper bounds of the classic buckets in ascending order, `+Inf` left out: 2^-14, 2^-13 … 2^20.
+#[allow(clippy::indexing_slicing)] // evaluated by the compiler: an index out of range would not compile
 pub const CLASSIC_BOUNDS: [f64; LEN] = {
     let mut bounds = [0.0; LEN];
     let mut at = 0;
@@ -116,9 +117,16 @@ mod tests {
 
     #[test]
     fn floats_are_written_as_prometheus_writes_them() {
-        for (value, text) in
-            [(1.0, "1"), (0.1, "0.1"), (f64::INFINITY, "+Inf"), (f64::NAN, "NaN"), (1e21, "1000000000000000000000")]
-        {
+        for (value, text) in [
+            (1.0, "1"),
+            (-0.0, "-0"),
+            (0.1, "0.1"),
+            (1.5e-7, "0.00000015"),
+            (f64::NEG_INFINITY, "-Inf"),
+            (f64::INFINITY, "+Inf"),
+            (f64::NAN, "NaN"),
+            (1e21, "1000000000000000000000"),
+        ] {
             assert_eq!(format_float(value), text);
         }
     }

@@ -11,7 +11,7 @@ use crate::model::Labels;
 
 pub use detail::{ApiDetail, CustomMetric, detail};
 pub use rows::{ApiRow, Status, WINDOW, apis};
-pub use table::{Table, age, milliseconds, table_of};
+pub use table::{Table, age, milliseconds, printable, table_of};
 
 /// Anything that answers instant PromQL queries, now.
 pub trait Ask {

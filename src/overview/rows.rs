@@ -76,12 +76,12 @@ pub fn apis(source: &dyn Ask, now: f64, api_name: Option<&str>) -> Result<Vec<Ap
     let only = api_name.map_or_else(String::new, |name| format!("{{api_name={}}}", quote(name)));
     let grown = |name: &str| -> Result<Vec<(Labels, f64)>, AskError> {
         let last = source.ask(&format!("last_over_time({name}{only}[{WINDOW}])"))?;
-        let least = source.ask(&format!("min_over_time({name}{only}[{WINDOW}])"))?;
-        let least: BTreeMap<Labels, f64> =
-            least.into_iter().map(|a| (a.labels.without_name(), a.value.float())).collect();
+        let lowest = source.ask(&format!("min_over_time({name}{only}[{WINDOW}])"))?;
+        let levels: BTreeMap<Labels, f64> =
+            lowest.into_iter().map(|a| (a.labels.without_name(), a.value.float())).collect();
         let growth = |answer: Answer| {
             let labels = answer.labels.without_name();
-            let from = least.get(&labels).copied().unwrap_or(0.0);
+            let from = levels.get(&labels).copied().unwrap_or(0.0);
             (labels, answer.value.float() - from)
         };
         Ok(last.into_iter().map(growth).collect())
@@ -186,8 +186,11 @@ mod tests {
     use super::super::AnswerValue;
     use super::*;
 
-    /// Answers by what the expression asks for: (name, labels, least, last).
-    struct Fake(Vec<(&'static str, Vec<(&'static str, &'static str)>, f64, f64, bool)>);
+    /// Name, labels, least value, last value, whether it is there now.
+    type Series = (&'static str, Vec<(&'static str, &'static str)>, f64, f64, bool);
+
+    /// Answers by what the expression asks for.
+    struct Fake(Vec<Series>);
 
     impl Ask for Fake {
         fn ask(&self, expr: &str) -> Result<Vec<Answer>, AskError> {

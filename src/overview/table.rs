@@ -38,11 +38,10 @@ pub fn table_of(rows: &[(&str, &ApiRow)]) -> Table {
 impl Table {
     /// The table as text, each line ended. Control characters in cells, which come from outside, are escaped.
     pub fn render(&self) -> String {
-        let printable = |cell: &String| -> String {
-            cell.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
-        };
-        let lines: Vec<Vec<String>> =
-            std::iter::once(&self.headers).chain(&self.rows).map(|row| row.iter().map(printable).collect()).collect();
+        let lines: Vec<Vec<String>> = std::iter::once(&self.headers)
+            .chain(&self.rows)
+            .map(|row| row.iter().map(|cell| printable(cell)).collect())
+            .collect();
         let width =
             |at: usize| lines.iter().filter_map(|line| line.get(at)).map(|c| c.chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.headers.len()).map(width).collect();
@@ -68,6 +67,11 @@ impl Table {
         };
         Self { headers: pick(&self.headers), rows: self.rows.iter().map(pick).collect() }
     }
+}
+
+/// Text from outside for a terminal: control characters, which could move its cursor, are escaped.
+pub fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// How long ago, in the largest whole unit: `12s`, `17m`, `1h`, `3d`.

@@ -7,8 +7,8 @@ use super::eval::{Evaluator, Grid};
 use super::node::{Aggregate, AggregateOp, Grouping};
 use super::quantile;
 use super::range::Mean;
-use super::value::{StepSeries, format_float, histogram};
-use crate::model::{ExponentialHistogram, Labels, Value};
+use super::value::{StepSeries, histogram};
+use crate::model::{ExponentialHistogram, Labels, Value, format_float};
 
 pub(super) fn eval(evaluator: &Evaluator<'_>, node: &Aggregate, grid: &Grid) -> Result<Vec<StepSeries>, QueryError> {
     let param = match &node.op {

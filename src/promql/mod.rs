@@ -43,7 +43,7 @@ use std::time::{Duration, Instant};
 
 pub use error::QueryError;
 pub use parse::parse_duration_ms;
-pub use value::{InstantSample, QueryValue, RangeSeries, format_float};
+pub use value::{InstantSample, QueryValue, RangeSeries};
 
 use self::eval::{Evaluator, Grid};
 use self::node::{Kind, Node};

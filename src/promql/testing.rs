@@ -62,7 +62,7 @@ pub(super) fn histogram_of(values: &[f64]) -> Value {
 /// An answer as lines: `name{labels} value`, or `labels @seconds value …` for a range; histograms as `count/sum`.
 pub(super) fn lines(value: &QueryValue) -> Vec<String> {
     let text = |value: &Value| match value {
-        Value::Float(v) => super::format_float(*v),
+        Value::Float(v) => crate::model::format_float(*v),
         Value::Histogram(h) => format!("{}/{}", h.count(), h.sum()),
     };
     match value {

@@ -128,34 +128,9 @@ pub(super) fn histogram(h: ExponentialHistogram) -> Value {
     Value::Histogram(Arc::new(h))
 }
 
-/// A float as Go's `strconv.FormatFloat(v, 'f', -1, 64)` writes it: shortest, never an exponent, `+Inf`, `NaN`.
-pub fn format_float(value: f64) -> String {
-    if value.is_infinite() {
-        return if value > 0.0 { "+Inf" } else { "-Inf" }.to_owned();
-    }
-    format!("{value}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn floats_read_as_go_writes_them() {
-        let cases = [
-            (1.0, "1"),
-            (0.1, "0.1"),
-            (-0.0, "-0"),
-            (1e21, "1000000000000000000000"),
-            (1.5e-7, "0.00000015"),
-            (f64::NAN, "NaN"),
-            (f64::INFINITY, "+Inf"),
-            (f64::NEG_INFINITY, "-Inf"),
-        ];
-        for (value, want) in cases {
-            assert_eq!(format_float(value), want);
-        }
-    }
 
     #[test]
     fn series_that_became_equal_join_unless_they_meet() {

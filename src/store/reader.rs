@@ -103,6 +103,11 @@ impl Reader {
 }
 
 impl Select for Reader {
+    /// Of every series that is kept, whether or not it has a sample in the time asked for: no sample is read.
+    fn labels(&self, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
+        Ok(self.matching(selection).into_iter().map(|(_, labels)| labels).collect())
+    }
+
     fn select(&self, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError> {
         let idle = self.connections.lock().pop();
         let connection = match idle {

@@ -189,15 +189,16 @@ proptest! {
                     tick.started.push(started(id, MetricKind::Gauge, now - 1));
                 }
                 tick.samples.push((SeriesId(id), value.map_or_else(Value::stale, |v| Value::Float(f64::from(v)))));
-                match value {
-                    Some(value) => drop(held.insert(id, f64::from(value))),
-                    None => {
-                        held.remove(&id);
-                        model.entry(id).or_default().insert(now, -1.0);
-                    }
+                if let Some(value) = value {
+                    held.insert(id, f64::from(value));
+                } else {
+                    held.remove(&id);
+                    model.entry(id).or_default().insert(now, -1.0);
                 }
             }
-            held.iter().for_each(|(id, value)| drop(model.entry(*id).or_default().insert(now, *value)));
+            for (id, value) in &held {
+                model.entry(*id).or_default().insert(now, *value);
+            }
             store.append(&tick).unwrap();
             if reopen {
                 drop(store);

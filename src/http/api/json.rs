@@ -8,8 +8,8 @@
 
 use std::fmt::Write;
 
-use crate::model::{Bucket, ExponentialHistogram, Labels, Sample, Value};
-use crate::promql::{QueryValue, RangeSeries, format_float};
+use crate::model::{Bucket, ExponentialHistogram, Labels, Sample, Value, format_float};
+use crate::promql::{QueryValue, RangeSeries};
 
 /// `{"status":"success","data":…}` of a query; what is wrong with the answer goes into `warnings`.
 pub(super) fn success(data: &str, warnings: &[String]) -> String {

@@ -1,0 +1,43 @@
+//! What the programs say of themselves is what the README and the docs show: it changes on purpose only.
+//! `UPDATE_FIXTURES=1 cargo test --test help` writes the files anew.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::Path;
+use std::process::Command;
+
+fn check(fixture: &str, program: &str, arguments: &[&str]) {
+    let mut command = Command::new(program);
+    // What the shell around the test has set shows up in the help of the flags.
+    command.args(arguments).env_clear().env("COLUMNS", "100");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    let got = String::from_utf8(output.stdout).unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/help").join(fixture);
+    if std::env::var_os("UPDATE_FIXTURES").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &got).unwrap();
+    }
+    assert_eq!(got, std::fs::read_to_string(&path).unwrap(), "{}", path.display());
+}
+
+#[test]
+fn the_help_texts_are_as_they_were() {
+    let cortex = env!("CARGO_BIN_EXE_cortex");
+    check("cortex.txt", cortex, &["--help"]);
+    check("cortex-get.txt", cortex, &["get", "--help"]);
+    check("cortex-env.txt", cortex, &["env", "--help"]);
+    check("cortex-env-add.txt", cortex, &["env", "add", "--help"]);
+    check("cortex-collector.txt", env!("CARGO_BIN_EXE_cortex-collector"), &["--help"]);
+}
+
+#[test]
+fn a_wrong_command_line_is_exit_code_2() {
+    for (program, argument) in [
+        (env!("CARGO_BIN_EXE_cortex"), "--nonsense"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--retention=never"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--interval=1ms"),
+    ] {
+        assert_eq!(Command::new(program).arg(argument).output().unwrap().status.code(), Some(2), "{argument}");
+    }
+}
