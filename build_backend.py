@@ -1,7 +1,7 @@
 """The build backend: maturin's, with the two programs laid into the wheel's scripts.
 
 One wheel has three native parts. Maturin builds the extension module; before it packs the wheel, ``cargo`` builds
-``cortex-collector`` and ``cortex`` and this module lays them where ``[tool.maturin] data`` says, so that ``pip install``
+``cortex-collector`` and ``cortex``, and this module lays them where ``[tool.maturin] data`` says: ``pip install`` then
 puts them on PATH. ``prepare_metadata_for_build_wheel`` needs the folder too: maturin refuses a missing one.
 """
 

@@ -48,7 +48,7 @@ class MetricsClient:
     def __enter__(self) -> MetricsClient: ...
     def __exit__(
         self,
-        type: type[BaseException] | None,
+        exc_type: type[BaseException] | None,
         value: BaseException | None,
         traceback: TracebackType | None,
         /,

@@ -31,7 +31,7 @@ _SERVER_ERROR = 500
 class MetricsMiddleware:
     """Counts and times each request of an ASGI app.
 
-    A request lasts from its first byte to the last byte of its response, however the response is streamed. A client that
+    A request lasts from its first byte to the last byte of its response, however that is streamed. A client that
     disconnects before is counted as ``499``, an exception in the app as ``500``; the app sees and raises both as ever.
     Websockets and the lifespan pass through.
 
@@ -62,6 +62,7 @@ class MetricsMiddleware:
         replicas_requested: int | None = None,
         exclude: Iterable[str] = ("/healthz",),
     ) -> None:
+        """Wraps an app; nothing is recorded before its lifespan or its first request begins."""
         self.app = app
         self._metrics = RequestMetrics(
             client, api_name=api_name, api_id=api_id, endpoint=endpoint, replicas_requested=replicas_requested

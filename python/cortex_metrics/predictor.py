@@ -110,6 +110,5 @@ def check(cls: type[Any], available: Mapping[str, Any]) -> None:
         if parameter.name not in available or parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             file = inspect.getsourcefile(cls) or "?"
             have = ", ".join(available)
-            raise PredictorError(
-                f"{file}: class {cls.__name__}: its constructor wants {parameter.name!r}, which nobody provides: have {have}"
-            )
+            wants = f"its constructor wants {parameter.name!r}, which nobody provides: have {have}"
+            raise PredictorError(f"{file}: class {cls.__name__}: {wants}")

@@ -319,7 +319,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import starlette  # noqa: F401
         import uvicorn
         import yaml  # noqa: F401
-        from uvicorn.supervisors import Multiprocess
     except ModuleNotFoundError as error:
         _fail(_EXIT_FAILURE, f"{error.name} is missing: pip install 'cortex-metrics[serve]'")
     args = _parser().parse_args(arguments)
@@ -361,13 +360,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "access_log": args.access_log,
         }
     )
-    options = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 10}
+    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 10}
     if args.workers > 1:
-        settings = uvicorn.Config(
-            "cortex_metrics.serve:app_from_settings", factory=True, workers=args.workers, **options
-        )
+        listener.listen(2048)
         _announce(args, endpoint)
-        Multiprocess(settings, target=uvicorn.Server(settings).run, sockets=[listener]).run()
+        app_of_worker = "cortex_metrics.serve:app_from_settings"
+        uvicorn.run(app_of_worker, factory=True, workers=args.workers, fd=listener.fileno(), **options)
         return
     try:
         app = app_from_settings()

@@ -66,7 +66,10 @@ class Process:
         self.log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             )
 
     def text(self) -> str:
@@ -115,7 +118,9 @@ class Collector(Process):
         answer = json.loads(self.get("/api/v1/query?" + urllib.parse.urlencode({"query": expression})))
         values = {}
         for series in answer["data"]["result"]:
-            labels = {k: v for k, v in series["metric"].items() if k not in ("__name__", "api_id", "replica", "process")}
+            labels = {
+                k: v for k, v in series["metric"].items() if k not in ("__name__", "api_id", "replica", "process")
+            }
             key = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
             values[key] = float(series["value"][1])
         return values

@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import pytest
-from support import Udp
-
 from cortex_metrics import MetricsClient
 from cortex_metrics.asgi import MetricsMiddleware
+from support import Udp
 
 Message = MutableMapping[str, Any]
 OK: list[Message] = [
@@ -90,7 +89,9 @@ def test_a_request_is_counted_and_timed_and_the_codes_begin_at_zero(udp: Udp) ->
     assert recorded.gauges["cortex_api_in_flight_requests"] == 0
 
 
-def counted(udp: Udp, app: Any, received: list[Message] | None = None, raises: type[BaseException] | None = None) -> Counter[str]:
+def counted(
+    udp: Udp, app: Any, received: list[Message] | None = None, raises: type[BaseException] | None = None
+) -> Counter[str]:
     with MetricsClient(udp.url, flush_interval=60) as client:
         wrapped = MetricsMiddleware(app, client, api_name="a")
         if raises:

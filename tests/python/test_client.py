@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import Udp, until
-
 from cortex_metrics import MetricsClient
+from support import Udp, until
 
 
 def sent(udp: Udp, *calls: Any) -> list[str]:
@@ -97,7 +96,12 @@ BAD_CALLS: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("method", "arguments", "error", "reason"), BAD_CALLS)
 def test_a_bad_call_is_dropped_counted_and_told_once(
-    udp: Udp, caplog: pytest.LogCaptureFixture, method: str, arguments: tuple[Any, ...], error: type[Exception], reason: str
+    udp: Udp,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    arguments: tuple[Any, ...],
+    error: type[Exception],
+    reason: str,
 ) -> None:
     with MetricsClient(udp.url) as client:
         for _ in range(3):
@@ -164,7 +168,9 @@ def test_the_environment_says_where_to_send_and_a_bad_value_is_told(
     assert 'CORTEX_METRICS_URL: got "http://nonsense", want udp://host:port or unix:///path' in caplog.text
 
 
-@pytest.mark.parametrize("arguments", [{"url": "nonsense"}, {"flush_interval": 0}, {"tags": {"": "x"}}, {"tags": {"a": "x" * 9999}}])
+@pytest.mark.parametrize(
+    "arguments", [{"url": "nonsense"}, {"flush_interval": 0}, {"tags": {"": "x"}}, {"tags": {"a": "x" * 9999}}]
+)
 def test_a_constructor_argument_out_of_its_range_raises(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="want"):
         MetricsClient(**arguments)
@@ -264,8 +270,12 @@ def test_the_end_of_the_interpreter_sends_what_is_left(udp: Udp, ending: str) ->
 
 def test_importing_loads_nothing_that_is_not_needed() -> None:
     code = "import cortex_metrics, sys; print(sorted(m for m in ('asyncio', 'logging', 'socket', 'typing') if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-S", "-c", "import sys; sys.path = " + repr(sys.path) + "; " + code],
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import sys; sys.path = " + repr(sys.path) + "; " + code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == "[]\n"
 
 

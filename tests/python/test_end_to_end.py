@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import CONFIG, PREDICTOR, Collector, Process, post, until
-
 from cortex_metrics import MetricsClient
+from support import CONFIG, PREDICTOR, Collector, Process, post, until
 
 Serve = Callable[..., Process]
 
@@ -97,7 +96,19 @@ def test_get_shows_the_api_its_endpoint_its_account_and_its_metrics(serve: Serve
     row = collector.rows()["text-generator"]
     assert (row["status"], row["up_to_date"], row["requested"], row["stale"]) == ("live", 1, 1, 0)
     table = collector.cortex("get").stdout.splitlines()
-    assert table[0].split() == "env api status up-to-date requested last update avg request 2XX 4XX".split()
+    assert table[0].split() == [
+        "env",
+        "api",
+        "status",
+        "up-to-date",
+        "requested",
+        "last",
+        "update",
+        "avg",
+        "request",
+        "2XX",
+        "4XX",
+    ]
     assert table[1].split()[:5] == ["local", "text-generator", "live", "1", "1"]
     assert table[1].split()[-2:] == ["1", "1"]
     until(lambda: "my_histogram" in collector.cortex("get", "text-generator").stdout)
@@ -119,7 +130,7 @@ def test_get_shows_the_api_its_endpoint_its_account_and_its_metrics(serve: Serve
 @pytest.mark.parametrize("sender", ["cortex_metrics", "datadog"])
 def test_the_official_datadog_client_gives_the_same_numbers(collector: Collector, sender: str) -> None:
     if sender == "datadog":
-        from datadog.dogstatsd import DogStatsd
+        from datadog.dogstatsd.base import DogStatsd
 
         host, port = collector.udp.split(":")
         client = DogStatsd(host=host, port=int(port))
@@ -199,7 +210,13 @@ def test_hostile_datagrams_cost_themselves_only(collector: Collector) -> None:
 
     host, port = collector.udp.split(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        for payload in (b"\x00" * 9000, b"::::|||", b"a:1|c|#" + b"x:y," * 9000, b"a:1|g\nb:2|c", b"<script>:1|c|#<b>:<i>\n"):
+        for payload in (
+            b"\x00" * 9000,
+            b"::::|||",
+            b"a:1|c|#" + b"x:y," * 9000,
+            b"a:1|g\nb:2|c",
+            b"<script>:1|c|#<b>:<i>\n",
+        ):
             sender.sendto(payload, (host, int(port)))
     until(lambda: collector.query("b") == {"": 2})
     status = json.loads(collector.get("/api/v1/status/ingest"))["data"]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from cortex_metrics.predictor import PredictorError, build, load
 
 
@@ -47,7 +46,9 @@ def test_an_argument_that_nobody_provides_is_named_with_file_and_class() -> None
     class PythonPredictor:
         def __init__(self, config: Any, bucket: Any) -> None: ...
 
-    with pytest.raises(PredictorError, match=r"test_predictor.py: class PythonPredictor: .* wants 'bucket', which nobody"):
+    with pytest.raises(
+        PredictorError, match=r"test_predictor.py: class PythonPredictor: .* wants 'bucket', which nobody"
+    ):
         build(PythonPredictor)
 
 
@@ -66,7 +67,11 @@ def test_a_class_is_found_by_its_name(tmp_path: Path) -> None:
         ("", "Mine", "want a class named Mine"),
         ("PythonPredictor = 5", None, "want a class named"),
         ("class PythonPredictor: ...", None, "class PythonPredictor has no method predict"),
-        ("import no_such_module_x", None, "cannot be imported: ModuleNotFoundError: No module named 'no_such_module_x'"),
+        (
+            "import no_such_module_x",
+            None,
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such_module_x'",
+        ),
         ("def (", None, "cannot be imported: SyntaxError"),
     ],
 )

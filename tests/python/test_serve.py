@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import CONFIG, PREDICTOR, Process, Udp, post, until
+from support import CONFIG, PREDICTOR, Process, Udp, post
 
 Serve = Callable[..., Process]
 
-PREDICTORS = '''
+PREDICTORS = """
 import numpy as np
 class Echo:
     def predict(self, payload, headers, query_params):
@@ -39,7 +39,7 @@ class Raises:
 class Wants:
     def __init__(self, bucket): ...
     def predict(self): ...
-'''
+"""
 
 
 @pytest.fixture
@@ -53,7 +53,9 @@ def address(process: Process) -> str:
     return process.line(r"serving \S+ at (http://\S+)")
 
 
-def test_bodies_are_read_by_their_content_type_and_results_written_by_theirs(serve: Serve, file: Path, udp: Udp) -> None:
+def test_bodies_are_read_by_their_content_type_and_results_written_by_theirs(
+    serve: Serve, file: Path, udp: Udp
+) -> None:
     process = serve(f"{file}:Echo", "--api-name", "echo", "--collector-url", udp.url)
     url = address(process)
     assert post(url + "predict?a=b", b'{"k": [1]}') == (200, '{"payload": {"k": [1]}, "q": {"a": "b"}, "x": null}')
@@ -78,9 +80,13 @@ def test_bad_bodies_are_400_with_the_position_and_bad_results_500_with_the_reaso
     assert (code, text) == (400, "malformed JSON: Expecting ':' delimiter at line 2 column 6")
     assert post(url, b"\xff")[0] == 400
     assert post(url, b"[" * 100_000)[0] == 400
-    for body, reason in ((b'"raise"', "LookupError: on purpose"), (b'"object"', "has no JSON form"), (b'"nan"', "not JSON")):
+    for body, reason in (
+        (b'"raise"', "LookupError: on purpose"),
+        (b'"object"', "has no JSON form"),
+        (b'"nan"', "not JSON"),
+    ):
         assert post(url, body) == (500, "internal server error")
-        until(lambda reason=reason: reason in process.text())
+        process.line(f"({reason})")
 
 
 def test_an_async_predict_is_awaited_and_its_text_is_text(serve: Serve, file: Path, udp: Udp) -> None:
@@ -110,7 +116,7 @@ def test_the_predictor_of_the_readme_is_served_unchanged(serve: Serve, udp: Udp)
         (["{file}:Wants", "--api-name", "x"], "class Wants: its constructor wants 'bucket'"),
         (["{file}:Raises", "--api-name", "x"], "the predictor's constructor raised TypeError: no weights"),
         (["{file}:Text", "--api-name", "x", "--config", "none.yaml"], "--config none.yaml"),
-        (["{file}:Text", "--api-name", "x", "--collector-url", "nonsense"], "--collector-url: url: got \"nonsense\""),
+        (["{file}:Text", "--api-name", "x", "--collector-url", "nonsense"], '--collector-url: url: got "nonsense"'),
         (["{file}:Text"], "--api-name"),
     ],
 )
@@ -151,3 +157,17 @@ def test_a_changed_predictor_or_config_is_another_version(serve: Serve, file: Pa
     file.write_text(PREDICTORS + "\n# changed\n")
     assert version("--config", config) not in (first, second)
     assert version("--api-id", "mine") == "mine"
+
+
+def test_several_workers_are_one_replica_and_their_counts_add_up(serve: Serve, file: Path, udp: Udp) -> None:
+    process = serve(f"{file}:Text", "--api-name", "many", "--collector-url", udp.url, "--workers", "2")
+    url = address(process)
+    for _ in range(20):
+        assert post(url, b"1") == (200, "got 1")
+    messages = udp.messages()
+    process.stop()
+    messages += udp.messages()
+    ok = [m for m in messages if m.startswith("cortex_api_requests_total:") and "response_code:200" in m]
+    assert sum(float(m.partition(":")[2].partition("|")[0]) for m in ok) == 20
+    starts = [m for m in messages if m.startswith("cortex_api_replica_start_timestamp_seconds:")]
+    assert len({m.partition("|#")[2] for m in starts}) == 1

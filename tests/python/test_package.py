@@ -1,0 +1,47 @@
+"""The wheel as a stranger gets it, and what the README promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from support import PREDICTOR, ROOT
+
+
+def test_the_wheel_works_in_a_clean_venv_without_rust(tmp_path: Path) -> None:
+    wheels = list((ROOT / "dist").glob("*.whl"))
+    assert len(wheels) == 1, "want one wheel in dist/: run make wheel"
+    venv.create(tmp_path / "venv", with_pip=False)
+    binaries = tmp_path / "venv" / "bin"
+    install = [sys.executable, "-m", "pip", "--python", binaries / "python", "install", "--quiet", "--no-index", wheels[0]]
+    # Neither cargo nor rustc is on this PATH: what is installed is what was built.
+    environment = {"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    subprocess.run(install, check=True, env={**os.environ, "PATH": environment["PATH"]})
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    version = run("python", "-c", "import cortex_metrics as c; c.MetricsClient().increment('c'); print(c.__version__)").strip()
+    assert run("cortex", "--version") == f"cortex {version}\n"
+    assert run("cortex-metrics", "--version") == f"cortex {version}\n"
+    assert run("cortex-collector", "--version") == f"cortex-collector {version}\n"
+    served = subprocess.run(["cortex-serve", "x"], env=environment, capture_output=True, text=True, check=False)
+    assert "pip install 'cortex-metrics[serve]'" in served.stderr, "the extra is named when it is missing"
+
+
+def test_the_predictor_of_the_readme_is_the_one_that_is_tested() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert PREDICTOR.read_text() in readme
+
+
+def test_the_extension_holds_the_client_alone() -> None:
+    import cortex_metrics._native as native
+
+    library = Path(str(native.__file__)).read_bytes()
+    for foreign in (b"sqlite", b"axum", b"promql"):
+        assert foreign not in library.lower()
