@@ -1,7 +1,7 @@
 //! Nothing is lost silently: whatever is called, and whoever listens or does not, `called = sent + held + dropped`, and
 //! what was sent is what arrives.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
@@ -55,7 +55,7 @@ impl Totals {
     }
 
     fn receive(&mut self, server: &UdpSocket) {
-        let mut buffer = [0; 65_536];
+        let mut buffer = vec![0; 65_536];
         while let Ok(length) = server.recv(&mut buffer) {
             assert!(length <= 1432, "a payload of {length} bytes");
             for message in decode(&buffer[..length]).map(Result::unwrap) {
