@@ -16,7 +16,17 @@ def test_the_wheel_works_in_a_clean_venv_without_rust(tmp_path: Path) -> None:
     assert len(wheels) == 1, "want one wheel in dist/: run make wheel"
     venv.create(tmp_path / "venv", with_pip=False)
     binaries = tmp_path / "venv" / "bin"
-    install = [sys.executable, "-m", "pip", "--python", binaries / "python", "install", "--quiet", "--no-index", wheels[0]]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        binaries / "python",
+        "install",
+        "--quiet",
+        "--no-index",
+        wheels[0],
+    ]
     # Neither cargo nor rustc is on this PATH: what is installed is what was built.
     environment = {"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(tmp_path)}
     subprocess.run(install, check=True, env={**os.environ, "PATH": environment["PATH"]})
@@ -26,7 +36,9 @@ def test_the_wheel_works_in_a_clean_venv_without_rust(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    version = run("python", "-c", "import cortex_metrics as c; c.MetricsClient().increment('c'); print(c.__version__)").strip()
+    version = run(
+        "python", "-c", "import cortex_metrics as c; c.MetricsClient().increment('c'); print(c.__version__)"
+    ).strip()
     assert run("cortex", "--version") == f"cortex {version}\n"
     assert run("cortex-metrics", "--version") == f"cortex {version}\n"
     assert run("cortex-collector", "--version") == f"cortex-collector {version}\n"
