@@ -16,20 +16,10 @@ def test_the_wheel_works_in_a_clean_venv_without_rust(tmp_path: Path) -> None:
     assert len(wheels) == 1, "want one wheel in dist/: run make wheel"
     venv.create(tmp_path / "venv", with_pip=False)
     binaries = tmp_path / "venv" / "bin"
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        binaries / "python",
-        "install",
-        "--quiet",
-        "--no-index",
-        wheels[0],
-    ]
+    pip = f"{sys.executable} -m pip --python {binaries / 'python'} install --quiet --no-index {wheels[0]}"
     # Neither cargo nor rustc is on this PATH: what is installed is what was built.
     environment = {"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    subprocess.run(install, check=True, env={**os.environ, "PATH": environment["PATH"]})
+    subprocess.run(pip.split(), check=True, env={**os.environ, "PATH": environment["PATH"]})
 
     def run(*command: str) -> str:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
