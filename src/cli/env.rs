@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::Exit;
 use super::environments::{Environments, LOCAL};
+use super::query_url::without_password;
 use crate::overview::{Table, printable};
 
 #[derive(Debug, Args)]
@@ -41,7 +42,11 @@ pub(super) fn run(args: &EnvArgs) -> anyhow::Result<Exit> {
         EnvCommand::List => {
             let headers = ["env", "url", "dashboard"].map(str::to_owned).to_vec();
             let row = |(name, env): (&str, &super::environments::Environment)| {
-                vec![name.to_owned(), env.url.clone(), env.dashboard_url.clone().unwrap_or_else(|| "-".to_owned())]
+                vec![
+                    name.to_owned(),
+                    without_password(&env.url),
+                    env.dashboard_url.clone().unwrap_or_else(|| "-".to_owned()),
+                ]
             };
             let table = Table { headers, rows: environments.iter().map(row).collect() };
             io::stdout().write_all(table.render().as_bytes())?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Exit;
 use super::environments::{Environment, Environments};
-use super::query_url::QueryUrl;
+use super::query_url::{QueryUrl, without_password};
 use crate::clock::Clock;
 use crate::overview::{ApiDetail, ApiRow, AskError, CustomMetric, Table, apis, detail, printable, table_of};
 
@@ -179,7 +179,7 @@ fn dashboard(environment: &Environment, api_name: &str) -> String {
         .collect();
     match &environment.dashboard_url {
         Some(url) => format!("{url}{}var-api_name={name}", if url.contains('?') { '&' } else { '?' }),
-        None => format!("{}/#/api/{name}", environment.url),
+        None => format!("{}/#/api/{name}", without_password(&environment.url)),
     }
 }
 

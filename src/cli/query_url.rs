@@ -16,6 +16,8 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct QueryUrl {
     url: String,
+    /// The URL as it may be shown: without a password.
+    shown: String,
     agent: ureq::Agent,
 }
 
@@ -31,7 +33,6 @@ struct Envelope {
 
 #[derive(Debug, Deserialize)]
 struct Data {
-    #[serde(default)]
     result: Vec<Series>,
 }
 
@@ -51,18 +52,29 @@ struct Histogram {
 
 impl QueryUrl {
     pub(super) fn new(url: &str) -> Self {
-        let config = ureq::Agent::config_builder()
+        let mut config = ureq::Agent::config_builder()
             .timeout_global(Some(TIMEOUT))
             .http_status_as_error(false)
-            .user_agent(concat!("cortex/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Self { url: url.to_owned(), agent: config.into() }
+            .user_agent(concat!("cortex/", env!("CARGO_PKG_VERSION")));
+        let host = url.split("://").nth(1).unwrap_or_default();
+        if ["127.", "localhost", "[::1]"].iter().any(|loopback| host.starts_with(loopback)) {
+            // A proxy of the environment would look on its own machine.
+            config = config.proxy(None);
+        }
+        Self { url: url.to_owned(), shown: without_password(url), agent: config.build().into() }
     }
+}
+
+/// A URL without the user and password before its host.
+pub(super) fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    format!("{scheme}://{}{path}", host.rsplit('@').next().unwrap_or(host))
 }
 
 impl Ask for QueryUrl {
     fn ask(&self, expr: &str) -> Result<Vec<Answer>, AskError> {
-        let unreachable = |error: &dyn std::fmt::Display| AskError::Unreachable(format!("{}: {error}", self.url));
+        let unreachable = |error: &dyn std::fmt::Display| AskError::Unreachable(format!("{}: {error}", self.shown));
         let url = format!("{}/api/v1/query", self.url);
         let mut response = self.agent.get(&url).query("query", expr).call().map_err(|error| unreachable(&error))?;
         let status = response.status();
@@ -77,7 +89,9 @@ impl Ask for QueryUrl {
         if envelope.status != "success" {
             return Err(AskError::Refused { expr: expr.to_owned(), message: envelope.error });
         }
-        let result = envelope.data.map_or_else(Vec::new, |data| data.result);
+        let Some(Data { result }) = envelope.data else {
+            return Err(unreachable(&"success without data"));
+        };
         Ok(result.into_iter().filter_map(answer).collect())
     }
 }
@@ -95,6 +109,12 @@ fn answer(series: Series) -> Option<Answer> {
 mod tests {
     use super::*;
     use crate::model::METRIC_NAME;
+
+    #[test]
+    fn a_password_is_never_shown() {
+        assert_eq!(without_password("https://me:se@cret@mimir/p?a=b@c"), "https://mimir/p?a=b@c");
+        assert_eq!(without_password("http://127.0.0.1:9102"), "http://127.0.0.1:9102");
+    }
 
     #[test]
     fn floats_and_histograms_are_read() {

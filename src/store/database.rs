@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,7 +65,7 @@ impl Index {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    connection: Connection,
+    pub(super) connection: Connection,
     index: Arc<RwLock<Index>>,
     /// Held as long as the store is open.
     _lock: File,
@@ -108,6 +109,11 @@ impl Store {
     fn prepare(&mut self) -> Result<(), StoreError> {
         let failed = self.failed();
         self.connection.busy_timeout(BUSY_TIMEOUT).map_err(&failed)?;
+        // SQLite opens a file that may not be written for reading, without a word.
+        if self.connection.is_readonly(rusqlite::MAIN_DB).map_err(&failed)? {
+            let source = io::Error::from(io::ErrorKind::PermissionDenied);
+            return Err(StoreError::Directory { path: self.path.clone(), source });
+        }
         let pragma = |name: &str| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let (id, version) = (pragma("application_id").map_err(&failed)?, pragma("user_version").map_err(&failed)?);
         let tables: i64 =

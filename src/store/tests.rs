@@ -152,6 +152,64 @@ fn damage_is_an_error_that_names_the_file_never_a_wrong_value() {
 }
 
 #[test]
+fn a_log_that_was_torn_loses_its_last_tick_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))])).unwrap();
+    store.append(&tick(20, vec![], vec![(1, Value::Float(2.0))])).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.path().join("cortex.db"), copy.path().join("cortex.db")).unwrap();
+    let log = std::fs::read(dir.path().join("cortex.db-wal")).unwrap();
+    std::fs::write(copy.path().join("cortex.db-wal"), &log[..log.len() - 100]).unwrap();
+    let (_store, restored) = Store::open(copy.path()).unwrap();
+    assert_eq!((restored.last_tick_ms, &restored.series[0].value), (Some(10), &Value::Float(1.0)));
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_the_tick_may_be_appended_when_there_is_room_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))])).unwrap();
+    let limit = |store: &Store, pages: i64| {
+        store.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    limit(&store, 1);
+    let many = || (2..2000).map(|id| started(id, MetricKind::Counter, 15)).collect::<Vec<_>>();
+    assert!(matches!(store.append(&tick(20, many(), vec![(1, Value::Float(2.0))])), Err(StoreError::Database { .. })));
+    assert_eq!(floats(&select(&store, "m1", 5, 99)), [(10, 1.0)]);
+    limit(&store, 1_000_000);
+    store.append(&tick(30, many(), vec![(1, Value::Float(2.0))])).unwrap();
+    assert_eq!(floats(&select(&store, "m1", 5, 99)), [(10, 1.0), (30, 2.0)]);
+    assert_eq!(floats(&select(&store, "m1999", 5, 99)), [(15, 0.0), (30, 0.0)]);
+}
+
+#[test]
+fn readers_on_other_threads_see_whole_ticks_while_the_store_appends() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    let pair = vec![started(1, MetricKind::Gauge, 5), started(2, MetricKind::Gauge, 5)];
+    store.append(&tick(10, pair, vec![(1, Value::Float(10.0)), (2, Value::Float(10.0))])).unwrap();
+    let reader = store.reader();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let reader = reader.clone();
+            scope.spawn(move || {
+                let matchers = vec![Matcher::equal("model", "v1")];
+                let selection = Selection { matchers, start_ms: 10, end_ms: i64::MAX, samples_max: 10_000 };
+                for _ in 0..100 {
+                    let found = reader.select(&selection).unwrap();
+                    assert_eq!(found[0].samples, found[1].samples);
+                }
+            });
+        }
+        for at in 11..60 {
+            let value = Value::Float(at as f64);
+            store.append(&tick(at, vec![], vec![(1, value.clone()), (2, value)])).unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_selection_that_is_too_large_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (mut store, _) = Store::open(dir.path()).unwrap();
