@@ -86,7 +86,9 @@ fn collector() -> SocketAddr {
                 vector(&[(iris(json!({"api_id": "v1", "replica": "r0"})), now_seconds() - 1030.0)])
             }
             q if q.contains("replicas_requested") => vector(&[(iris(json!({"api_id": "v1"})), 1.0)]),
-            q if q.contains("cortex_api_info") => vector(&[(iris(json!({"api_id": "v1", "endpoint": "http://10.0.0.7:8000"})), 1.0)]),
+            q if q.contains("cortex_api_info") => {
+                vector(&[(iris(json!({"api_id": "v1", "endpoint": "http://10.0.0.7:8000"})), 1.0)])
+            }
             q if q.contains("client_calls_total") => vector(&[(json!({}), 41.0)]),
             q if q.contains("client_dropped_total") => vector(&[(json!({"reason": "table_full"}), 3.0)]),
             q if q.contains("__name__!~") => vector(&[

@@ -196,8 +196,12 @@ impl Registry {
                     let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
                     value * factor
                 };
-                let added: f64 = message.values().map(|v| absolute(v) * message.weight).sum();
-                if !(histogram.sum() + added).is_finite() || !(histogram.count() + message.weight).is_finite() {
+                let (mut count, mut sum) = (histogram.count(), histogram.sum());
+                for value in message.values() {
+                    count += message.weight;
+                    sum += absolute(value) * message.weight;
+                }
+                if !(sum.is_finite() && count.is_finite()) {
                     return Err(Refusal::NotFinite);
                 }
                 message.values().for_each(|value| histogram.record(absolute(value), message.weight));
@@ -396,9 +400,13 @@ mod tests {
     fn a_message_that_is_refused_changes_nothing() {
         let mut registry = registry();
         apply(&mut registry, "m:1|c");
-        let got = apply(&mut registry, "m:1|g\nm:1:-1|c\nm:1e308:1e308|c\ncortex_collector_x:1|c\nm:1|c");
+        let got =
+            apply(&mut registry, "m:1|g\nm:1:-1|c\nm:1e308:1e308|c\nh:1:1|h|@1e-308\ncortex_collector_x:1|c\nm:1|c");
         use Refusal::*;
-        assert_eq!(got, [Some(TypeConflict), Some(NegativeCounter), Some(NotFinite), Some(ReservedName), None]);
+        assert_eq!(
+            got,
+            [Some(TypeConflict), Some(NegativeCounter), Some(NotFinite), Some(NotFinite), Some(ReservedName), None]
+        );
         assert_eq!(changes(&mut registry), ["m 2"]);
     }
 
