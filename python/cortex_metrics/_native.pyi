@@ -1,6 +1,6 @@
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol, SupportsFloat, SupportsIndex, TypedDict, final
+from typing import SupportsFloat, SupportsIndex, TypedDict, final
 
 __version__: str
 
@@ -11,17 +11,6 @@ class _Stats(TypedDict):
     dropped: dict[str, int]
     payloads_sent: int
     payloads_refused: int
-
-class _Metrics(Protocol):
-    def increment(
-        self, metric: str, value: SupportsFloat | SupportsIndex = 1, tags: Mapping[str, object] | None = None
-    ) -> None: ...
-    def gauge(
-        self, metric: str, value: SupportsFloat | SupportsIndex, tags: Mapping[str, object] | None = None
-    ) -> None: ...
-    def histogram(
-        self, metric: str, value: SupportsFloat | SupportsIndex, tags: Mapping[str, object] | None = None
-    ) -> None: ...
 
 class MetricsClient:
     def __new__(
