@@ -288,7 +288,8 @@ impl AtExit {
 ///     flush_interval: Seconds between sends, 0.01 to 3600.
 ///     strict: Raise ``TypeError`` or ``ValueError`` for a call that would be dropped. ``CORTEX_METRICS_STRICT=1``
 ///         does the same.
-///     telemetry: Name this process in each payload and send the account of calls along.
+///     telemetry: Name this process in each payload and send the account of calls along. Without it the collector
+///         cannot know when the process has ended, and its gauges stay.
 ///
 /// Raises:
 ///     ValueError: One of these arguments is out of its range. The network never raises.

@@ -185,3 +185,114 @@ fn merge(earlier: Tick, later: Tick) -> Tick {
         writers: writers.into_iter().collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::registry::Registry;
+    use super::*;
+    use crate::model::Value;
+    use crate::store::{Matcher, Select as _, Selection};
+
+    const START_MS: i64 = 1_000_000;
+
+    fn worker(dir: &Path, now_ms: i64) -> Worker {
+        let (store, restored) = Store::open(dir).unwrap();
+        let published = Arc::new(Published::new(&restored));
+        let intake = Arc::new(Intake::new(Registry::new(restored), now_ms));
+        let config = RecorderConfig { interval: Duration::from_secs(10), retention: Duration::from_secs(86_400) };
+        Worker::new(config, intake, store, published, Clock::manual(now_ms))
+    }
+
+    impl Worker {
+        fn receive(&self, datagram: &str) {
+            self.intake.lock().datagram(datagram.as_bytes(), self.clock.now_ms());
+        }
+
+        fn tick_at(&mut self, now_ms: i64) {
+            self.clock.set_ms(now_ms);
+            self.tick();
+        }
+
+        /// What is on disk, as (seconds since the start, value); the stale marker is -1.
+        fn stored(&self, name: &str) -> Vec<(i64, f64)> {
+            let matchers = vec![Matcher::metric(name)];
+            let selection = Selection { matchers, start_ms: 0, end_ms: i64::MAX, samples_max: 100_000 };
+            let found = self.store.reader().select(&selection).unwrap();
+            let samples = found.into_iter().flat_map(|series| series.samples);
+            let float = |v: &Value| if v.is_stale() { -1.0 } else { v.as_float().unwrap() };
+            samples.map(|s| ((s.timestamp_ms - START_MS) / 1000, float(&s.value))).collect()
+        }
+
+        fn published(&self, name: &str) -> Option<f64> {
+            self.published.snapshot().families.get(name)?.series.values().next()?.as_float()
+        }
+    }
+
+    #[test]
+    fn a_series_begins_with_a_zero_at_the_tick_before_and_goes_on_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut worker = worker(dir.path(), START_MS);
+        worker.tick_at(START_MS);
+        worker.receive("c:5|c");
+        assert_eq!(worker.published("c"), None, "nothing is read before it is committed");
+        worker.tick_at(START_MS + 10_000);
+        worker.tick_at(START_MS + 20_000);
+        assert_eq!(worker.stored("c"), [(0, 0.0), (10, 5.0), (20, 5.0)]);
+        assert_eq!(worker.published("c"), Some(5.0));
+        drop(worker);
+        let mut worker = self::worker(dir.path(), START_MS + 30_000);
+        assert_eq!(worker.published("c"), Some(5.0), "what was committed is there before the first tick");
+        worker.receive("c:1|c");
+        worker.tick_at(START_MS + 40_000);
+        assert_eq!(worker.stored("c").last(), Some(&(40, 6.0)));
+    }
+
+    #[test]
+    fn while_the_disk_refuses_live_values_are_published_and_nothing_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut worker = worker(dir.path(), START_MS);
+        worker.receive("c:1|c");
+        worker.tick_at(START_MS);
+        worker.store.limit_pages(1);
+        let many: String = (0..2000).map(|i| format!("new:1|c|#i:{i}\n")).collect();
+        worker.receive(&many);
+        worker.receive("c:1|c");
+        worker.tick_at(START_MS + 10_000);
+        assert!(worker.published.health().store_error.is_some());
+        assert_eq!((worker.published("c"), worker.stored("c").last()), (Some(2.0), Some(&(0, 1.0))));
+        worker.store.limit_pages(1_000_000);
+        worker.tick_at(START_MS + 20_000);
+        assert_eq!(worker.published.health(), Health::default());
+        assert_eq!(worker.stored("c").last(), Some(&(20, 2.0)));
+        assert_eq!(worker.stored("new").len(), 2 * 2000, "each began with its zero");
+        worker.tick_at(START_MS + 30_000);
+        assert_eq!(worker.published("cortex_collector_commit_failures_total"), Some(1.0));
+    }
+
+    #[test]
+    fn a_gauge_ends_thirty_seconds_after_its_writer_also_across_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut worker = worker(dir.path(), START_MS);
+        worker.receive("cortex_client_payload_sequence:1|g|#client_id:00000000000000ff\ng:7|g");
+        worker.tick_at(START_MS + 10_000);
+        drop(worker);
+        let mut worker = self::worker(dir.path(), START_MS + 20_000);
+        worker.tick_at(START_MS + 50_000);
+        assert_eq!(worker.published("g"), Some(7.0), "its writer had thirty seconds to say that it lives");
+        worker.tick_at(START_MS + 60_000);
+        assert_eq!((worker.published("g"), worker.stored("g").last()), (None, Some(&(60, -1.0))));
+    }
+
+    #[test]
+    fn no_tick_is_at_or_before_the_one_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut worker = worker(dir.path(), START_MS);
+        worker.tick_at(START_MS);
+        worker.receive("c:1|c");
+        worker.tick_at(START_MS - 500_000);
+        assert_eq!(worker.published.snapshot().tick_ms, Some(START_MS + 1));
+        assert_eq!(worker.stored("c").last(), Some(&(0, 1.0)));
+    }
+}

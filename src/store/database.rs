@@ -65,7 +65,7 @@ impl Index {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    pub(super) connection: Connection,
+    connection: Connection,
     index: Arc<RwLock<Index>>,
     /// Held as long as the store is open.
     _lock: File,
@@ -268,6 +268,13 @@ impl Store {
             index: Arc::clone(&self.index),
             connections: Arc::new(Mutex::new(Vec::new())),
         }
+    }
+
+    /// Lets the database grow to so many pages and no further: a disk that is full.
+    #[cfg(test)]
+    pub(crate) fn limit_pages(&self, pages: i64) {
+        let set = format!("PRAGMA max_page_count = {pages}");
+        self.connection.query_row(&set, [], |row| row.get::<_, i64>(0)).expect("the pragma answers");
     }
 
     /// Bytes on disk, the log of the newest ticks included.

@@ -170,14 +170,11 @@ fn a_full_disk_is_an_error_and_the_tick_may_be_appended_when_there_is_room_again
     let dir = tempfile::tempdir().unwrap();
     let (mut store, _) = Store::open(dir.path()).unwrap();
     store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))])).unwrap();
-    let limit = |store: &Store, pages: i64| {
-        store.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| row.get::<_, i64>(0)).unwrap()
-    };
-    limit(&store, 1);
+    store.limit_pages(1);
     let many = || (2..2000).map(|id| started(id, MetricKind::Counter, 15)).collect::<Vec<_>>();
     assert!(matches!(store.append(&tick(20, many(), vec![(1, Value::Float(2.0))])), Err(StoreError::Database { .. })));
     assert_eq!(floats(&select(&store, "m1", 5, 99)), [(10, 1.0)]);
-    limit(&store, 1_000_000);
+    store.limit_pages(1_000_000);
     store.append(&tick(30, many(), vec![(1, Value::Float(2.0))])).unwrap();
     assert_eq!(floats(&select(&store, "m1", 5, 99)), [(10, 1.0), (30, 2.0)]);
     assert_eq!(floats(&select(&store, "m1999", 5, 99)), [(15, 0.0), (30, 0.0)]);
