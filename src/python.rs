@@ -6,6 +6,7 @@
 // The docstrings are Python's, and pyo3 hands over its arguments by value.
 #![allow(clippy::doc_markdown, clippy::needless_pass_by_value)]
 
+use std::cell::Cell;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -171,7 +172,12 @@ fn words(metric: &str, reason: DropReason, value: f64, config: &ClientConfig) ->
 struct Arguments<'a> {
     name: &'a str,
     value: f64,
-    tags: TagText,
+}
+
+thread_local! {
+    /// The text of the tags of a thread's last call, so that the next allocates nothing. Empty while a call is under way:
+    /// the `__str__` of a tag may make calls of its own.
+    static TAG_BUFFER: Cell<String> = const { Cell::new(String::new()) };
 }
 
 fn arguments<'a>(
@@ -179,12 +185,13 @@ fn arguments<'a>(
     metric: &'a Bound<'_, PyAny>,
     value: &Value<'_, '_>,
     tags: Option<&Bound<'_, PyAny>>,
+    text: &mut TagText,
     is_own: bool,
 ) -> Result<Arguments<'a>, Failure> {
     let bad_name = || format!("got metric {}, want the name as text", repr(metric));
     let name = metric.cast::<PyString>().map_err(|_| Refusal::of_type(DropReason::BadName, bad_name()))?;
     let name = name.to_str().map_err(|_| Refusal::of_value(DropReason::BadName, bad_name()))?;
-    if !is_own && RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+    if !is_own && name.starts_with("cortex_") && RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
         let words = format!("metric {name:?}: names that start with {} are reserved", RESERVED_PREFIXES.join(", "));
         return Err(Refusal::of_value(DropReason::ReservedName, words).into());
     }
@@ -192,14 +199,13 @@ fn arguments<'a>(
         Value::One => 1.0,
         Value::Given(value) => number(name, value)?,
     };
-    let mut text = TagText::default();
     if let Some(tags) = tags {
-        push_tags(name, tags, &mut text)?;
+        push_tags(name, tags, text)?;
     }
     if !is_own {
         text.push_text(&config.constant_tags);
     }
-    Ok(Arguments { name, value, tags: text })
+    Ok(Arguments { name, value })
 }
 
 /// Passes the notices on to `logging`. Whatever a handler raises stays there.
@@ -224,8 +230,10 @@ fn call(
     tags: Option<&Bound<'_, PyAny>>,
     is_own: bool,
 ) -> PyResult<()> {
-    let refusal = match arguments(client.config(), metric, value, tags, is_own) {
-        Ok(Arguments { name, value, tags }) => match client.record(kind, name, &tags, value) {
+    let mut text = TagText::reusing(TAG_BUFFER.take());
+    let arguments = arguments(client.config(), metric, value, tags, &mut text, is_own);
+    let refusal = match arguments {
+        Ok(Arguments { name, value }) => match client.record(kind, name, &text, value) {
             Ok(()) => None,
             Err(reason) => Some(Refusal::of_value(reason, words(name, reason, value, client.config()))),
         },
@@ -238,6 +246,7 @@ fn call(
             return Err(error);
         }
     };
+    TAG_BUFFER.set(text.into_buffer());
     if let Some(refusal) = refusal {
         if strict {
             return Err(refusal.into_error());

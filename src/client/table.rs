@@ -36,10 +36,21 @@ const WARNINGS_MAX: usize = 1_000;
 pub struct TagText(String);
 
 impl TagText {
+    /// No tags, in a buffer that was used before: then pushing allocates nothing.
+    pub fn reusing(mut buffer: String) -> Self {
+        buffer.clear();
+        Self(buffer)
+    }
+
+    /// The buffer, for [`TagText::reusing`].
+    pub fn into_buffer(self) -> String {
+        self.0
+    }
+
     /// Adds a tag. A key must not be empty or hold `:`, `,`, `|`, `#` or control characters. In a value, `,`, `|` and
     /// control characters, which would end it, become `_`.
     pub fn push(&mut self, key: &str, value: &str) -> Result<(), DropReason> {
-        if key.is_empty() || key.contains([':', ',', '|', '#']) || key.contains(char::is_control) {
+        if key.is_empty() || has_any(key, |c| matches!(c, ':' | ',' | '|' | '#')) {
             return Err(DropReason::BadTags);
         }
         if !self.0.is_empty() {
@@ -47,7 +58,12 @@ impl TagText {
         }
         self.0.push_str(key);
         self.0.push(':');
-        self.0.extend(value.chars().map(|c| if c == ',' || c == '|' || c.is_control() { '_' } else { c }));
+        let ends_a_value = |c| matches!(c, ',' | '|');
+        if has_any(value, ends_a_value) {
+            self.0.extend(value.chars().map(|c| if ends_a_value(c) || c.is_control() { '_' } else { c }));
+        } else {
+            self.0.push_str(value);
+        }
         Ok(())
     }
 
@@ -67,9 +83,15 @@ impl TagText {
     }
 }
 
+/// Whether `text` holds a control character or one that `is_wanted`. Plain ASCII, the usual case, is told byte by byte.
+fn has_any(text: &str, is_wanted: impl Fn(char) -> bool + Copy) -> bool {
+    let is_bad = |c: char| is_wanted(c) || c.is_control();
+    if text.is_ascii() { text.bytes().any(|b| is_bad(char::from(b))) } else { text.chars().any(is_bad) }
+}
+
 /// Whether a datagram can carry `name`, and the table take it.
 fn is_good_name(name: &str) -> bool {
-    !name.is_empty() && !name.contains([':', '|', '@', '#', ',']) && !name.contains(char::is_control)
+    !name.is_empty() && !has_any(name, |c| matches!(c, ':' | '|' | '@' | '#' | ','))
 }
 
 /// Name, kind and tags: what is counted together.
