@@ -28,6 +28,7 @@ DEMO = ROOT / ".demo"
 BIN = Path(sys.executable).parent
 START_SECONDS = 60
 STORED_SECONDS = 25
+FORGOTTEN_SECONDS = 60
 STOP_SECONDS = 10
 
 
@@ -142,10 +143,15 @@ def cortex(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-def responses(environment: dict[str, str]) -> dict[str, dict[str, int]]:
-    """What `cortex get` says: per API the responses by code."""
+def table(environment: dict[str, str]) -> list[dict[str, Any]]:
+    """What `cortex get` says: a row for each API."""
     rows: list[dict[str, Any]] = json.loads(cortex(environment, "get", "-e", "local", "-o", "json"))
-    return {row["api"]: row["responses"] for row in rows}
+    return rows
+
+
+def responses(environment: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Per API the responses by code."""
+    return {row["api"]: row["responses"] for row in table(environment)}
 
 
 def wait_until_stored(environment: dict[str, str], wanted: dict[str, dict[str, int]]) -> None:
@@ -153,6 +159,19 @@ def wait_until_stored(environment: dict[str, str], wanted: dict[str, dict[str, i
     while (got := responses(environment)) != wanted:
         if time.monotonic() > deadline:
             raise DemoError(f"after {STORED_SECONDS} s `cortex get` says {got}, want {wanted}")
+        time.sleep(0.5)
+
+
+def wait_until_forgotten(environment: dict[str, str]) -> None:
+    """After a run just before this one the collector still counts its replicas, until they were silent for 30 s."""
+    deadline = time.monotonic() + FORGOTTEN_SECONDS
+    is_told = False
+    while any(row["up_to_date"] + row["stale"] > 1 for row in table(environment)):
+        if not is_told:
+            print("waiting until the replicas of the run before count as gone (30 s after they were last heard)")
+            is_told = True
+        if time.monotonic() > deadline:
+            raise DemoError(f"after {FORGOTTEN_SECONDS} s there are replicas that nobody started")
         time.sleep(0.5)
 
 
@@ -207,6 +226,7 @@ def run(programs: Programs, environment: dict[str, str]) -> None:
 
     print("waiting until the collector has stored them (it stores every 10 s)")
     wait_until_stored(environment, wanted)
+    wait_until_forgotten(environment)
     for arguments in (["get"], ["get", "iris-classifier"]):
         print(f"\n$ cortex {' '.join(arguments)}\n{cortex(environment, *arguments)}", end="")
     print(f"\nopen {address}")

@@ -69,7 +69,8 @@ struct Worker {
     datagram: Vec<u8>,
     /// The calls in the payload that left last, in case it is refused late.
     last_calls: u64,
-    last_sent: Instant,
+    /// When a payload was last given to the transport, refused or not.
+    last_tried: Instant,
     is_refused: bool,
 }
 
@@ -83,7 +84,7 @@ impl Worker {
             header: shared.config.telemetry.then_some(header),
             datagram: Vec::new(),
             last_calls: 0,
-            last_sent: Instant::now(),
+            last_tried: Instant::now(),
             is_refused: false,
             shared,
         })
@@ -92,7 +93,7 @@ impl Worker {
     fn run(mut self, inbox: &Receiver<Control>) {
         let mut next = Instant::now() + self.shared.config.flush_interval;
         loop {
-            match inbox.recv_deadline(next) {
+            match inbox.recv_deadline(next.min(self.next_heartbeat())) {
                 Ok(Control::Flush(done)) => {
                     self.flush();
                     let _ = done.send(());
@@ -102,6 +103,10 @@ impl Worker {
                     self.flush();
                     let _ = done.send(());
                     return;
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < next => {
+                    self.send_heartbeat();
+                    continue;
                 }
                 Err(RecvTimeoutError::Timeout) => self.flush(),
                 Err(RecvTimeoutError::Disconnected) => {
@@ -114,6 +119,16 @@ impl Worker {
         }
     }
 
+    /// When the next sign of life is due; far away if this client does not name itself.
+    fn next_heartbeat(&self) -> Instant {
+        if self.header.is_some() { self.last_tried + HEARTBEAT } else { Instant::now() + 10 * HEARTBEAT }
+    }
+
+    /// Sends the header alone.
+    fn send_heartbeat(&mut self) {
+        self.send(&[], &[]);
+    }
+
     fn flush(&mut self) {
         let config = Arc::clone(&self.shared.config);
         let line_bytes_max = config.lines_bytes_max();
@@ -124,11 +139,10 @@ impl Worker {
             }
             table.take(line_bytes_max).into()
         };
-        let is_heartbeat = queue.is_empty() && self.header.is_some() && self.last_sent.elapsed() >= HEARTBEAT;
         let mut payload = Payload::new(line_bytes_max);
         let mut line = Vec::new();
         let mut sent = 0;
-        while !queue.is_empty() || (is_heartbeat && sent == 0) {
+        while !queue.is_empty() {
             payload.clear();
             let mut batch = Vec::new();
             while let Some(piece) = queue.front() {
@@ -139,7 +153,7 @@ impl Worker {
                 }
                 batch.extend(queue.pop_front());
             }
-            if batch.is_empty() && !is_heartbeat {
+            if batch.is_empty() {
                 // No context is so long that its line fits into no payload; should one be, it must not stop the others.
                 if let Some(piece) = queue.pop_front() {
                     lock(&self.shared.table).lose(DropReason::TooLong, piece.calls);
@@ -167,10 +181,10 @@ impl Worker {
             header.encode(&mut self.datagram);
         }
         self.datagram.extend_from_slice(lines);
+        self.last_tried = Instant::now();
         match self.transport.send(&self.datagram) {
             Ok(()) => {
                 self.header = header;
-                self.last_sent = Instant::now();
                 self.last_calls = lock(&self.shared.table).sent(batch);
                 if std::mem::take(&mut self.is_refused) {
                     self.shared

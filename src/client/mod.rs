@@ -10,6 +10,7 @@
 //! It never touches the old core's locks or channels, since a thread that no longer exists may hold them.
 
 mod account;
+mod accumulator;
 mod config;
 mod flusher;
 mod table;

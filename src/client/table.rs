@@ -3,7 +3,7 @@
 //! A context is kept as the two texts that a datagram needs, so that nothing is encoded again when it is sent, and stays in
 //! the table between flushes, so that its next call allocates nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 
 use super::account::{Account, DropReason};
+use super::accumulator::{Accumulator, Content};
 use crate::dogstatsd::{MessageType, encode_line, values_per_line};
-use crate::model::{BucketPlace, SCHEMA_DEFAULT};
 
 /// What a call does to its context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,12 +26,6 @@ pub enum Kind {
     Histogram,
 }
 
-/// Values of a histogram kept as they are until the next flush; past that they fall into buckets.
-const VALUES_EXACT_MAX: usize = 64;
-/// Buckets of one histogram context; past that they get coarser.
-const BUCKETS_MAX: usize = 512;
-/// Samples that one message stands for at most: other servers loop over them.
-const WEIGHT_MAX: u64 = 10_000;
 /// A context without calls for so many flushes leaves the table.
 const IDLE_FLUSHES_MAX: u16 = 60;
 /// How many different warnings are remembered.
@@ -95,14 +89,6 @@ pub(super) struct Piece {
     pub(super) calls: u64,
 }
 
-#[derive(Debug, Clone)]
-enum Content {
-    Counter(f64),
-    Gauge(f64),
-    Values(Vec<f64>),
-    Bucket { mean: f64, weight: u32 },
-}
-
 impl Piece {
     /// Writes the line (two for a negative gauge) without its last newline.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
@@ -114,22 +100,6 @@ impl Piece {
         };
         encode_line(out, self.context.name.as_bytes(), kind, values, weight, self.context.tags.as_bytes());
     }
-}
-
-/// What has accumulated in a context since the last flush.
-#[derive(Debug)]
-enum Accumulator {
-    Counter(Option<f64>),
-    Gauge(Option<f64>),
-    Histogram(Distribution),
-}
-
-/// The values of a histogram context: exact while few, then in exponential buckets with exact count and sum each.
-#[derive(Debug)]
-struct Distribution {
-    values: Vec<f64>,
-    schema: i8,
-    buckets: BTreeMap<BucketPlace, (u64, f64)>,
 }
 
 #[derive(Debug)]
@@ -340,106 +310,10 @@ impl Entry {
     fn take(&mut self, line_bytes_max: usize, pieces: &mut Vec<Piece>) {
         let calls = std::mem::take(&mut self.calls);
         let context = &self.context;
-        let mut piece = |content, calls| pieces.push(Piece { context: Arc::clone(context), content, calls });
-        match &mut self.accumulator {
-            Accumulator::Counter(sum) => {
-                if let Some(sum) = sum.take() {
-                    piece(Content::Counter(sum), calls);
-                }
-            }
-            Accumulator::Gauge(value) => {
-                if let Some(value) = value.take() {
-                    piece(Content::Gauge(value), calls);
-                }
-            }
-            Accumulator::Histogram(distribution) => {
-                let line_values = values_per_line(context.name.len() + context.tags.len(), line_bytes_max);
-                distribution
-                    .values
-                    .chunks(line_values)
-                    .for_each(|v| piece(Content::Values(v.to_vec()), v.len() as u64));
-                distribution.values.clear();
-                for (place, (count, sum)) in std::mem::take(&mut distribution.buckets) {
-                    let mean = place.clamp(sum / count as f64, distribution.schema);
-                    let mut left = count;
-                    while left > 0 {
-                        let weight = left.min(WEIGHT_MAX);
-                        piece(Content::Bucket { mean, weight: weight as u32 }, weight);
-                        left -= weight;
-                    }
-                }
-                distribution.schema = SCHEMA_DEFAULT;
-            }
-        }
-    }
-}
-
-impl Accumulator {
-    fn new(kind: Kind) -> Self {
-        match kind {
-            Kind::Counter => Self::Counter(None),
-            Kind::Gauge => Self::Gauge(None),
-            Kind::Histogram => {
-                Self::Histogram(Distribution { values: Vec::new(), schema: SCHEMA_DEFAULT, buckets: BTreeMap::new() })
-            }
-        }
-    }
-
-    fn add(&mut self, value: f64) -> Result<(), DropReason> {
-        match self {
-            Self::Counter(sum) => {
-                let grown = sum.unwrap_or(0.0) + value;
-                if !grown.is_finite() {
-                    return Err(DropReason::NotFinite);
-                }
-                *sum = Some(grown);
-            }
-            Self::Gauge(last) => *last = Some(value),
-            Self::Histogram(distribution) => distribution.add(value, 1),
-        }
-        Ok(())
-    }
-
-    fn restore(&mut self, content: Content) -> Result<(), DropReason> {
-        match (self, content) {
-            (Self::Gauge(last), Content::Gauge(value)) => {
-                last.get_or_insert(value);
-            }
-            (Self::Histogram(distribution), Content::Values(values)) => {
-                values.iter().for_each(|value| distribution.add(*value, 1));
-            }
-            (Self::Histogram(distribution), Content::Bucket { mean, weight }) => distribution.add(mean, weight),
-            (counter, Content::Counter(sum)) => counter.add(sum)?,
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-impl Distribution {
-    fn add(&mut self, value: f64, weight: u32) {
-        if weight == 1 && self.buckets.is_empty() && self.values.len() < VALUES_EXACT_MAX {
-            self.values.push(value);
-            return;
-        }
-        for exact in std::mem::take(&mut self.values) {
-            self.fold(exact, 1);
-        }
-        self.fold(value, u64::from(weight));
-    }
-
-    fn fold(&mut self, value: f64, weight: u64) {
-        let bucket = self.buckets.entry(BucketPlace::of(value, self.schema)).or_default();
-        bucket.0 += weight;
-        bucket.1 += value * weight as f64;
-        while self.buckets.len() > BUCKETS_MAX && self.schema > crate::model::SCHEMA_MIN {
-            self.schema -= 1;
-            for (place, (count, sum)) in std::mem::take(&mut self.buckets) {
-                let bucket = self.buckets.entry(place.coarser()).or_default();
-                bucket.0 += count;
-                bucket.1 += sum;
-            }
-        }
+        let line_values = values_per_line(context.name.len() + context.tags.len(), line_bytes_max);
+        self.accumulator.take(calls, line_values, |content, calls| {
+            pieces.push(Piece { context: Arc::clone(context), content, calls });
+        });
     }
 }
 
@@ -499,7 +373,7 @@ mod tests {
         assert_eq!(weights, 100_000.0);
         let exact: f64 = values.iter().sum();
         assert!((sum - exact).abs() / exact < 1e-12, "{sum} for {exact}");
-        assert!(lines.len() <= BUCKETS_MAX, "{} lines", lines.len());
+        assert!(lines.len() <= 512, "{} lines", lines.len());
     }
 
     #[test]

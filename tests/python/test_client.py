@@ -310,3 +310,15 @@ def test_the_flusher_sends_without_being_asked(udp: Udp, caplog: pytest.LogCaptu
     assert until(udp.messages) == ["c:1|c"]
     client.close()
     assert caplog.records == []
+
+
+def test_a_client_with_nothing_to_say_says_that_it_lives(udp: Udp) -> None:
+    # Only the datagram is asserted, not when it came: it is due 10 s after the last one.
+    client = MetricsClient(udp.url, flush_interval=3600)
+    client.increment("c")
+    client.flush()
+    assert udp.messages() == ["c:1|c"]
+    header = until(udp.all_messages, 30)
+    assert len(header) == 1
+    assert header[0].startswith("cortex_client_payload_sequence:2|g|#client_id:")
+    client.close()
