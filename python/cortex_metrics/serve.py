@@ -16,6 +16,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -29,7 +30,6 @@ from .asgi import App, MetricsMiddleware, Receive, Send
 from .predictor import PredictorError, build, check, load, predict_arguments
 
 if TYPE_CHECKING:
-    import uvicorn
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -311,12 +311,10 @@ def app_from_settings() -> App:
     settings = json.loads(os.environ[_SETTINGS])
     try:
         return _app(settings, load(settings["path"], settings["class_name"]))
-    except _NotBuiltError as error:
-        logger.error("%s", error)
-        raise SystemExit(_EXIT_STARTUP) from None
-    except PredictorError as error:
-        logger.error("%s", error, exc_info=error.__cause__)
-        raise SystemExit(_EXIT_STARTUP) from None
+    except (PredictorError, _NotBuiltError) as error:
+        # The parent tells it, once for all workers.
+        Path(settings["reason"]).write_text(str(error), encoding="utf-8")
+        raise SystemExit(_EXIT_STARTUP) from error
 
 
 class _NotBuiltError(Exception):
@@ -405,10 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ready = f"serving {args.api_name} at {endpoint} (POST JSON to / or /predict), metrics through {client!r}"
     options: dict[str, Any] = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 10}
     if args.workers > 1:
-        os.environ[_SETTINGS] = json.dumps(settings)
-        app_of_worker = "cortex_metrics.serve:app_from_settings"
-        uvicorn_config = uvicorn.Config(app_of_worker, factory=True, workers=args.workers, **options)
-        _serve_with_workers(uvicorn_config, listener, ready)
+        _serve_with_workers(settings, listener, ready, {**options, "workers": args.workers})
         return
     try:
         app = _app(settings, cls)
@@ -440,15 +435,17 @@ def _end(_number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
-def _serve_with_workers(config: uvicorn.Config, listener: socket.socket, ready: str) -> None:
-    from uvicorn.supervisors import Multiprocess
+def _serve_with_workers(settings: dict[str, Any], listener: socket.socket, ready: str, options: dict[str, Any]) -> None:
+    import uvicorn
 
     listener.listen(2048)
-    supervisor = Multiprocess(config, sockets=[listener])
     threading.Thread(target=_announce_when_answered, args=(listener, ready), daemon=True).start()
-    supervisor.run()
-    if any(worker.exitcode == _EXIT_STARTUP for worker in supervisor.processes):
-        _fail(_EXIT_USAGE, "a worker could not start: its reason is above")
+    with tempfile.TemporaryDirectory(prefix="cortex-serve-") as folder:
+        reason = Path(folder) / "reason"
+        os.environ[_SETTINGS] = json.dumps({**settings, "reason": str(reason)})
+        uvicorn.run("cortex_metrics.serve:app_from_settings", factory=True, fd=listener.fileno(), **options)
+        if reason.exists():
+            _fail(_EXIT_USAGE, reason.read_text(encoding="utf-8"))
 
 
 def _announce_when_answered(listener: socket.socket, ready: str) -> None:
