@@ -19,6 +19,10 @@ use crate::store::{Restored, StartedSeries, Tick};
 const SERIES_MAX: usize = 100_000;
 /// How many spellings of names and tags are remembered; then they are learned anew.
 const ROUTES_MAX: usize = 4 * SERIES_MAX;
+/// The longest name with tags that becomes a series, in bytes. What is longer is no metric, and takes the memory of many.
+const CONTEXT_BYTES_MAX: usize = 4096;
+/// What the classic form of a histogram adds to its name: no other metric may have such a name.
+const CLASSIC_SUFFIXES: [&str; 3] = ["_bucket", "_count", "_sum"];
 /// The prefix that no sender may use: what the collector says of itself.
 const OWN_PREFIX: &str = "cortex_collector_";
 
@@ -37,6 +41,9 @@ pub enum Refusal {
     /// The value, or what it would make of the total, is not finite.
     #[error("the total would not be finite")]
     NotFinite,
+    /// Name and tags are too long.
+    #[error("name and tags take more than {CONTEXT_BYTES_MAX} bytes")]
+    TooLong,
     /// There are too many series.
     #[error("there are {SERIES_MAX} series already; is a tag unbounded?")]
     SeriesLimit,
@@ -50,6 +57,7 @@ impl Refusal {
             Self::ReservedName => "reserved_name",
             Self::NegativeCounter => "negative_counter",
             Self::NotFinite => "total_not_finite",
+            Self::TooLong => "too_long",
             Self::SeriesLimit => "series_limit",
         }
     }
@@ -229,6 +237,9 @@ impl Registry {
         if let Some(at) = self.routes.get(self.route.as_slice()) {
             return Ok(*at);
         }
+        if message.name.len() + message.tags.len() > CONTEXT_BYTES_MAX {
+            return Err(Refusal::TooLong);
+        }
         let (labels, fallen) = series_of(message);
         if labels.name().starts_with(OWN_PREFIX) {
             return Err(Refusal::ReservedName);
@@ -243,8 +254,10 @@ impl Registry {
     }
 
     fn series_at(&mut self, labels: Labels, kind: MetricKind) -> Result<usize, Refusal> {
-        if self.kinds.get(labels.name()).is_some_and(|known| *known != kind) {
-            return Err(Refusal::TypeConflict);
+        match self.kinds.get(labels.name()) {
+            Some(known) if *known != kind => return Err(Refusal::TypeConflict),
+            None if self.meets_a_histogram(labels.name(), kind) => return Err(Refusal::TypeConflict),
+            _ => {}
         }
         if let Some(at) = self.by_labels.get(&labels) {
             return Ok(*at);
@@ -270,6 +283,14 @@ impl Registry {
             is_writer_changed: false,
         };
         Ok(self.insert(live))
+    }
+
+    /// Whether a new name would read like a part of a histogram's classic form, or a new histogram's like a name there is.
+    fn meets_a_histogram(&self, name: &str, kind: MetricKind) -> bool {
+        CLASSIC_SUFFIXES.iter().any(|suffix| match kind {
+            MetricKind::Histogram => self.kinds.contains_key(format!("{name}{suffix}").as_str()),
+            _ => name.strip_suffix(suffix).is_some_and(|base| self.kinds.get(base) == Some(&MetricKind::Histogram)),
+        })
     }
 
     /// Adds to one of the collector's own counters (`delta`), or sets one of its gauges.
@@ -408,6 +429,22 @@ mod tests {
             [Some(TypeConflict), Some(NegativeCounter), Some(NotFinite), Some(NotFinite), Some(ReservedName), None]
         );
         assert_eq!(changes(&mut registry), ["m 2"]);
+    }
+
+    #[test]
+    fn a_name_that_reads_like_a_part_of_a_histogram_is_a_conflict() {
+        let mut registry = registry();
+        let conflict = Some(Refusal::TypeConflict);
+        let got = apply(&mut registry, "h:1|h\nh_count:1|c\nh_sum:1|g\nh_max:1|g\nx_bucket:1|c\nx:1|h\nx:1|c");
+        assert_eq!(got, [None, conflict, conflict, None, None, conflict, None]);
+    }
+
+    #[test]
+    fn a_name_with_tags_beyond_all_measure_is_refused() {
+        let mut registry = registry();
+        let tags: String = (0..2000).map(|i| format!("t{i}:v,")).collect();
+        assert_eq!(apply(&mut registry, &format!("m:1|c|#{tags}\nm:1|c")), [Some(Refusal::TooLong), None]);
+        assert_eq!(registry.len(), 1);
     }
 
     #[test]
