@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,36 +104,53 @@ def free_port(kind: socket.SocketKind, wanted: int) -> int:
     raise DemoError("no free port")
 
 
-def send(name: str, port: int, bodies: list[bytes]) -> dict[str, int]:
-    """Posts each body and counts the response codes, with progress."""
+@dataclass(frozen=True)
+class Request:
+    """What is posted, and the response code that it is to get."""
+
+    body: bytes
+    code: int
+
+
+def send(program: Program, port: int, requests: list[Request]) -> dict[str, int]:
+    """Posts each request, with progress, and counts the response codes."""
     codes: dict[str, int] = {}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     is_terminal = sys.stdout.isatty()
-    for done, body in enumerate(bodies, 1):
-        connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        response.read()
+    for done, request in enumerate(requests, 1):
+        try:
+            connection.request("POST", "/predict", request.body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise DemoError(f"{program.name}: request {done} got no answer: {error}\n{program.tail()}") from None
+        if response.status != request.code:
+            got = f"got {response.status} {text[:80]!r}, want {request.code}"
+            raise DemoError(f"{program.name}: request {done}: {got}\n{program.tail()}")
         codes[str(response.status)] = codes.get(str(response.status), 0) + 1
-        if done == len(bodies) or done % (10 if is_terminal else 100) == 0:
-            text = f"  {name}: {done}/{len(bodies)} requests"
-            print(f"\r{text}" if is_terminal else text, end="" if is_terminal else "\n", flush=True)
+        if done == len(requests) or done % (10 if is_terminal else 100) == 0:
+            progress = f"  {program.name}: {done}/{len(requests)} requests"
+            print(f"\r{progress}" if is_terminal else progress, end="" if is_terminal else "\n", flush=True)
     if is_terminal:
         print()
     connection.close()
     return codes
 
 
-def iris_requests() -> list[bytes]:
+def iris_requests() -> list[Request]:
     """Each flower twice, four malformed bodies, and one with a measurement missing, which makes the predictor raise."""
     fields = ("sepal_length", "sepal_width", "petal_length", "petal_width")
-    flowers = [json.dumps(dict(zip(fields, row, strict=True))).encode() for row in load_iris().data.tolist()]
-    return [*flowers, *[b'{"sepal_length": 5.1,'] * 4, b'{"sepal_length": 5.1}', *flowers]
+    rows = load_iris().data.tolist()
+    flowers = [Request(json.dumps(dict(zip(fields, row, strict=True))).encode(), 200) for row in rows]
+    malformed, incomplete = Request(b'{"sepal_length": 5.1,', 400), Request(b'{"sepal_length": 5.1}', 500)
+    return [*flowers, *[malformed] * 4, incomplete, *flowers]
 
 
-def digit_requests() -> list[bytes]:
+def digit_requests() -> list[Request]:
     """400 images, three malformed bodies, and one image that is too small, which makes the predictor raise."""
-    images = [json.dumps({"image": image}).encode() for image in load_digits().images[:400].tolist()]
-    return [*images[:200], *[b"not json"] * 3, b'{"image": [[1, 2], [3, 4]]}', *images[200:]]
+    images = [Request(json.dumps({"image": image}).encode(), 200) for image in load_digits().images[:400].tolist()]
+    malformed, too_small = Request(b"not json", 400), Request(b'{"image": [[1, 2], [3, 4]]}', 500)
+    return [*images[:200], *[malformed] * 3, too_small, *images[200:]]
 
 
 def cortex(environment: dict[str, str], *arguments: str) -> str:
@@ -203,7 +220,7 @@ def run(programs: Programs, environment: dict[str, str]) -> None:
     before = responses(environment)
 
     models = {"iris-classifier": (8080, iris_requests()), "digit-classifier": (8081, digit_requests())}
-    served: dict[str, int] = {}
+    served: dict[str, tuple[Program, int]] = {}
     for name, (wanted_port, _) in models.items():
         folder = ROOT / "examples" / name.replace("-", "_")
         port = free_port(socket.SOCK_STREAM, wanted_port)
@@ -215,18 +232,21 @@ def run(programs: Programs, environment: dict[str, str]) -> None:
         )
         address_of_model = program.line(r"serving \S+ at (http://[^ ]+)")
         print(f"serving {name} at {address_of_model}")
-        served[name] = port
+        served[name] = (program, port)
 
     print("sending requests")
     wanted = {name: dict(codes) for name, codes in before.items()}
-    for name, (_, bodies) in models.items():
-        for code, count in send(name, served[name], bodies).items():
+    for name, (_, requests) in models.items():
+        for code, count in send(*served[name], requests).items():
             codes = wanted.setdefault(name, {})
             codes[code] = codes.get(code, 0) + count
 
     print("waiting until the collector has stored them (it stores every 10 s)")
-    wait_until_stored(environment, wanted)
-    wait_until_forgotten(environment)
+    try:
+        wait_until_stored(environment, wanted)
+        wait_until_forgotten(environment)
+    except DemoError as error:
+        raise DemoError(f"{error}\n{collector.tail()}") from None
     for arguments in (["get"], ["get", "iris-classifier"]):
         print(f"\n$ cortex {' '.join(arguments)}\n{cortex(environment, *arguments)}", end="")
     print(f"\nopen {address}")
@@ -235,8 +255,10 @@ def run(programs: Programs, environment: dict[str, str]) -> None:
         print(f"for `cortex get` of your own: {BIN / 'cortex'} env add demo {address}")
     if sys.stdout.isatty():
         print("\nCtrl-C stops everything", flush=True)
-        while True:
-            time.sleep(3600)
+        with suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
+        print("\nstopping")
 
 
 def main() -> int:
@@ -252,11 +274,15 @@ def main() -> int:
         try:
             run(programs, environment)
         except KeyboardInterrupt:
-            print("\nstopping")
+            print("\ndemo: interrupted before it was through", file=sys.stderr)
+            return 1
         except DemoError as error:
             print(f"demo: {error}", file=sys.stderr)
             return 1
         finally:
+            # A second Ctrl-C must not leave a program behind.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
             programs.stop()
     return 0
 

@@ -6,6 +6,8 @@ seconds it records what is in flight and that the replica lives. ``asgi.py`` tel
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import secrets
 import threading
@@ -14,6 +16,8 @@ import weakref
 from typing import Protocol
 
 from . import MetricsClient
+
+logger = logging.getLogger("cortex_metrics")
 
 RECORD_SECONDS = 10.0
 """How often in-flight requests and the replica's life are recorded."""
@@ -86,7 +90,11 @@ class RequestMetrics:
             self._thread = threading.Thread(
                 target=_record_until, args=(weakref.ref(self), self._stop), name="cortex-requests", daemon=True
             )
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                # A process at its limit of threads still answers: it only goes without this record.
+                logger.warning("in-flight requests of %s are not recorded: %s", self._labels["api_name"], error)
 
     def stop(self) -> None:
         """Ends the record; ``start()`` begins it again."""
@@ -108,16 +116,18 @@ class RequestMetrics:
 
     def ended(self, began: float, code: int) -> None:
         """The request ended with this response code: its last byte left, or nobody waits for it any more."""
-        self._histogram("cortex_api_request_duration_seconds", time.perf_counter() - began, self._labels)
-        self._increment("cortex_api_requests_total", 1, self._labels_of(code))
+        seconds = time.perf_counter() - began
         with self._lock:
             self._in_flight -= 1
+        self._histogram("cortex_api_request_duration_seconds", seconds, self._labels)
+        self._increment("cortex_api_requests_total", 1, self._labels_of(code))
 
     def _labels_of(self, code: int) -> dict[str, str]:
         labels = self._code_labels.get(code)
         if labels is None:
             # Whatever integer an app takes for a code must not fill the memory.
-            text = str(code) if 100 <= code <= 599 else "other"
+            # int(): before Python 3.11 the text of an http.HTTPStatus is its name.
+            text = str(int(code)) if 100 <= code <= 599 else "other"
             labels = {**self._labels, "response_code": text}
             if text != "other":
                 self._code_labels[code] = labels
@@ -150,11 +160,18 @@ def _record_until(reference: weakref.ref[RequestMetrics], stop: threading.Event)
 
 
 def _number(variable: str) -> float | None:
-    """The number in an environment variable; what is none is as if it were not set."""
-    try:
-        return float(os.environ[variable])
-    except (KeyError, ValueError):
+    """The number in an environment variable; what is none is told and is as if it were not set."""
+    text = os.environ.get(variable)
+    if not text:
         return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number) and number >= 0:
+        return number
+    logger.warning("%s: got %r, want a number of 0 or more; it is ignored", variable, text)
+    return None
 
 
 _instances: weakref.WeakSet[RequestMetrics] = weakref.WeakSet()

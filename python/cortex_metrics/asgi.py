@@ -33,7 +33,8 @@ class MetricsMiddleware:
 
     A request lasts from its first byte to the last byte of its response, however that is streamed. A client that
     disconnects before is counted as ``499``, an exception in the app as ``500``; the app sees and raises both as ever.
-    Websockets and the lifespan pass through.
+    That a client is gone shows when the app asks for it or when the server refuses to send; an app that does neither
+    until its last byte has answered. Websockets and the lifespan pass through.
 
     Args:
         app: The ASGI app.
@@ -87,11 +88,12 @@ class MetricsMiddleware:
 class _Request:
     """One request on its way through the app."""
 
-    __slots__ = ("_began", "_is_disconnected", "_is_ended", "_metrics", "_status")
+    __slots__ = ("_began", "_has_trailers", "_is_disconnected", "_is_ended", "_metrics", "_status")
 
     def __init__(self, metrics: RequestMetrics) -> None:
         self._metrics = metrics
         self._status = 0
+        self._has_trailers = False
         self._is_ended = False
         self._is_disconnected = False
 
@@ -111,8 +113,9 @@ class _Request:
                 raise
             if message["type"] == "http.response.start":
                 self._status = message["status"]
+                self._has_trailers = message.get("trailers", False)
                 self._metrics.first_byte(self._began)
-            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            elif self._is_last(message):
                 # Here, and not when the app returns: what it does after the last byte is nobody's wait.
                 self._end(_CLIENT_CLOSED_REQUEST if self._is_disconnected else self._status)
 
@@ -125,6 +128,17 @@ class _Request:
         finally:
             # No whole response, by an exception or by a return: nobody got an answer.
             self._end(_CLIENT_CLOSED_REQUEST if self._is_disconnected else _SERVER_ERROR)
+
+    def _is_last(self, message: Message) -> bool:
+        """Whether the response is complete with this message, be it sent as bytes, as a file or with trailers."""
+        match message["type"]:
+            case "http.response.body" | "http.response.zerocopysend":
+                return not self._has_trailers and not message.get("more_body", False)
+            case "http.response.pathsend":
+                return not self._has_trailers
+            case "http.response.trailers":
+                return not message.get("more_trailers", False)
+        return False
 
     def _end(self, code: int) -> None:
         if not self._is_ended:

@@ -13,16 +13,22 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["PredictorError", "build", "load"]
+__all__ = ["PredictorError", "build", "load", "predict_arguments"]
 
 NAMES = ("PythonPredictor", "TensorFlowPredictor", "ONNXPredictor")
 """The class names that are looked for, in this order."""
 
+PREDICT_ARGUMENTS = ("payload", "headers", "query_params")
+"""What of a request ``predict`` can name."""
+
 T = TypeVar("T")
+
+# The modules that ``load`` put into ``sys.modules``: only these it replaces.
+_loaded: set[str] = set()
 
 
 class PredictorError(Exception):
@@ -53,8 +59,13 @@ def load(path: str | Path, class_name: str | None = None) -> type[Any]:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not name.isidentifier():
         raise PredictorError(f"{path}: want a Python file whose name is an identifier, such as predictor.py")
+    if name in sys.modules and name not in _loaded:
+        taken = getattr(sys.modules[name], "__file__", None) or "the interpreter"
+        raise PredictorError(f"{path}: a module named {name} is imported already, from {taken}: rename the file")
     module = importlib.util.module_from_spec(spec)
+    # Before it runs, as any import does: so its classes can be pickled.
     sys.modules[name] = module
+    _loaded.add(name)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -103,12 +114,44 @@ def build(cls: type[T], *, config: Mapping[str, Any] | None = None, metrics_clie
 
 def check(cls: type[Any], available: Mapping[str, Any]) -> None:
     """Raises ``PredictorError`` if the constructor of ``cls`` wants more than ``available``."""
+    _check(cls, "its constructor", list(inspect.signature(cls).parameters.values()), available)
+
+
+def predict_arguments(cls: type[Any]) -> frozenset[str]:
+    """Which of ``payload``, ``headers`` and ``query_params`` the ``predict`` of a class takes.
+
+    Args:
+        cls: The class.
+
+    Returns:
+        Those that it names; all of them if it takes ``**kwargs``.
+
+    Raises:
+        PredictorError: It wants an argument that is none of these.
+
+    Example:
+        >>> class PythonPredictor:
+        ...     def predict(self, payload, threshold=0.5): ...
+        >>> predict_arguments(PythonPredictor)
+        frozenset({'payload'})
+    """
+    parameters = list(inspect.signature(cls.predict).parameters.values())
+    if not isinstance(inspect.getattr_static(cls, "predict"), (staticmethod, classmethod)):
+        # Of the class it is a plain function, whose first argument is the predictor.
+        parameters = parameters[1:]
+    _check(cls, "predict", parameters, PREDICT_ARGUMENTS)
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return frozenset(PREDICT_ARGUMENTS)
+    return frozenset(PREDICT_ARGUMENTS) & {parameter.name for parameter in parameters}
+
+
+def _check(cls: type[Any], what: str, parameters: list[inspect.Parameter], available: Iterable[str]) -> None:
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    for parameter in inspect.signature(cls).parameters.values():
+    for parameter in parameters:
         if parameter.kind in variable or parameter.default is not inspect.Parameter.empty:
             continue
         if parameter.name not in available or parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             file = inspect.getsourcefile(cls) or "?"
             have = ", ".join(available)
-            wants = f"its constructor wants {parameter.name!r}, which nobody provides: have {have}"
+            wants = f"{what} wants {parameter.name!r}, which nobody provides: have {have}"
             raise PredictorError(f"{file}: class {cls.__name__}: {wants}")

@@ -13,17 +13,21 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import MetricsClient, __version__
 from .asgi import App, MetricsMiddleware, Receive, Send
-from .predictor import PredictorError, build, check, load
+from .predictor import PredictorError, build, check, load, predict_arguments
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -36,6 +40,10 @@ logger = logging.getLogger("cortex_metrics.serve")
 _SETTINGS = "CORTEX_SERVE_SETTINGS"
 _EXIT_FAILURE = 1
 _EXIT_USAGE = 2
+# What uvicorn's supervisor, since 0.50, does not start again.
+_EXIT_STARTUP = 3
+
+_CLIENT_CLOSED_REQUEST = 499
 
 
 def create_app(
@@ -66,17 +74,21 @@ def create_app(
     from anyio import CapacityLimiter, to_thread
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
-    from starlette.responses import JSONResponse, PlainTextResponse
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 
-    wanted = _wanted(predictor.predict)
+    wanted = predict_arguments(type(predictor))
     is_async = inspect.iscoroutinefunction(predictor.predict)
     limiter: list[CapacityLimiter] = []
 
     async def predict(request: Request) -> Response:
         arguments: dict[str, Any] = {}
         if "payload" in wanted:
-            arguments["payload"] = await _payload(request)
+            try:
+                arguments["payload"] = await _payload(request)
+            except ClientDisconnect:
+                return Response(status_code=_CLIENT_CLOSED_REQUEST)
         if "headers" in wanted:
             arguments["headers"] = dict(request.headers)
         if "query_params" in wanted:
@@ -93,6 +105,9 @@ def create_app(
         except Exception:
             logger.exception("%s: predict raised", api_name)
             return PlainTextResponse("internal server error", 500)
+        if await request.is_disconnected():
+            # Asked through the middleware, which counts it so: nobody reads this response.
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
         try:
             return _response(result)
         except (TypeError, ValueError) as error:
@@ -124,15 +139,6 @@ def create_app(
     )
 
 
-def _wanted(predict: Callable[..., Any]) -> set[str]:
-    """The arguments that ``predict`` names; with ``**kwargs`` all of them."""
-    known = {"payload", "headers", "query_params"}
-    parameters = inspect.signature(predict).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return known
-    return known & set(parameters)
-
-
 async def _payload(request: Request) -> Any:
     """The body by its content type: JSON, text, form or bytes. What is not the JSON it says it is raises a 400."""
     from starlette.exceptions import HTTPException
@@ -151,6 +157,9 @@ async def _payload(request: Request) -> Any:
             raise HTTPException(400, f"malformed JSON: not {error.encoding} at byte {error.start}") from None
         except RecursionError:
             raise HTTPException(400, "malformed JSON: nested too deeply") from None
+        except ValueError:
+            # Python's limit, 4,300 digits unless told otherwise.
+            raise HTTPException(400, "malformed JSON: a number has too many digits") from None
     if kind.startswith("text/"):
         try:
             return body.decode("utf-8")
@@ -218,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: cortex-serve predictor.py --api-name text-generator --config config.yaml",
     )
     parser.add_argument("predictor", metavar="predictor.py[:ClassName]", help="the file, and the class in it")
-    parser.add_argument("--api-name", required=True, help="the API's name in all metrics")
+    parser.add_argument("--api-name", required=True, type=_name, help="the API's name in all metrics")
     parser.add_argument("--api-id", help="its version (default: a hash of the predictor's file and its config)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="YAML or JSON for the constructor's config")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
@@ -232,6 +241,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--access-log", action="store_true", help="log each request with its duration in seconds")
     parser.add_argument("--version", action="version", version=f"cortex-serve {__version__}")
     return parser
+
+
+def _name(text: str) -> str:
+    # Anything else a datagram would carry as another name, which `cortex get` then does not find.
+    if not text.strip() or not text.isprintable() or any(char in text for char in ",|"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, want text that is not empty and has no comma or |")
+    return text
 
 
 def _positive(text: str) -> int:
@@ -287,12 +303,36 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def app_from_settings() -> App:
-    """The app of one worker, from what the parent left in the environment."""
+    """The app of one worker, from what the parent left in the environment.
+
+    Raises:
+        SystemExit: The predictor cannot be built; why is in the log.
+    """
     settings = json.loads(os.environ[_SETTINGS])
+    try:
+        return _app(settings, load(settings["path"], settings["class_name"]))
+    except (PredictorError, _NotBuiltError) as error:
+        # The parent tells it, once for all workers.
+        Path(settings["reason"]).write_text(str(error), encoding="utf-8")
+        raise SystemExit(_EXIT_STARTUP) from error
+
+
+class _NotBuiltError(Exception):
+    """The predictor's constructor raised; that is in the log."""
+
+
+def _app(settings: dict[str, Any], cls: type[Any]) -> App:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     client = MetricsClient(settings["collector_url"])
     config = _config(Path(settings["config"]) if settings["config"] else None)
-    predictor = build(load(settings["path"], settings["class_name"]), config=config, metrics_client=client)
+    try:
+        predictor = build(cls, config=config, metrics_client=client)
+    except PredictorError:
+        raise
+    except Exception as error:
+        logger.exception("the predictor's constructor raised")
+        told = f"{settings['path']}: the predictor's constructor raised {type(error).__name__}: {error}"
+        raise _NotBuiltError(told) from error
     app = create_app(
         predictor,
         client,
@@ -312,7 +352,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line without the program's name; that of the process if none is given.
 
     Raises:
-        SystemExit: 2 for a command line or a predictor that cannot be used, 1 for a port that cannot be had.
+        SystemExit: 2 for a command line or a predictor that cannot be used, 1 for a port that cannot be had, 0 after a
+            signal.
     """
     try:
         import multipart  # noqa: F401
@@ -323,65 +364,101 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(_EXIT_FAILURE, f"{error.name} is missing: pip install 'cortex-metrics[serve]'")
     args = _parser().parse_args(arguments)
     path, _, class_name = args.predictor.partition(":")
+    if not Path(path).is_file():
+        _fail(_EXIT_USAGE, f"{path}: no such file")
     config = _config(args.config)
     try:
-        # Found out here, before a port is taken and, with several workers, before each of them fails.
-        check(load(path, class_name or None), {"config": None, "metrics_client": None})
-        MetricsClient(args.collector_url).close()
-    except PredictorError as error:
-        if error.__cause__ is not None:
-            logging.basicConfig()
-            logger.error("the predictor's file raised", exc_info=error.__cause__)
-        _fail(_EXIT_USAGE, str(error))
+        client = MetricsClient(args.collector_url)
     except ValueError as error:
         _fail(_EXIT_USAGE, f"--collector-url: {error}")
+    client.close()
     api_id = args.api_id or _version_of(Path(path), config)
-    listener = _bind(args.host, args.port)
-    host, port = listener.getsockname()[:2]
-    endpoint = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-    # Workers inherit what a replica is: its name, its version, its id and when it started.
+    # Before the predictor's file runs, which may build a client of its own. Workers inherit what a replica is: its
+    # name, its version, its id and when it started.
     os.environ.update(
         CORTEX_API_NAME=args.api_name,
         CORTEX_API_ID=api_id,
         CORTEX_REPLICA_ID=os.environ.get("CORTEX_REPLICA_ID") or secrets.token_hex(4),
         CORTEX_REPLICA_START_SECONDS=f"{time.time():.3f}",
     )
-    os.environ[_SETTINGS] = json.dumps(
-        {
-            "path": str(Path(path).resolve()),
-            "class_name": class_name or None,
-            "config": str(args.config.resolve()) if args.config else None,
-            "api_name": args.api_name,
-            "api_id": api_id,
-            "endpoint": endpoint,
-            "replicas_requested": args.replicas_requested,
-            "threads": args.threads,
-            "collector_url": args.collector_url,
-            "access_log": args.access_log,
-        }
-    )
+    if args.collector_url:
+        os.environ["CORTEX_METRICS_URL"] = args.collector_url
+    # Found out here, before a port is taken and, with several workers, before each of them fails.
+    cls = _predictor_class(path, class_name or None)
+    listener = _bind(args.host, args.port)
+    host, port = listener.getsockname()[:2]
+    endpoint = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    settings = {
+        "path": str(Path(path).resolve()),
+        "class_name": class_name or None,
+        "config": str(args.config.resolve()) if args.config else None,
+        "api_name": args.api_name,
+        "api_id": api_id,
+        "endpoint": endpoint,
+        "replicas_requested": args.replicas_requested,
+        "threads": args.threads,
+        "collector_url": args.collector_url,
+        "access_log": args.access_log,
+    }
+    ready = f"serving {args.api_name} at {endpoint} (POST JSON to / or /predict), metrics through {client!r}"
     options: dict[str, Any] = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 10}
     if args.workers > 1:
-        listener.listen(2048)
-        _announce(args, endpoint)
-        app_of_worker = "cortex_metrics.serve:app_from_settings"
-        uvicorn.run(app_of_worker, factory=True, workers=args.workers, fd=listener.fileno(), **options)
+        _serve_with_workers(settings, listener, ready, {**options, "workers": args.workers})
         return
     try:
-        app = app_from_settings()
-    except PredictorError as error:
+        app = _app(settings, cls)
+    except (PredictorError, _NotBuiltError) as error:
         _fail(_EXIT_USAGE, str(error))
-    except Exception as error:
-        logger.exception("the predictor's constructor raised")
-        _fail(_EXIT_USAGE, f"{path}: the predictor's constructor raised {type(error).__name__}: {error}")
     server = uvicorn.Server(uvicorn.Config(app, **options))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Uvicorn stops in good order and raises the signal again: then the interpreter ends in good order too.
+        signal.signal(number, _end)
     listener.listen(2048)
-    _announce(args, endpoint)
+    print(ready, flush=True)
     server.run(sockets=[listener])
 
 
-def _announce(args: argparse.Namespace, endpoint: str) -> None:
-    print(f"serving {args.api_name} at {endpoint} (POST JSON to / or /predict)", flush=True)
+def _predictor_class(path: str, class_name: str | None) -> type[Any]:
+    try:
+        cls = load(path, class_name)
+        check(cls, {"config": None, "metrics_client": None})
+        predict_arguments(cls)
+    except PredictorError as error:
+        if error.__cause__ is not None:
+            logging.basicConfig()
+            logger.error("the predictor's file raised", exc_info=error.__cause__)
+        _fail(_EXIT_USAGE, str(error))
+    return cls
+
+
+def _end(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _serve_with_workers(settings: dict[str, Any], listener: socket.socket, ready: str, options: dict[str, Any]) -> None:
+    import uvicorn
+
+    listener.listen(2048)
+    threading.Thread(target=_announce_when_answered, args=(listener, ready), daemon=True).start()
+    with tempfile.TemporaryDirectory(prefix="cortex-serve-") as folder:
+        reason = Path(folder) / "reason"
+        os.environ[_SETTINGS] = json.dumps({**settings, "reason": str(reason)})
+        uvicorn.run("cortex_metrics.serve:app_from_settings", factory=True, fd=listener.fileno(), **options)
+        if reason.exists():
+            _fail(_EXIT_USAGE, reason.read_text(encoding="utf-8"))
+
+
+def _announce_when_answered(listener: socket.socket, ready: str) -> None:
+    """Prints the line once a worker answers; until then the request waits in the listener's queue."""
+    with socket.socket(listener.family, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(listener.getsockname())
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            if connection.recv(1):
+                print(ready, flush=True)
+        except OSError:
+            # No worker could start: that is told by who waits for them.
+            return
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import asyncio
 import os
 import random
 import re
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -193,6 +195,59 @@ def test_other_scopes_and_excluded_paths_pass_through_uncounted(udp: Udp) -> Non
             assert asyncio.run(run(app, scope)) == OK
         recorded = Recorded(udp, client)
     assert recorded.durations == 0
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [OK[0], {"type": "http.response.pathsend", "path": "/etc/hostname"}],
+        [OK[0], {"type": "http.response.zerocopysend", "file": 3, "more_body": True}, OK[1]],
+        [OK[0], {"type": "http.response.body", "body": b"o", "more_body": True}, OK[1]],
+        [{**OK[0], "trailers": True}, OK[1], {"type": "http.response.trailers", "headers": []}],
+    ],
+    ids=["a path", "a file", "chunks", "trailers"],
+)
+def test_a_response_is_complete_however_its_body_is_sent(udp: Udp, messages: list[Message]) -> None:
+    assert counted(udp, answering(messages)) == {"200": 1}
+
+
+def test_a_response_whose_trailers_never_came_counts_as_500(udp: Udp) -> None:
+    assert counted(udp, answering([{**OK[0], "trailers": True}, OK[1]])) == {"500": 1}
+
+
+def test_the_name_of_a_code_is_its_number(udp: Udp) -> None:
+    # Before Python 3.11 str(HTTPStatus.CREATED) is "HTTPStatus.CREATED".
+    assert counted(udp, answering([{**OK[0], "status": HTTPStatus.CREATED}, OK[1]])) == {"201": 1}
+
+
+def test_a_process_that_gets_no_thread_answers_all_the_same(
+    udp: Udp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        app = MetricsMiddleware(answering(OK), client, api_name="a")
+        for _ in range(2):
+            assert asyncio.run(run(app)) == OK
+    assert [record.getMessage() for record in caplog.records] == [
+        "in-flight requests of a are not recorded: can't start new thread"
+    ]
+
+
+@pytest.mark.parametrize("text", ["many", "nan", "inf", "-1"])
+def test_a_bad_number_of_replicas_is_told_and_ignored(
+    udp: Udp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    monkeypatch.setenv("CORTEX_REPLICAS_REQUESTED", text)
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        app = MetricsMiddleware(answering(OK), client, api_name="a")
+        asyncio.run(run(app))
+        assert "cortex_api_replicas_requested" not in Recorded(udp, client).gauges
+    assert [record.getMessage() for record in caplog.records] == [
+        f"CORTEX_REPLICAS_REQUESTED: got {text!r}, want a number of 0 or more; it is ignored"
+    ]
 
 
 def test_codes_that_no_response_has_do_not_make_series(udp: Udp) -> None:

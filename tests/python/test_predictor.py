@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cortex_metrics.predictor import PredictorError, build, load
+from cortex_metrics.predictor import PredictorError, build, load, predict_arguments
 
 
 def write(folder: Path, text: str, name: str = "predictor.py") -> Path:
@@ -83,6 +84,46 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(
         load(path, class_name)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_a_file_never_takes_the_place_of_a_module_that_is_imported(tmp_path: Path) -> None:
+    # A predictor named json.py took json away from everything that imported it later.
+    path = write(tmp_path, "class PythonPredictor:\n    def predict(self): ...\n", "pickle.py")
+    with pytest.raises(PredictorError, match=r"a module named pickle is imported already, from .*: rename the file"):
+        load(path)
+    assert __import__("pickle") is pickle
+
+
+def test_a_predictor_can_be_pickled(tmp_path: Path) -> None:
+    path = write(tmp_path, "class PythonPredictor:\n    x = 5\n    def predict(self): ...\n", "picklable.py")
+    assert pickle.loads(pickle.dumps(load(path)())).x == 5
+
+
+def test_predict_gets_what_it_names() -> None:
+    class Some:
+        def predict(self, headers: Any, payload: Any, threshold: float = 0.5) -> None: ...
+
+    class Everything:
+        @staticmethod
+        def predict(**kwargs: Any) -> None: ...
+
+    class Static:
+        @staticmethod
+        def predict(payload: Any) -> None: ...
+
+    class Class:
+        @classmethod
+        def predict(cls, query_params: Any) -> None: ...
+
+    class Unknown:
+        def predict(self, data: Any) -> None: ...
+
+    assert predict_arguments(Some) == {"headers", "payload"}
+    assert predict_arguments(Everything) == {"payload", "headers", "query_params"}
+    assert predict_arguments(Static) == {"payload"}
+    assert predict_arguments(Class) == {"query_params"}
+    with pytest.raises(PredictorError, match=r"class Unknown: predict wants 'data', .*: have payload, headers, query"):
+        predict_arguments(Unknown)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import CONFIG, PREDICTOR, Process, Udp, post
+from support import CONFIG, PREDICTOR, Process, Udp, post, until
 
 Serve = Callable[..., Process]
 
 PREDICTORS = """
+import time
+import cortex_metrics
 import numpy as np
+print("the file was run", flush=True)
 class Echo:
     def predict(self, payload, headers, query_params):
         if payload == "raise":
@@ -39,6 +43,17 @@ class Raises:
 class Wants:
     def __init__(self, bucket): ...
     def predict(self): ...
+class PredictWants:
+    def predict(self, payload, data): ...
+class Slow:
+    def predict(self, payload):
+        time.sleep(payload)
+class OwnClient:
+    def __init__(self):
+        # One of its own, never flushed and never closed.
+        self.metrics = cortex_metrics.MetricsClient(flush_interval=60)
+    def predict(self, payload):
+        self.metrics.increment("own")
 """
 
 
@@ -80,6 +95,7 @@ def test_bad_bodies_are_400_with_the_position_and_bad_results_500_with_the_reaso
     assert (code, text) == (400, "malformed JSON: Expecting ':' delimiter at line 2 column 6")
     assert post(url, b"\xff")[0] == 400
     assert post(url, b"[" * 100_000)[0] == 400
+    assert post(url, b"1" * 5000) == (400, "malformed JSON: a number has too many digits")
     for body, reason in (
         (b'"raise"', "LookupError: on purpose"),
         (b'"object"', "has no JSON form"),
@@ -97,7 +113,9 @@ def test_an_async_predict_is_awaited_and_its_text_is_text(serve: Serve, file: Pa
 def test_the_predictor_of_the_readme_is_served_unchanged(serve: Serve, udp: Udp) -> None:
     process = serve(PREDICTOR, "--api-name", "text-generator", "--config", CONFIG, "--collector-url", udp.url)
     assert post(address(process), b"{}")[0] == 200
-    assert process.stop() in (0, -15)
+    ready = process.line(r"(serving .*)")
+    assert ready.endswith(f'(POST JSON to / or /predict), metrics through MetricsClient("{udp.url}")')
+    assert process.stop() == 0
     messages = udp.messages()
     for message in (
         "my_counter:1|c|#model:v1,api_name:text-generator",
@@ -115,6 +133,10 @@ def test_the_predictor_of_the_readme_is_served_unchanged(serve: Serve, udp: Udp)
         (["{file}:Nobody", "--api-name", "x"], "want a class named Nobody"),
         (["{file}:Wants", "--api-name", "x"], "class Wants: its constructor wants 'bucket'"),
         (["{file}:Raises", "--api-name", "x"], "the predictor's constructor raised TypeError: no weights"),
+        (["{file}:Raises", "--api-name", "x", "--workers", "2"], "raised TypeError: no weights"),
+        (["{file}:PredictWants", "--api-name", "x"], "class PredictWants: predict wants 'data', which nobody provides"),
+        (["{file}:Text", "--api-name", " "], "--api-name: got ' ', want text"),
+        (["{file}:Text", "--api-name", "a|b"], "--api-name: got 'a|b', want text"),
         (["{file}:Text", "--api-name", "x", "--config", "none.yaml"], "--config none.yaml"),
         (["{file}:Text", "--api-name", "x", "--collector-url", "nonsense"], '--collector-url: url: got "nonsense"'),
         (["{file}:Text"], "--api-name"),
@@ -126,6 +148,7 @@ def test_what_cannot_be_served_stops_the_start_with_exit_code_2(
     process = serve(*[argument.replace("{file}", str(file)) for argument in arguments])
     assert process.process.wait(30) == 2
     assert message in process.text()
+    assert "serving" not in process.text()
 
 
 def test_a_taken_port_is_told_with_exit_code_1(file: Path, tmp_path: Path) -> None:
@@ -138,6 +161,42 @@ def test_a_taken_port_is_told_with_exit_code_1(file: Path, tmp_path: Path) -> No
         process = Process(tmp_path / "log", BIN / "cortex-serve", f"{file}:Text", "--api-name", "x", "--port", port)
         assert process.process.wait(30) == 1
     assert f"--port {port}: cannot listen" in process.text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_good_order_and_the_predictors_own_client_is_flushed(
+    serve: Serve, file: Path, udp: Udp, number: int
+) -> None:
+    process = serve(f"{file}:OwnClient", "--api-name", "own", "--collector-url", udp.url)
+    assert post(address(process), b"1")[0] == 200
+    assert process.stop(number) == 0
+    assert "Traceback" not in process.text()
+    assert "own:1|c|#api_name:own" in udp.messages()
+
+
+def test_the_predictors_file_runs_once(serve: Serve, file: Path, udp: Udp) -> None:
+    process = serve(f"{file}:Text", "--api-name", "once", "--collector-url", udp.url)
+    address(process)
+    assert process.text().count("the file was run") == 1
+
+
+@pytest.mark.parametrize("sent", [b"0.2", b"["], ids=["while it is predicted", "in the middle of its body"])
+def test_a_client_that_left_counts_as_499_and_leaves_no_traceback(
+    serve: Serve, file: Path, udp: Udp, sent: bytes
+) -> None:
+    process = serve(f"{file}:Slow", "--api-name", "slow", "--collector-url", udp.url)
+    host, port = address(process).removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n" + sent)
+    messages: list[str] = []
+
+    def counted() -> list[str]:
+        messages.extend(udp.messages())
+        return [m for m in messages if m.startswith("cortex_api_requests_total:1|c")]
+
+    assert [m.rpartition("response_code:")[2] for m in until(counted)] == ["499"]
+    process.stop()
+    assert "Traceback" not in process.text()
 
 
 def test_a_changed_predictor_or_config_is_another_version(serve: Serve, file: Path, tmp_path: Path, udp: Udp) -> None:
