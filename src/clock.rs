@@ -9,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub enum Clock {
     /// The machine's own.
     System,
+    /// The machine's own, but never before this time: that of the newest tick.
+    NotBefore(Arc<AtomicI64>),
     /// One that a test sets, in milliseconds since the Unix epoch.
     Manual(Arc<AtomicI64>),
 }
@@ -26,6 +28,8 @@ impl Clock {
                 Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
                 Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
             },
+            // Relaxed: a reader that sees the tick before the newest asks for a moment earlier, no more.
+            Self::NotBefore(least) => Self::System.now_ms().max(least.load(Ordering::Relaxed)),
             // Relaxed: a test's clock orders nothing else.
             Self::Manual(now) => now.load(Ordering::Relaxed),
         }

@@ -168,6 +168,12 @@ fn words(metric: &str, reason: DropReason, value: f64, config: &ClientConfig) ->
     }
 }
 
+/// Whether a name begins with `prefix` once the collector has mapped it: `cortex.api.x` becomes `cortex_api_x`.
+fn is_mapped_to(name: &str, prefix: &str) -> bool {
+    let mut mapped = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
+    prefix.chars().all(|want| mapped.next() == Some(want))
+}
+
 /// A call's arguments as the table takes them.
 struct Arguments<'a> {
     name: &'a str,
@@ -191,7 +197,7 @@ fn arguments<'a>(
     let bad_name = || format!("got metric {}, want the name as text", repr(metric));
     let name = metric.cast::<PyString>().map_err(|_| Refusal::of_type(DropReason::BadName, bad_name()))?;
     let name = name.to_str().map_err(|_| Refusal::of_value(DropReason::BadName, bad_name()))?;
-    if !is_own && name.starts_with("cortex_") && RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+    if !is_own && name.starts_with("cortex") && RESERVED_PREFIXES.iter().any(|prefix| is_mapped_to(name, prefix)) {
         let words = format!("metric {name:?}: names that start with {} are reserved", RESERVED_PREFIXES.join(", "));
         return Err(Refusal::of_value(DropReason::ReservedName, words).into());
     }
@@ -268,15 +274,16 @@ fn is_on(value: &str) -> bool {
     ["1", "true", "yes", "on"].contains(&value.to_ascii_lowercase().as_str())
 }
 
-/// What `atexit` calls: the last flush of a client that is still there.
+/// What the end of a process calls: the last flush of a client that is still there.
 #[pyclass(frozen)]
 struct AtExit(Weak<Client>);
 
 #[pymethods]
 impl AtExit {
-    fn __call__(&self, py: Python<'_>) {
+    #[pyo3(signature = (is_final=true))]
+    fn __call__(&self, py: Python<'_>, is_final: bool) {
         if let Some(client) = self.0.upgrade() {
-            py.detach(|| client.flush(EXIT_TIMEOUT));
+            py.detach(|| if is_final { client.close(EXIT_TIMEOUT) } else { client.flush(EXIT_TIMEOUT) });
             if client.has_notices() {
                 log_notices(py, &client);
             }
@@ -370,7 +377,7 @@ impl MetricsClient {
             client.notice_once("environment", || format!("{error}; {used} is used instead"));
             log_notices(py, &client);
         }
-        py.import("atexit")?.call_method1("register", (AtExit(Arc::downgrade(&client)),))?;
+        py.import("cortex_metrics._exit")?.call_method1("watch", (AtExit(Arc::downgrade(&client)),))?;
         Ok(Self { client, strict: strict || variable("CORTEX_METRICS_STRICT").is_some_and(|value| is_on(&value)) })
     }
 

@@ -83,6 +83,17 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         bail!("neither --data-dir nor XDG_STATE_HOME nor HOME is set: say where to keep data with --data-dir DIR");
     };
 
+    // Before anything is accepted: a signal that comes from here on finds what was accepted stored.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_stack_size(QUERY_STACK_BYTES)
+        .enable_all()
+        .build()?;
+    let (mut terminate, mut interrupt) = {
+        let _runtime = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+
     let mut listener = Listener::bind(args.listen_udp).with_context(|| {
         format!("--listen-udp {}: cannot listen; is another collector running there?", args.listen_udp)
     })?;
@@ -100,16 +111,9 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     listener.start(Arc::clone(&intake), clock.clone())?;
     announce(&listener, http_address, &data_dir)?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_stack_size(QUERY_STACK_BYTES)
-        .enable_all()
-        .build()?;
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let (stop_http, http_stopped) = oneshot::channel::<()>();
-        let router = http::router(App { engine, published, intake, clock });
+        let router = http::router(App::new(engine, published, intake));
         let server = axum::serve(TcpListener::from_std(http_socket)?, router)
             .with_graceful_shutdown(async { drop(http_stopped.await) });
         let server = tokio::spawn(async move { server.await });

@@ -30,6 +30,9 @@ use table::Table;
 /// How often this process has been forked from its first ancestor that loaded us: a core of another generation is not ours.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
+/// How long a client that is dropped without `close` waits for its last flush.
+const DROP_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// Sends metrics, for one process and its forks. All methods may be called from any thread.
 #[derive(Debug)]
 pub struct Client {
@@ -227,11 +230,15 @@ impl Client {
 impl Drop for Client {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
+        if !self.is_closed() {
+            // Whoever lets go of a client without a word may be at the end of the process.
+            self.close(DROP_TIMEOUT);
+        }
         let core = *self.core.get_mut();
         // SAFETY: nobody else can have a reference, since we have the only one to `self`; it came from Box::into_raw.
         let generation = unsafe { (*core).generation };
         if generation == GENERATION.load(Ordering::Relaxed) {
-            // SAFETY: as above. Dropping the core drops the flusher's control channel: it flushes once more and ends.
+            // SAFETY: as above.
             drop(unsafe { Box::from_raw(core) });
         }
     }

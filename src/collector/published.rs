@@ -1,9 +1,12 @@
 //! What has been published: the newest committed value of every series, for whoever reads.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
+use crate::clock::Clock;
 use crate::model::{Family, Labels, MetricKind, SeriesId, Value};
 use crate::store::{Restored, Tick};
 
@@ -29,6 +32,7 @@ pub struct Health {
 pub struct Published {
     snapshot: RwLock<Snapshot>,
     health: RwLock<Health>,
+    newest_ms: Arc<AtomicI64>,
 }
 
 impl Published {
@@ -39,12 +43,18 @@ impl Published {
             snapshot.ids.insert(series.id, (series.labels.clone(), series.kind));
             snapshot.set(series.id, &series.value);
         }
-        Self { snapshot: RwLock::new(snapshot), health: RwLock::default() }
+        let newest_ms = Arc::new(AtomicI64::new(snapshot.tick_ms.unwrap_or(i64::MIN)));
+        Self { snapshot: RwLock::new(snapshot), health: RwLock::default(), newest_ms }
     }
 
     /// The newest snapshot.
     pub fn snapshot(&self) -> RwLockReadGuard<'_, Snapshot> {
         self.snapshot.read()
+    }
+
+    /// A clock for readers, that never stands before the newest tick.
+    pub fn clock(&self) -> Clock {
+        Clock::NotBefore(Arc::clone(&self.newest_ms))
     }
 
     /// The health of the store.
@@ -55,6 +65,7 @@ impl Published {
     pub(super) fn publish(&self, tick: &Tick) {
         let mut snapshot = self.snapshot.write();
         snapshot.tick_ms = Some(tick.timestamp_ms);
+        self.newest_ms.store(tick.timestamp_ms, Ordering::Relaxed);
         for started in &tick.started {
             snapshot.ids.insert(started.id, (started.labels.clone(), started.kind));
         }
@@ -76,6 +87,10 @@ impl Snapshot {
         let Some(family) = self.families.get_mut(name) else { return };
         if value.is_stale() {
             family.series.remove(labels);
+            if family.series.is_empty() {
+                let name = name.to_owned();
+                self.families.remove(&name);
+            }
         } else {
             family.series.insert(labels.clone(), value.clone());
         }

@@ -73,6 +73,7 @@ struct Worker {
     published: Arc<Published>,
     clock: Clock,
     last_tick_ms: Option<i64>,
+    is_clock_behind: bool,
     /// Ticks that could not be committed, merged into one.
     pending: Tick,
     /// What the collector's own counters have been told already.
@@ -84,12 +85,30 @@ impl Worker {
     fn new(config: RecorderConfig, intake: Arc<Intake>, store: Store, published: Arc<Published>, clock: Clock) -> Self {
         let last_tick_ms = published.snapshot().tick_ms;
         let (pending, told) = (Tick::default(), BTreeMap::new());
-        Self { config, intake, store, published, clock, last_tick_ms, pending, told, expired: None }
+        Self {
+            config,
+            intake,
+            store,
+            published,
+            clock,
+            last_tick_ms,
+            is_clock_behind: false,
+            pending,
+            told,
+            expired: None,
+        }
     }
 
     fn tick(&mut self) {
         let now_ms = self.clock.now_ms();
         let timestamp_ms = self.last_tick_ms.map_or(now_ms, |last| now_ms.max(last + 1));
+        if timestamp_ms > now_ms + 1000 && !std::mem::replace(&mut self.is_clock_behind, true) {
+            tracing::warn!(
+                behind_seconds = (timestamp_ms - now_ms) / 1000,
+                "the clock is behind the newest tick: ticks follow it closely, and queries look there, until the clock is past it"
+            );
+        }
+        self.is_clock_behind &= timestamp_ms > now_ms + 1000;
         let interval_ms = self.config.interval.as_millis() as i64;
         // The explicit zero of a new series stands at the tick before, or where it would have been.
         let start_ms =

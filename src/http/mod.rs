@@ -14,6 +14,8 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use tokio::sync::Semaphore;
+
 use crate::clock::Clock;
 use crate::collector::{Intake, Published};
 use crate::exposition;
@@ -28,8 +30,18 @@ pub struct App {
     pub published: Arc<Published>,
     /// For the status of intake and senders.
     pub intake: Arc<Intake>,
-    /// The time of queries that name none.
+    /// The time of queries that name none: now, but never before the newest tick, should the clock have gone back.
     pub clock: Clock,
+    /// One page is made at a time: each asks for two weeks of every API.
+    page_permit: Arc<Semaphore>,
+}
+
+impl App {
+    /// An app over these parts.
+    pub fn new(engine: Arc<Engine>, published: Arc<Published>, intake: Arc<Intake>) -> Self {
+        let clock = published.clock();
+        Self { engine, published, intake, clock, page_permit: Arc::new(Semaphore::new(1)) }
+    }
 }
 
 /// Scripts, frames and foreign content have no place on our pages: names and tags in them come from outside.

@@ -1,5 +1,7 @@
 //! `/`: a plain page with the table of `cortex get`, until the dashboard comes.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -34,6 +36,9 @@ impl Ask for Here<'_> {
 }
 
 pub(super) async fn index(State(app): State<App>) -> Response {
+    let Ok(_permit) = Arc::clone(&app.page_permit).acquire_owned().await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
     let page = tokio::task::spawn_blocking(move || {
         let now_ms = app.clock.now_ms();
         let source = Here { engine: &app.engine, now_ms };

@@ -60,7 +60,7 @@ impl ApiRow {
     /// Responses of one class, such as 2 for 2XX.
     pub fn responses_of_class(&self, class: u8) -> u64 {
         let of_class = |code: &str| code.len() == 3 && code.bytes().next() == Some(b'0' + class);
-        self.responses.iter().filter(|(code, _)| of_class(code)).map(|(_, count)| count).sum()
+        self.responses.iter().filter(|(code, _)| of_class(code)).fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 }
 
@@ -89,18 +89,23 @@ pub fn apis(source: &dyn Ask, now: f64, api_name: Option<&str>) -> Result<Vec<Ap
     let requests = grown("cortex_api_requests_total")?;
     let sums = total_by_api(grown("cortex_api_request_duration_seconds_sum")?);
     let counts = total_by_api(grown("cortex_api_request_duration_seconds_count")?);
-    let live = replicas(source.ask(&format!("cortex_api_replica_start_timestamp_seconds{only}"))?);
-    let known =
-        replicas(source.ask(&format!("last_over_time(cortex_api_replica_start_timestamp_seconds{only}[{WINDOW}])"))?);
+    let live = replicas(now, source.ask(&format!("cortex_api_replica_start_timestamp_seconds{only}"))?);
+    let known = replicas(
+        now,
+        source.ask(&format!("last_over_time(cortex_api_replica_start_timestamp_seconds{only}[{WINDOW}])"))?,
+    );
     let wanted = source.ask(&format!("cortex_api_replicas_requested{only}"))?;
-    let info = source.ask(&format!("last_over_time(cortex_api_info{only}[{WINDOW}])"))?;
+    // The replica that lives first; where it answered if none does.
+    let mut info = source.ask(&format!("cortex_api_info{only}"))?;
+    info.extend(source.ask(&format!("last_over_time(cortex_api_info{only}[{WINDOW}])"))?);
 
     let mut responses: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
     for (labels, count) in requests {
         let Some(api) = labels.get("api_name") else { continue };
         let codes = responses.entry(api.to_owned()).or_default();
         if count > 0.0 {
-            *codes.entry(labels.get("response_code").unwrap_or("").to_owned()).or_default() += count.round() as u64;
+            let code = codes.entry(labels.get("response_code").unwrap_or("").to_owned()).or_default();
+            *code = u64::saturating_add(*code, count.round() as u64);
         }
     }
     let names: BTreeSet<&String> =
@@ -163,12 +168,16 @@ fn total_by_api(series: Vec<(Labels, f64)>) -> BTreeMap<String, f64> {
     totals
 }
 
-fn replicas(answers: Vec<Answer>) -> BTreeMap<String, Vec<Replica>> {
+fn replicas(now: f64, answers: Vec<Answer>) -> BTreeMap<String, Vec<Replica>> {
     let mut replicas: BTreeMap<String, BTreeMap<Labels, Replica>> = BTreeMap::new();
     for answer in answers {
         let Some(api) = answer.labels.get("api_name") else { continue };
         let api_id = answer.labels.get("api_id").unwrap_or("").to_owned();
         let replica = Replica { api_id, started: answer.value.float() };
+        // No replica started before the epoch or after tomorrow: what says so is not one.
+        if !(0.0..now + 86_400.0).contains(&replica.started) {
+            continue;
+        }
         // A replica is one whatever else a scrape has added to its labels.
         let identity = answer.labels.filtered(|name| ["api_id", "replica"].contains(&name) && name != METRIC_NAME);
         replicas.entry(api.to_owned()).or_default().insert(identity, replica);
@@ -269,6 +278,33 @@ mod tests {
         let source = Fake(vec![(START, iris(&[("replica", "1")]), 0.0, 1.0, false)]);
         let row = &apis(&source, 1.0, None).unwrap()[0];
         assert_eq!((row.status, row.up_to_date, row.last_update_seconds), (Status::Down, 0, None));
+    }
+
+    #[test]
+    fn the_endpoint_is_that_of_the_replica_that_lives() {
+        let of = |is_up| {
+            let source = Fake(vec![
+                (START, iris(&[("replica", "1")]), 0.0, 1.0, true),
+                ("cortex_api_info", iris(&[("endpoint", "http://old")]), 0.0, 1.0, false),
+                ("cortex_api_info", iris(&[("endpoint", "http://now")]), 0.0, 1.0, is_up),
+            ]);
+            apis(&source, 1.0, None).unwrap().remove(0).endpoint
+        };
+        assert_eq!(of(true).as_deref(), Some("http://now"));
+        assert_eq!(of(false).as_deref(), Some("http://old"));
+    }
+
+    #[test]
+    fn what_cannot_be_a_count_or_a_start_does_not_break_the_row() {
+        let source = Fake(vec![
+            ("cortex_api_requests_total", iris(&[("response_code", "200"), ("api_id", "a")]), 0.0, 1e300, true),
+            ("cortex_api_requests_total", iris(&[("response_code", "200"), ("api_id", "b")]), 0.0, 1e300, true),
+            ("cortex_api_requests_total", iris(&[("response_code", "201")]), 0.0, 5.0, true),
+            (START, iris(&[("replica", "1")]), 0.0, -1e300, true),
+            (START, iris(&[("replica", "2")]), 0.0, 1e300, true),
+        ]);
+        let row = apis(&source, 1000.0, None).unwrap().remove(0);
+        assert_eq!((row.responses_of_class(2), row.up_to_date, row.status), (u64::MAX, 0, Status::Down));
     }
 
     #[test]

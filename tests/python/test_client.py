@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import decimal
 import logging
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -87,6 +88,7 @@ BAD_CALLS: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("increment", ("\ud800",), ValueError, "bad_name"),
     ("increment", ("a" * 10_000,), ValueError, "too_long"),
     ("increment", ("cortex_api_requests_total",), ValueError, "reserved_name"),
+    ("increment", ("cortex.api.requests-total",), ValueError, "reserved_name"),
     ("increment", ("c", 1, ["a:b"]), TypeError, "bad_tags"),
     ("increment", ("c", 1, {1: "b"}), TypeError, "bad_tags"),
     ("increment", ("c", 1, {"a|b": "b"}), ValueError, "bad_tags"),
@@ -322,3 +324,42 @@ def test_a_client_with_nothing_to_say_says_that_it_lives(udp: Udp) -> None:
     assert len(header) == 1
     assert header[0].startswith("cortex_client_payload_sequence:2|g|#client_id:")
     client.close()
+
+
+def _increment(url: str, inherited: MetricsClient | None) -> None:
+    client = inherited or MetricsClient(url, flush_interval=60)
+    client.increment("child")
+    if inherited is None:
+        # Kept, so that only the end of the process can send it.
+        globals()["kept"] = client
+
+
+@pytest.mark.parametrize(
+    ("method", "is_inherited"), [("fork", False), ("fork", True), ("spawn", False), ("forkserver", False)]
+)
+def test_a_child_of_multiprocessing_sends_what_it_recorded(udp: Udp, method: str, is_inherited: bool) -> None:
+    context = multiprocessing.get_context(method)
+    client = MetricsClient(udp.url, flush_interval=60)
+    client.increment("parent")
+    target: Any = _increment
+    children = [context.Process(target=target, args=(udp.url, client if is_inherited else None)) for _ in range(5)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert sorted(udp.messages()) == ["child:1|c"] * 5
+    client.close()
+
+
+def test_a_client_that_nobody_holds_any_more_sends_what_it_has(udp: Udp) -> None:
+    client = MetricsClient(udp.url, flush_interval=60)
+    client.increment("c")
+    del client
+    assert udp.messages() == ["c:1|c"]
+
+
+def test_what_is_held_at_the_end_is_told_to_be_lost() -> None:
+    code = "from cortex_metrics import MetricsClient\nm = MetricsClient('unix:///nonexistent/m.sock')\nm.increment('c')"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "1 calls are lost" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -19,7 +20,12 @@ def test_the_wheel_works_in_a_clean_venv_without_rust(tmp_path: Path) -> None:
     binaries = tmp_path / "venv" / "bin"
     pip = f"{sys.executable} -m pip --python {binaries / 'python'} install --quiet --no-index {wheels[0]}"
     # Neither cargo nor rustc is on this PATH: what is installed is what was built.
-    environment = {"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "dirname", "readlink"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    environment = {"PATH": f"{binaries}:{tools}", "HOME": str(tmp_path)}
+    assert shutil.which("cargo", path=environment["PATH"]) is None
     subprocess.run(pip.split(), check=True, env={**os.environ, "PATH": environment["PATH"]})
 
     def run(*command: str) -> str:
