@@ -338,7 +338,7 @@ def _increment(url: str, inherited: MetricsClient | None) -> None:
     ("method", "is_inherited"), [("fork", False), ("fork", True), ("spawn", False), ("forkserver", False)]
 )
 def test_a_child_of_multiprocessing_sends_what_it_recorded(udp: Udp, method: str, is_inherited: bool) -> None:
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     client = MetricsClient(udp.url, flush_interval=60)
     client.increment("parent")
     target: Any = _increment

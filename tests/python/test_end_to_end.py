@@ -172,6 +172,20 @@ def test_everything_that_the_kernel_had_accepted_is_stored_on_sigterm(collector:
     client.close()
 
 
+def test_a_sigterm_right_after_the_start_loses_nothing_that_was_accepted(collector: Collector) -> None:
+    # The handlers used to come after the socket: a signal in between killed the collector with what it had accepted.
+    collector.stop()
+    times = 10
+    for _ in range(times):
+        again = collector.again()
+        with MetricsClient(again.url, flush_interval=60) as client:
+            client.increment("early")
+        assert again.stop() == 0
+    last = collector.again()
+    assert last.query("early") == {"": times}
+    last.stop()
+
+
 def test_what_the_client_held_while_the_collector_was_away_arrives(collector: Collector) -> None:
     client = MetricsClient(collector.url, flush_interval=0.1)
     client.increment("held")
