@@ -237,7 +237,7 @@ mod tests {
         /// What is on disk, as (seconds since the start, value); the stale marker is -1.
         fn stored(&self, name: &str) -> Vec<(i64, f64)> {
             let matchers = vec![Matcher::metric(name)];
-            let selection = Selection { matchers, start_ms: 0, end_ms: i64::MAX, samples_max: 100_000 };
+            let selection = Selection { matchers, start_ms: 0, end_ms: i64::MAX, repeats: true, samples_max: 100_000 };
             let found = self.store.reader().select(&selection).unwrap();
             let samples = found.into_iter().flat_map(|series| series.samples);
             let float = |v: &Value| if v.is_stale() { -1.0 } else { v.as_float().unwrap() };

@@ -144,7 +144,7 @@ impl<'a> Evaluator<'a> {
     ) -> Result<Vec<StepSeries>, QueryError> {
         let ends = self.shifted(selector.shift, grid)?;
         let lookback_ms = self.limits.lookback_ms;
-        let selected = self.fetch(selector, lookback_ms, &ends)?;
+        let selected = self.fetch(selector, lookback_ms, &ends, true)?;
         self.check_room(selected.len().saturating_mul(grid.steps))?;
         let mut vector = Vec::with_capacity(selected.len());
         for series in selected {
@@ -168,12 +168,14 @@ impl<'a> Evaluator<'a> {
         Ok(vector)
     }
 
-    /// The windows of a range selector or subquery.
-    pub(super) fn windows(&self, node: &Node, grid: &Grid) -> Result<Windows, QueryError> {
+    /// The windows of a range selector or subquery. If whoever asks does not `need_repeats`, a value that held from tick to
+    /// tick may stand there once only.
+    pub(super) fn windows(&self, node: &Node, grid: &Grid, need_repeats: bool) -> Result<Windows, QueryError> {
         match node {
             Node::Window { selector, range_ms } => {
                 let ends = self.shifted(selector.shift, grid)?;
-                let mut series = self.fetch(selector, *range_ms, &ends)?;
+                // A value that stands once is in the first window; further windows would miss it.
+                let mut series = self.fetch(selector, *range_ms, &ends, need_repeats || ends.steps > 1)?;
                 for one in &mut series {
                     one.samples.retain(|sample| !sample.value.is_stale());
                 }
@@ -204,7 +206,7 @@ impl<'a> Evaluator<'a> {
 
     /// The samples of a range selector or subquery as they are: what an instant query of `x[5m]` returns.
     pub(super) fn matrix(&self, node: &Node, time_ms: i64) -> Result<Vec<RangeSeries>, QueryError> {
-        let windows = self.windows(node, &Grid::new(time_ms, time_ms, 1)?)?;
+        let windows = self.windows(node, &Grid::new(time_ms, time_ms, 1)?, true)?;
         let end_ms = windows.ends.start_ms;
         let within = |s: &Sample| s.timestamp_ms > end_ms - windows.range_ms && s.timestamp_ms <= end_ms;
         let mut series: Vec<RangeSeries> = windows
@@ -231,11 +233,18 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The samples that windows of `range_ms`, open to the left, need.
-    fn fetch(&self, selector: &Selector, range_ms: i64, ends: &Grid) -> Result<Vec<SelectedSeries>, QueryError> {
+    fn fetch(
+        &self,
+        selector: &Selector,
+        range_ms: i64,
+        ends: &Grid,
+        repeats: bool,
+    ) -> Result<Vec<SelectedSeries>, QueryError> {
         let selection = Selection {
             matchers: selector.matchers.clone(),
             start_ms: ends.start_ms - range_ms + 1,
             end_ms: ends.end_ms(),
+            repeats,
             samples_max: self.limits.samples_max.saturating_sub(self.held.get()),
         };
         let series = select::select(self.select, &selection)?;

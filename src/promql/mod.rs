@@ -186,7 +186,7 @@ impl Engine {
         let samples_max = self.limits.samples_max;
         let mut found = Vec::new();
         for matchers in wanted {
-            let selection = Selection { matchers, start_ms, end_ms, samples_max };
+            let selection = Selection { matchers, start_ms, end_ms, repeats: false, samples_max };
             found.extend(select::labels(&*self.select, &selection)?);
         }
         found.sort();

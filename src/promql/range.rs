@@ -41,6 +41,11 @@ pub(super) struct Window<'a> {
 }
 
 impl WindowFunction {
+    /// Whether the result depends on how often a value was repeated, and not only on which values there were in turn.
+    fn needs_repeats(self) -> bool {
+        !matches!(self, Self::Min | Self::Max | Self::First | Self::Last | Self::Present | Self::Resets | Self::Changes)
+    }
+
     pub(super) fn named(name: &str) -> Option<Self> {
         Some(match name {
             "sum_over_time" => Self::Sum,
@@ -138,7 +143,7 @@ pub(super) fn eval(
     grid: &Grid,
     param: Option<&[f64]>,
 ) -> Result<Vec<StepSeries>, QueryError> {
-    let windows = evaluator.windows(arg(args, 0)?, grid)?;
+    let windows = evaluator.windows(arg(args, 0)?, grid, function.needs_repeats())?;
     // With `@` all windows are one; a parameter may still differ from step to step.
     let steps = if param.is_some() { grid.steps } else { windows.ends.steps };
     evaluator.check_room(windows.series.len().saturating_mul(grid.steps))?;

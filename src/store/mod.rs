@@ -94,6 +94,9 @@ pub struct Selection {
     pub start_ms: i64,
     /// The last millisecond, included.
     pub end_ms: i64,
+    /// Whether a value is repeated at every tick at which it held. If not, it is given once: at the first tick, or where
+    /// it changed. That is all that the last, least or greatest value of the whole time asked for depends on.
+    pub repeats: bool,
     /// More samples than this are refused with [`StoreError::TooManySamples`], before they fill the memory.
     pub samples_max: usize,
 }

@@ -91,7 +91,7 @@ impl Reader {
                     return Err(StoreError::TooManySamples(selection.samples_max));
                 }
             }
-            let samples = fill(before.map(|sample| sample.value), changes, &ticks, left)
+            let samples = fill(before.map(|sample| sample.value), changes, &ticks, selection.repeats, left)
                 .ok_or(StoreError::TooManySamples(selection.samples_max))?;
             left -= samples.len();
             if !samples.is_empty() {
@@ -128,8 +128,14 @@ impl Select for Reader {
 }
 
 /// One sample at each tick and each change: the newest value there, from `before` on, until a stale marker ends it.
-/// `None` if that makes more than `samples_max`.
-fn fill(before: Option<Value>, changes: Vec<Sample>, ticks: &[i64], samples_max: usize) -> Option<Vec<Sample>> {
+/// Without `repeats` each value once. `None` if that makes more than `samples_max`.
+fn fill(
+    before: Option<Value>,
+    changes: Vec<Sample>,
+    ticks: &[i64],
+    repeats: bool,
+    samples_max: usize,
+) -> Option<Vec<Sample>> {
     let mut samples = Vec::new();
     let mut held = before.filter(|value| !value.is_stale());
     let mut changes = changes.into_iter().peekable();
@@ -147,6 +153,10 @@ fn fill(before: Option<Value>, changes: Vec<Sample>, ticks: &[i64], samples_max:
             sample
         } else {
             let timestamp_ms = ticks.next()?;
+            // What is held now was given already, unless it is from before the time asked for.
+            if !repeats && !samples.is_empty() {
+                continue;
+            }
             let Some(value) = held.clone() else { continue };
             Sample { timestamp_ms, value }
         };

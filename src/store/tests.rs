@@ -17,7 +17,8 @@ fn started(id: u64, kind: MetricKind, start_ms: i64) -> StartedSeries {
 }
 
 fn select(store: &Store, name: &str, start_ms: i64, end_ms: i64) -> Vec<(i64, Value)> {
-    let selection = Selection { matchers: vec![Matcher::metric(name)], start_ms, end_ms, samples_max: 1000 };
+    let selection =
+        Selection { matchers: vec![Matcher::metric(name)], start_ms, end_ms, repeats: true, samples_max: 1000 };
     let mut series = store.reader().select(&selection).unwrap();
     assert!(series.len() <= 1);
     series.pop().map_or(Vec::new(), |s| s.samples.into_iter().map(|s| (s.timestamp_ms, s.value)).collect())
@@ -47,6 +48,27 @@ fn a_series_is_one_sample_per_tick_from_its_explicit_zero_to_its_end() {
     assert_eq!(floats(&select(&store, "m1", 30, 30)), [(30, 5.0)]);
     assert_eq!(floats(&select(&store, "m1", 51, 100)), []);
     assert_eq!(floats(&select(&store, "other", 0, 100)), []);
+}
+
+#[test]
+fn without_repeats_a_value_is_given_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    store.append(&tick(20, vec![started(1, MetricKind::Counter, 10)], vec![(1, Value::Float(5.0))])).unwrap();
+    (3..9).for_each(|t| store.append(&tick(10 * t, vec![], vec![])).unwrap());
+    store.append(&tick(90, vec![], vec![(1, Value::Float(6.0))])).unwrap();
+    store.append(&tick(100, vec![], vec![])).unwrap();
+    let once = |start_ms, end_ms| {
+        let matchers = vec![Matcher::metric("m1")];
+        let selection = Selection { matchers, start_ms, end_ms, repeats: false, samples_max: 3 };
+        let found = store.reader().select(&selection).unwrap().pop();
+        let samples = found.map_or_else(Vec::new, |s| s.samples);
+        floats(&samples.into_iter().map(|s| (s.timestamp_ms, s.value)).collect::<Vec<_>>())
+    };
+    assert_eq!(once(0, 200), [(10, 0.0), (20, 5.0), (90, 6.0)]);
+    assert_eq!(once(25, 200), [(30, 5.0), (90, 6.0)]);
+    assert_eq!(once(45, 75), [(50, 5.0)]);
+    assert_eq!(once(81, 89), []);
 }
 
 #[test]
@@ -146,7 +168,8 @@ fn damage_is_an_error_that_names_the_file_never_a_wrong_value() {
     store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))])).unwrap();
     let connection = rusqlite::Connection::open(dir.path().join("cortex.db")).unwrap();
     connection.execute("UPDATE samples SET value = x'07' WHERE timestamp = 10", []).unwrap();
-    let selection = Selection { matchers: vec![Matcher::metric("m1")], start_ms: 0, end_ms: 99, samples_max: 9 };
+    let selection =
+        Selection { matchers: vec![Matcher::metric("m1")], start_ms: 0, end_ms: 99, repeats: true, samples_max: 9 };
     let message = store.reader().select(&selection).unwrap_err().to_string();
     assert!(message.contains("cortex.db: the value of series 1 at 10 cannot be read"), "{message}");
 }
@@ -192,7 +215,8 @@ fn readers_on_other_threads_see_whole_ticks_while_the_store_appends() {
             let reader = reader.clone();
             scope.spawn(move || {
                 let matchers = vec![Matcher::equal("model", "v1")];
-                let selection = Selection { matchers, start_ms: 10, end_ms: i64::MAX, samples_max: 10_000 };
+                let selection =
+                    Selection { matchers, start_ms: 10, end_ms: i64::MAX, repeats: true, samples_max: 10_000 };
                 for _ in 0..100 {
                     let found = reader.select(&selection).unwrap();
                     assert_eq!(found[0].samples, found[1].samples);
@@ -214,7 +238,7 @@ fn a_selection_that_is_too_large_is_refused() {
     (2..20).for_each(|t| store.append(&tick(t, vec![], vec![])).unwrap());
     let select = |samples_max| {
         let matchers = vec![Matcher { name: "model".to_owned(), op: MatchOp::Regex(Regex::new("^(?:v.)$").unwrap()) }];
-        store.reader().select(&Selection { matchers, start_ms: 0, end_ms: 99, samples_max })
+        store.reader().select(&Selection { matchers, start_ms: 0, end_ms: 99, repeats: true, samples_max })
     };
     assert_eq!(select(20).unwrap()[0].samples.len(), 20);
     assert!(matches!(select(19), Err(StoreError::TooManySamples(19))));
