@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--api-id", help="its version (default: a hash of the predictor's file and its config)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="YAML or JSON for the constructor's config")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    parser.add_argument("--port", default=8080, type=int, help="the port, 0 for any free one (default: %(default)s)")
+    parser.add_argument("--port", default=8080, type=_port, help="the port, 0 for any free one (default: %(default)s)")
     parser.add_argument("--workers", default=1, type=_positive, help="processes (default: %(default)s)")
     parser.add_argument(
         "--threads", default=1, type=_positive, help="predictions at once in each process (default: %(default)s)"
@@ -248,6 +248,13 @@ def _name(text: str) -> str:
     if not text.strip() or not text.isprintable() or any(char in text for char in ",|"):
         raise argparse.ArgumentTypeError(f"got {text!r}, want text that is not empty and has no comma or |")
     return text
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"got {text}, want 0 to 65535")
+    return number
 
 
 def _positive(text: str) -> int:

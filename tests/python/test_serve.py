@@ -139,6 +139,7 @@ def test_the_predictor_of_the_readme_is_served_unchanged(serve: Serve, udp: Udp)
         (["{file}:Text", "--api-name", "a|b"], "--api-name: got 'a|b', want text"),
         (["{file}:Text", "--api-name", "x", "--config", "none.yaml"], "--config none.yaml"),
         (["{file}:Text", "--api-name", "x", "--collector-url", "nonsense"], '--collector-url: url: got "nonsense"'),
+        (["{file}:Text", "--api-name", "x", "--threads", "0"], "got 0, want 1 or more"),
         (["{file}:Text"], "--api-name"),
     ],
 )
