@@ -255,7 +255,6 @@ def test_codes_that_no_response_has_do_not_make_series(udp: Udp) -> None:
     assert counted(udp, answering(messages)) == {"other": 1}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_fork_is_a_process_of_the_same_replica(udp: Udp) -> None:
     client = MetricsClient(udp.url, flush_interval=60)
     app = MetricsMiddleware(answering(OK), client, api_name="a")

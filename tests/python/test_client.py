@@ -281,7 +281,6 @@ def test_importing_loads_nothing_that_is_not_needed() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_child_sends_its_own_and_nothing_of_its_parent(udp: Udp) -> None:
     client = MetricsClient(udp.url, flush_interval=60)
     client.increment("parent")
