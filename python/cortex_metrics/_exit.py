@@ -1,7 +1,10 @@
-"""The last flush, however a process ends.
+"""What a process does around its forks, and at its end, however it ends: the last flush.
 
 ``atexit`` covers the end of an interpreter. Children of ``multiprocessing`` that were forked skip it: they run the
 finalizers of ``multiprocessing.util`` instead, and forget those that they inherited, so one is made in each child.
+
+From Python 3.12 on, ``os.fork`` warns when the process has a second thread of any kind. So the flushers' threads end
+before a fork and start again when it has returned; what they know of the collector stays.
 """
 
 from __future__ import annotations
@@ -11,18 +14,25 @@ import os
 import sys
 from typing import Protocol
 
-
-class _Flush(Protocol):
-    def __call__(self, is_final: bool = True) -> None: ...
+from ._native import after_fork_in_parent
 
 
-_flushes: list[_Flush] = []
+class _Hooks(Protocol):
+    @property
+    def is_alive(self) -> bool: ...
+    def at_exit(self, is_final: bool) -> None: ...
+    def before_fork(self) -> None: ...
+    def after_fork(self) -> None: ...
 
 
-def watch(flush: _Flush) -> None:
-    """Has ``flush`` called at the end of this process, and of its children."""
-    _flushes.append(flush)
-    atexit.register(flush)
+_watched: list[_Hooks] = []
+_finalized_pid = 0
+
+
+def watch(hooks: _Hooks) -> None:
+    """Has the hooks of a client called; those of clients that are gone are forgotten."""
+    _watched[:] = [other for other in _watched if other.is_alive]
+    _watched.append(hooks)
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         _finalize(None)
@@ -30,23 +40,44 @@ def watch(flush: _Flush) -> None:
 
 def _finalize(_key: object) -> None:
     """Makes the finalizer of a child of ``multiprocessing``."""
+    global _finalized_pid  # noqa: PLW0603
     util = sys.modules.get("multiprocessing.util")
-    if util is not None:
+    if util is not None and _finalized_pid != os.getpid():
+        _finalized_pid = os.getpid()
         # Any priority of 0 or more runs before the child waits for children of its own.
-        util.Finalize(None, _flush_all, exitpriority=0)
+        util.Finalize(None, _flush, exitpriority=0)
 
 
-def _flush_all() -> None:
-    for flush in _flushes:
-        flush(is_final=False)
+def _flush() -> None:
+    for hooks in list(_watched):
+        hooks.at_exit(is_final=False)
 
 
-def _after_fork() -> None:
+@atexit.register
+def _close() -> None:
+    for hooks in list(_watched):
+        hooks.at_exit(is_final=True)
+
+
+def _before_fork() -> None:
+    for hooks in list(_watched):
+        hooks.before_fork()
+
+
+def after_fork() -> None:
+    """Starts the threads of this process again; called once ``os.fork`` has returned."""
+    for hooks in list(_watched):
+        hooks.after_fork()
+
+
+def _after_fork_in_child() -> None:
     # The child's list of finalizers is cleared after this, and what is registered here is called after that.
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
-        util.register_after_fork(_flush_all, _finalize)
+        util.register_after_fork(_flush, _finalize)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+    if sys.version_info >= (3, 12):
+        os.register_at_fork(before=_before_fork, after_in_parent=after_fork_in_parent)
