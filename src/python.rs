@@ -1,4 +1,4 @@
-//! The extension module `cortex_metrics._native`: the only file that names `pyo3`.
+//! The extension module `cortex_metrics._native`: this file and its folder alone name `pyo3`.
 //!
 //! It turns Python's arguments into what the client takes. Whatever is wrong with them is counted by its reason and told
 //! once through `logging`; only a strict client raises.
@@ -6,16 +6,23 @@
 // The docstrings are Python's, and pyo3 hands over its arguments by value.
 #![allow(clippy::doc_markdown, clippy::needless_pass_by_value)]
 
+mod fast;
+
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyException, PyOverflowError, PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyMapping, PyString};
+use pyo3::sync::critical_section::with_critical_section;
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyMapping, PyString};
 
-use crate::client::{Client, ClientConfig, DropReason, Endpoint, Kind, MetricsUrlError, TagText};
+use crate::client::{ClientConfig, DropReason, Endpoint, Identity, Kind, MetricsUrlError, TagText};
+
+/// The client, and what keeps alive the arguments that it recognizes by their addresses.
+type Client = crate::client::Client<Box<[Py<PyAny>]>>;
 
 /// Names that begin so are ours: request metrics and the accounts.
 const RESERVED_PREFIXES: [&str; 3] = ["cortex_api_", "cortex_client_", "cortex_collector_"];
@@ -227,8 +234,123 @@ fn log_notices(py: Python<'_>, client: &Client) {
     }
 }
 
+/// A value that needs no conversion of its own: a `float`, or an `int` of 64 bits.
+#[inline]
+fn plain_number(value: &Value<'_, '_>) -> Option<f64> {
+    let Value::Given(value) = value else { return Some(1.0) };
+    if let Ok(float) = value.cast_exact::<PyFloat>() {
+        return Some(float.value());
+    }
+    let int: i64 = value.cast_exact::<PyInt>().ok()?.extract().ok()?;
+    Some(int as f64)
+}
+
+/// An identity for the memo that has as yet the name alone.
+#[inline]
+fn identity_of(kind: Kind, is_own: bool, metric: &Bound<'_, PyAny>) -> Identity {
+    let mut identity = Identity::new(2 * kind as usize + usize::from(is_own));
+    let _ = identity.push(metric.as_ptr() as usize); // the first has room
+    identity
+}
+
+/// Adds the addresses of the tags. False if they are no `dict`, or too many.
+#[inline]
+fn identify_tags(identity: &mut Identity, tags: Option<&Bound<'_, PyAny>>) -> bool {
+    let Some(tags) = tags else { return true };
+    tags.cast_exact::<PyDict>()
+        .is_ok_and(|dict| each_item(dict, |key, value| identity.push(key as usize) && identity.push(value as usize)))
+}
+
+/// Shows the addresses of a dict's keys and values until `show` says false; says whether it saw all.
+#[allow(unsafe_code)]
+#[inline]
+fn each_item(dict: &Bound<'_, PyDict>, mut show: impl FnMut(*mut ffi::PyObject, *mut ffi::PyObject) -> bool) -> bool {
+    with_critical_section(dict, || {
+        let (mut at, mut key, mut value) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: `dict` is a dict and cannot change meanwhile: no Python code runs in between, and other threads are kept
+        // out by the GIL, or by the critical section where there is none. The pointers are only compared. The safe iterator
+        // counts references up and down for each item, a third of what this call costs.
+        while unsafe { ffi::PyDict_Next(dict.as_ptr(), &raw mut at, &raw mut key, &raw mut value) } != 0 {
+            if !show(key, value) {
+                return false;
+            }
+        }
+        true
+    })
+}
+
+/// Has the client recognize these arguments next time, if none of them can ever change.
+fn learn(
+    client: &Client,
+    kind: Kind,
+    is_own: bool,
+    metric: &Bound<'_, PyAny>,
+    tags: Option<&Bound<'_, PyAny>>,
+) -> Option<()> {
+    let mut identity = identity_of(kind, is_own, metric);
+    let mut keep = vec![metric.clone().unbind()];
+    let name = metric.cast_exact::<PyString>().ok()?.to_str().ok()?;
+    let mut text = TagText::default();
+    if let Some(dict) = tags {
+        for (key, value) in dict.cast_exact::<PyDict>().ok()?.copy().ok()?.iter() {
+            let is_constant = value.is_none()
+                || value.is_exact_instance_of::<PyString>()
+                || value.is_exact_instance_of::<PyBool>()
+                || value.is_exact_instance_of::<PyInt>()
+                || value.is_exact_instance_of::<PyFloat>();
+            if !is_constant || !key.is_exact_instance_of::<PyString>() {
+                return None;
+            }
+            push_tag(name, &key, &value, &mut text).ok()?;
+            if !(identity.push(key.as_ptr() as usize) && identity.push(value.as_ptr() as usize)) {
+                return None;
+            }
+            keep.extend([key.unbind(), value.unbind()]);
+        }
+    }
+    if !is_own {
+        text.push_text(&client.config().constant_tags);
+    }
+    client.learn(kind, name, &text, identity, keep.into());
+    Some(())
+}
+
 /// One call of `increment`, `gauge` or `histogram`.
+#[inline]
 fn call(
+    client: &Client,
+    strict: bool,
+    kind: Kind,
+    metric: &Bound<'_, PyAny>,
+    value: &Value<'_, '_>,
+    tags: Option<&Bound<'_, PyAny>>,
+    is_own: bool,
+) -> PyResult<()> {
+    let mut is_lesson = false;
+    let mut identity = identity_of(kind, is_own, metric);
+    if let Some(number) = plain_number(value)
+        && identify_tags(&mut identity, tags)
+    {
+        match client.record_known(kind, &identity, number) {
+            Ok(Ok(())) if !client.has_notices() => return Ok(()),
+            Ok(outcome) => {
+                let refusal = outcome.err().map(|reason| refusal_for(client, metric, reason, number));
+                return tell(client, strict, metric, refusal);
+            }
+            Err(lesson) => is_lesson = lesson,
+        }
+    }
+    Python::attach(|_| {
+        call_anew(client, strict, kind, metric, value, tags, is_own)?;
+        if is_lesson {
+            learn(client, kind, is_own, metric, tags);
+        }
+        Ok(())
+    })
+}
+
+/// One call whose arguments must be read.
+fn call_anew(
     client: &Client,
     strict: bool,
     kind: Kind,
@@ -240,10 +362,9 @@ fn call(
     let mut text = TagText::reusing(TAG_BUFFER.take());
     let arguments = arguments(client.config(), metric, value, tags, &mut text, is_own);
     let refusal = match arguments {
-        Ok(Arguments { name, value }) => match client.record(kind, name, &text, value) {
-            Ok(()) => None,
-            Err(reason) => Some(Refusal::of_value(reason, words(name, reason, value, client.config()))),
-        },
+        Ok(Arguments { name, value }) => {
+            client.record(kind, name, &text, value).err().map(|reason| refusal_for(client, metric, reason, value))
+        }
         Err(Failure::Refusal(refusal)) => {
             client.refuse(refusal.reason);
             Some(refusal)
@@ -254,6 +375,16 @@ fn call(
         }
     };
     TAG_BUFFER.set(text.into_buffer());
+    tell(client, strict, metric, refusal)
+}
+
+fn refusal_for(client: &Client, metric: &Bound<'_, PyAny>, reason: DropReason, value: f64) -> Refusal {
+    let name = metric.cast::<PyString>().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned());
+    Refusal::of_value(reason, words(&name, reason, value, client.config()))
+}
+
+/// Raises a refusal if the client is strict, and logs it once otherwise, with what else is to be told.
+fn tell(client: &Client, strict: bool, metric: &Bound<'_, PyAny>, refusal: Option<Refusal>) -> PyResult<()> {
     if let Some(refusal) = refusal {
         if strict {
             return Err(refusal.into_error());
@@ -600,11 +731,37 @@ impl SystemMetrics {
     }
 }
 
+impl fast::Records for MetricsClient {
+    const IS_OWN: bool = false;
+
+    fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn is_strict(&self) -> bool {
+        self.strict
+    }
+}
+
+impl fast::Records for SystemMetrics {
+    const IS_OWN: bool = true;
+
+    fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn is_strict(&self) -> bool {
+        false
+    }
+}
+
 /// The native part of `cortex_metrics`.
 #[pymodule(name = "_native", gil_used = false)]
 fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(after_fork_in_parent, module)?)?;
     module.add_class::<MetricsClient>()?;
-    module.add_class::<SystemMetrics>()
+    module.add_class::<SystemMetrics>()?;
+    fast::install::<MetricsClient>(module.py())?;
+    fast::install::<SystemMetrics>(module.py())
 }

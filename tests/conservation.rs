@@ -85,7 +85,7 @@ proptest! {
         let mut server = Some(open(0));
         let port = server.as_ref().unwrap().local_addr().unwrap().port();
         let endpoint = Endpoint::Udp { host: "127.0.0.1".to_owned(), port };
-        let client = Client::new(ClientConfig { endpoint, flush_interval: NEVER, telemetry, ..ClientConfig::default() });
+        let client = Client::<()>::new(ClientConfig { endpoint, flush_interval: NEVER, telemetry, ..ClientConfig::default() });
         let (mut arrived, mut wanted) = (Totals::default(), Totals::default());
         let (mut called, mut dropped) = (0, 0);
         for step in steps {

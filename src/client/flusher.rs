@@ -1,19 +1,19 @@
 //! The flusher: a thread that takes what has accumulated, packs it into payloads and sends them.
 //!
-//! After a refusal it stops for this flush: what was not sent goes back into the table, where later calls merge with it.
-//! The first payload of the next flush is the probe; once it passes, the rest follows. The thread never touches Python.
+//! After a refusal it stops for this flush: what was not sent stays in the backlog, where the next flush merges with it, and
+//! the first payload of that is the probe; once it passes, the rest follows. The thread never touches Python.
 
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::account::DropReason;
-use super::table::Piece;
+use super::backlog::{Backlog, Piece};
 use super::transport::Transport;
 use super::{Shared, lock};
 use crate::dogstatsd::{Header, Payload};
@@ -24,6 +24,8 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const BURST_PAYLOADS: usize = 32;
 /// That moment.
 const BURST_PAUSE: Duration = Duration::from_millis(1);
+/// So many contexts leave the table under one lock.
+const EVICTIONS_PER_LOCK: usize = 64;
 
 enum Control {
     Flush(Sender<()>),
@@ -34,22 +36,22 @@ enum Control {
 
 /// The handle on the thread. Dropping it makes the thread flush once more and end.
 #[derive(Debug)]
-pub(super) struct Flusher {
+pub(super) struct Flusher<K> {
     running: Option<Running>,
     /// What the thread works with, while there is none: only around a fork.
-    parked: Option<Worker>,
+    parked: Arc<Mutex<Option<Worker<K>>>>,
 }
 
 #[derive(Debug)]
 struct Running {
     control: Sender<Control>,
-    thread: JoinHandle<Option<Worker>>,
+    thread: JoinHandle<()>,
 }
 
-impl Flusher {
+impl<K: Send + 'static> Flusher<K> {
     /// Starts the thread.
-    pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
-        let mut flusher = Self { running: None, parked: Some(Worker::new(shared)?) };
+    pub(super) fn start(shared: Arc<Shared<K>>) -> io::Result<Self> {
+        let mut flusher = Self { running: None, parked: Arc::new(Mutex::new(Some(Worker::new(shared)?))) };
         flusher.resume()?;
         Ok(flusher)
     }
@@ -66,9 +68,17 @@ impl Flusher {
 
     /// Starts the thread again if it is parked.
     pub(super) fn resume(&mut self) -> io::Result<()> {
-        let Some(worker) = self.parked.take() else { return Ok(()) };
+        if self.running.is_some() {
+            return Ok(());
+        }
         let (control, inbox) = unbounded();
-        let thread = thread::Builder::new().name("cortex-flusher".into()).spawn(move || worker.run(&inbox))?;
+        let parked = Arc::clone(&self.parked);
+        let thread = thread::Builder::new().name("cortex-flusher".into()).spawn(move || {
+            let worker = lock(&parked).take();
+            if let Some(worker) = worker {
+                *lock(&parked) = worker.run(&inbox);
+            }
+        })?;
         self.running = Some(Running { control, thread });
         Ok(())
     }
@@ -82,7 +92,7 @@ impl Flusher {
         let _ = running.control.send(Control::Park(done));
         let Ok(task) = parked.recv_timeout(timeout) else { return };
         let Some(running) = self.running.take() else { return };
-        self.parked = running.thread.join().ok().flatten();
+        let _ = running.thread.join();
         // A joined thread is counted for some microseconds more.
         let since = Instant::now();
         while task.as_ref().is_some_and(|task| task.exists()) && since.elapsed() < timeout {
@@ -101,8 +111,9 @@ impl Flusher {
 }
 
 #[derive(Debug)]
-struct Worker {
-    shared: Arc<Shared>,
+struct Worker<K> {
+    shared: Arc<Shared<K>>,
+    backlog: Backlog,
     transport: Transport,
     header: Option<Header>,
     datagram: Vec<u8>,
@@ -115,12 +126,13 @@ struct Worker {
     next: Instant,
 }
 
-impl Worker {
-    fn new(shared: Arc<Shared>) -> io::Result<Self> {
+impl<K> Worker<K> {
+    fn new(shared: Arc<Shared<K>>) -> io::Result<Self> {
         let mut id = [0; 8];
         getrandom::fill(&mut id).map_err(io::Error::other)?;
         let header = Header { client_id: u64::from_le_bytes(id), sequence: 0 };
         Ok(Self {
+            backlog: Backlog::new(shared.config.contexts_max),
             transport: Transport::new(shared.config.endpoint.clone()),
             header: shared.config.telemetry.then_some(header),
             datagram: Vec::new(),
@@ -181,23 +193,59 @@ impl Worker {
     }
 
     fn flush(&mut self) {
-        let config = Arc::clone(&self.shared.config);
-        let line_bytes_max = config.lines_bytes_max();
         self.transport.begin_flush();
-        let mut queue: VecDeque<Piece> = {
+        self.take();
+        self.send_backlog();
+        let resting = self.backlog.resting(lock(&self.shared.table).is_crowded());
+        for slots in resting.chunks(EVICTIONS_PER_LOCK) {
+            let left = lock(&self.shared.table).evict(slots);
+            self.backlog.forget(&left);
+        }
+    }
+
+    /// Moves what has accumulated into the backlog.
+    fn take(&mut self) {
+        let spare = std::mem::take(&mut self.backlog.spare);
+        let (cells, news) = {
             let mut table = lock(&self.shared.table);
-            if config.telemetry {
-                table.add_report(&config.api_name);
+            if self.header.is_some() {
+                table.add_report(&self.shared.config.api_name);
             }
-            table.take(line_bytes_max).into()
+            table.take(spare)
         };
+        for loss in self.backlog.add(cells, news) {
+            let reason = loss.reason;
+            let is_first = {
+                let mut table = lock(&self.shared.table);
+                table.lose(reason, loss.calls);
+                table.is_first_warning(&format!("{} {}", reason.as_str(), loss.context.name))
+            };
+            if is_first {
+                let (name, count) = (&loss.context.name, loss.calls);
+                self.shared
+                    .notice(format!("metric {name:?}: {count} calls that were held are lost ({})", reason.as_str()));
+            }
+        }
+    }
+
+    fn send_backlog(&mut self) {
+        let line_bytes_max = self.shared.config.lines_bytes_max();
         let mut payload = Payload::new(line_bytes_max);
+        let mut queue: VecDeque<Piece> = VecDeque::new();
         let mut line = Vec::new();
+        let mut next_slot = 0;
         let mut sent = 0;
-        while !queue.is_empty() {
+        loop {
             payload.clear();
             let mut batch = Vec::new();
-            while let Some(piece) = queue.front() {
+            loop {
+                if queue.is_empty() {
+                    match self.backlog.take_next(next_slot, line_bytes_max, |piece| queue.push_back(piece)) {
+                        Some(next) => next_slot = next,
+                        None => break,
+                    }
+                }
+                let Some(piece) = queue.front() else { continue };
                 line.clear();
                 piece.encode(&mut line);
                 if !payload.push(&line) {
@@ -207,14 +255,12 @@ impl Worker {
             }
             if batch.is_empty() {
                 // No context is so long that its line fits into no payload; should one be, it must not stop the others.
-                if let Some(piece) = queue.pop_front() {
-                    lock(&self.shared.table).lose(DropReason::TooLong, piece.calls);
-                }
+                let Some(piece) = queue.pop_front() else { return };
+                lock(&self.shared.table).lose(DropReason::TooLong, piece.calls);
                 continue;
             }
             if !self.send(payload.bytes(), &batch) {
-                batch.extend(queue);
-                lock(&self.shared.table).restore(batch);
+                self.backlog.restore(batch.into_iter().chain(queue));
                 return;
             }
             sent += 1;
@@ -250,8 +296,12 @@ impl Worker {
                 true
             }
             Err(refusal) => {
-                if refusal.is_late {
-                    lock(&self.shared.table).refused_late(std::mem::take(&mut self.last_calls));
+                {
+                    let mut table = lock(&self.shared.table);
+                    table.refused();
+                    if refusal.is_late {
+                        table.refused_late(std::mem::take(&mut self.last_calls));
+                    }
                 }
                 if !std::mem::replace(&mut self.is_refused, true) {
                     self.shared.notice(format!(

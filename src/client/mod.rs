@@ -1,8 +1,10 @@
 //! The client: calls go into a table, a thread of its own sends what has gathered there.
 //!
-//! [`Client`] is what a process holds. A call ends in [`table`](Table): it finds its context and adds to that context's
-//! accumulator. Every flush interval the flusher takes what has accumulated, packs it into payloads and hands them to the
-//! transport; what is refused goes back into the table. No call waits for the network, and no error of it comes back.
+//! [`Client`] is what a process holds. A call ends in [`table`](Table): it finds its context, by the addresses of its
+//! arguments if the [`memo`] knows them and by their text otherwise, and adds to that context's accumulator. Every flush
+//! interval the flusher swaps what has accumulated for empty cells, which is all that calls can wait for, and merges it into
+//! its [`backlog`]; from there it goes out in payloads, and there it stays while nobody takes it. No call waits for the
+//! network, and no error of it comes back.
 //!
 //! # Fork
 //!
@@ -11,8 +13,10 @@
 
 mod account;
 mod accumulator;
+mod backlog;
 mod config;
 mod flusher;
+mod memo;
 mod resolver;
 mod table;
 mod transport;
@@ -25,6 +29,7 @@ use std::time::Duration;
 
 pub use account::{Account, DropReason};
 pub use config::{ClientConfig, Endpoint, MetricsUrlError};
+pub use memo::Identity;
 pub use table::{Kind, TagText};
 
 use flusher::Flusher;
@@ -39,28 +44,31 @@ const DROP_TIMEOUT: Duration = Duration::from_millis(100);
 const PARK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Sends metrics, for one process and its forks. All methods may be called from any thread.
+///
+/// `K` keeps alive the objects that [`Client::learn`] is told of.
 #[derive(Debug)]
-pub struct Client {
+pub struct Client<K: Send + 'static = ()> {
     config: Arc<ClientConfig>,
-    core: AtomicPtr<Core>,
+    core: AtomicPtr<Core<K>>,
     closed: AtomicBool,
 }
 
 /// What belongs to one process: its table, its flusher.
 #[derive(Debug)]
-struct Core {
+struct Core<K> {
     generation: u32,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<K>>,
     /// Started by the first call, so that a process that only imports us, or forks at once, has no thread.
-    flusher: Mutex<Option<Flusher>>,
+    flusher: Mutex<Option<Flusher<K>>>,
 }
 
 /// What calls and the flusher share.
 #[derive(Debug)]
-struct Shared {
+struct Shared<K> {
     config: Arc<ClientConfig>,
-    /// Guards everything that a call changes. Held for one look-up, or for taking what has accumulated; never while sending.
-    table: Mutex<Table>,
+    /// Guards everything that a call changes. Held for one look-up, or for the swap of a flush; never for as long as
+    /// there is something to do with what was taken.
+    table: Mutex<Table<K>>,
     /// Sentences for the log, told by whoever next comes along from Python: the flusher itself never touches Python.
     notices: Mutex<Vec<String>>,
     /// True if there are notices. Relaxed suffices: the notices themselves are behind their lock.
@@ -72,7 +80,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Shared {
+impl<K> Shared<K> {
     fn notice(&self, text: String) {
         let mut notices = lock(&self.notices);
         // Whoever never calls again must not make this grow.
@@ -83,7 +91,7 @@ impl Shared {
     }
 }
 
-impl Core {
+impl<K: Send + 'static> Core<K> {
     fn new(config: Arc<ClientConfig>, generation: u32) -> Self {
         let table = Mutex::new(Table::new(config.contexts_max, config.context_bytes_max()));
         let shared = Arc::new(Shared { config, table, notices: Mutex::default(), has_notices: AtomicBool::new(false) });
@@ -106,7 +114,7 @@ impl Core {
     }
 }
 
-impl Client {
+impl<K: Send + 'static> Client<K> {
     /// A client that sends to `config.endpoint`. It opens nothing yet: the first call starts the flusher.
     pub fn new(config: ClientConfig) -> Self {
         watch_forks();
@@ -121,21 +129,21 @@ impl Client {
     }
 
     #[allow(unsafe_code)]
-    fn core(&self) -> &Core {
+    fn core(&self) -> &Core<K> {
         let core = self.core.load(Ordering::Acquire);
         // SAFETY: `core` came from Box::into_raw and is freed by Drop alone, which no borrow of `self` outlives: a core
         // that was replaced after a fork is never freed.
-        let core: &Core = unsafe { &*core };
+        let core: &Core<K> = unsafe { &*core };
         // Relaxed: only the fork handler writes it, when the child has one thread.
         if core.generation == GENERATION.load(Ordering::Relaxed) { core } else { self.core_after_fork(core) }
     }
 
     #[cold]
     #[allow(unsafe_code)]
-    fn core_after_fork(&self, old: &Core) -> &Core {
+    fn core_after_fork(&self, old: &Core<K>) -> &Core<K> {
         let new = Box::into_raw(Box::new(Core::new(Arc::clone(&self.config), GENERATION.load(Ordering::Relaxed))));
         // The old core is left where it is: a thread that did not survive the fork may hold its locks.
-        let old: *mut Core = std::ptr::from_ref(old).cast_mut();
+        let old: *mut Core<K> = std::ptr::from_ref(old).cast_mut();
         match self.core.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: as in `core`; `new` is now the client's.
             Ok(_) => unsafe { &*new },
@@ -163,6 +171,31 @@ impl Client {
             core.start_flusher();
         }
         outcome
+    }
+
+    /// One call whose arguments were seen before; value as in [`Client::record`]. `Err` if they are not recognized: then it
+    /// is not recorded, and true says that this one is to be [learned](Client::learn) after it has been.
+    #[inline]
+    pub fn record_known(&self, kind: Kind, identity: &Identity, value: f64) -> Result<Result<(), DropReason>, bool> {
+        let core = self.core();
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(false);
+        }
+        lock(&core.shared.table).record_known(kind, identity, value)
+    }
+
+    /// Has the context of a call that was recorded recognized by `identity` from now on. While `keep` lives, the addresses
+    /// in it must mean what they mean now.
+    pub fn learn(&self, kind: Kind, name: &str, tags: &TagText, identity: Identity, keep: K) {
+        let forgotten = lock(&self.core().shared.table).learn(kind, name, tags.as_str(), identity, keep);
+        // Outside of the lock: nobody knows what a drop does.
+        drop(forgotten);
+    }
+
+    /// Forgets all that was learned, and drops what was kept for it.
+    pub fn forget_known(&self) {
+        let memo = lock(&self.core().shared.table).memo.take();
+        drop(memo);
     }
 
     /// Counts a call that never reached the table, and gives its reason back.
@@ -250,7 +283,7 @@ impl Client {
     }
 }
 
-impl Drop for Client {
+impl<K: Send + 'static> Drop for Client<K> {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
         if !self.is_closed() {

@@ -12,8 +12,9 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 
 use super::account::{Account, DropReason};
-use super::accumulator::{Accumulator, Content};
-use crate::dogstatsd::{MessageType, encode_line, values_per_line};
+use super::accumulator::Accumulator;
+use super::backlog::Piece;
+use super::memo::{Identity, Memo, Recognized};
 
 /// What a call does to its context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,8 +27,6 @@ pub enum Kind {
     Histogram,
 }
 
-/// A context without calls for so many flushes leaves the table.
-const IDLE_FLUSHES_MAX: u16 = 60;
 /// How many different warnings are remembered.
 const WARNINGS_MAX: usize = 1_000;
 
@@ -97,47 +96,50 @@ fn is_good_name(name: &str) -> bool {
 /// Name, kind and tags: what is counted together.
 #[derive(Debug)]
 pub(super) struct Context {
-    kind: Kind,
-    name: Box<str>,
-    tags: Box<str>,
+    pub(super) kind: Kind,
+    pub(super) name: Box<str>,
+    pub(super) tags: Box<str>,
+    /// False for our own account, which must get through when there are too many contexts.
+    pub(super) is_limited: bool,
 }
 
-/// A part of what accumulated in one context: what one line of a payload says.
-#[derive(Debug, Clone)]
-pub(super) struct Piece {
-    context: Arc<Context>,
-    content: Content,
-    /// How many calls it stands for.
-    pub(super) calls: u64,
-}
-
-impl Piece {
-    /// Writes the line (two for a negative gauge) without its last newline.
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        let (kind, values, weight) = match &self.content {
-            Content::Counter(sum) => (MessageType::Counter, std::slice::from_ref(sum), 1),
-            Content::Gauge(value) => (MessageType::Gauge, std::slice::from_ref(value), 1),
-            Content::Values(values) => (MessageType::Histogram, values.as_slice(), 1),
-            Content::Bucket { mean, weight } => (MessageType::Histogram, std::slice::from_ref(mean), *weight),
-        };
-        encode_line(out, self.context.name.as_bytes(), kind, values, weight, self.context.tags.as_bytes());
+impl Context {
+    fn is(&self, kind: Kind, name: &str, tags: &str) -> bool {
+        self.kind == kind && *self.name == *name && *self.tags == *tags
     }
 }
 
-#[derive(Debug)]
-struct Entry {
-    hash: u64,
-    context: Arc<Context>,
-    accumulator: Accumulator,
-    calls: u64,
-    idle_flushes: u16,
+/// What has accumulated in one context, and from how many calls.
+#[derive(Debug, Default)]
+pub(super) struct Cell {
+    pub(super) accumulator: Accumulator,
+    pub(super) calls: u64,
 }
 
-/// All contexts of a process, and the account of its calls.
 #[derive(Debug)]
-pub(super) struct Table {
-    entries: HashTable<Entry>,
+struct Known {
+    hash: u64,
+    context: Arc<Context>,
+}
+
+/// All contexts of a process by their slots, what has accumulated in them since the last flush, and the account of calls.
+#[derive(Debug)]
+pub(super) struct Table<K> {
+    pub(super) memo: Memo<K>,
+    /// A context's slot, by the hash of its text.
+    slots: HashTable<u32>,
     hasher: RandomState,
+    contexts: Vec<Option<Known>>,
+    /// Slots whose contexts have left.
+    free: Vec<u32>,
+    /// Contexts that are new since the last flush.
+    news: Vec<(u32, Arc<Context>)>,
+    /// Grows when a slot changes hands: what the memo learned before is void.
+    epoch: u32,
+    /// By slot; shorter than `contexts` until a slot is used.
+    cells: Vec<Cell>,
+    /// How many of the cells hold something.
+    occupied: usize,
     contexts_max: usize,
     context_bytes_max: usize,
     account: Account,
@@ -148,11 +150,18 @@ pub(super) struct Table {
     has_flusher: bool,
 }
 
-impl Table {
+impl<K> Table<K> {
     pub(super) fn new(contexts_max: usize, context_bytes_max: usize) -> Self {
         Self {
-            entries: HashTable::new(),
+            memo: Memo::default(),
+            slots: HashTable::new(),
             hasher: RandomState::default(),
+            contexts: Vec::new(),
+            free: Vec::new(),
+            news: Vec::new(),
+            epoch: 0,
+            cells: Vec::new(),
+            occupied: 0,
             contexts_max,
             context_bytes_max,
             account: Account::default(),
@@ -174,13 +183,36 @@ impl Table {
 
     /// One call.
     pub(super) fn record(&mut self, kind: Kind, name: &str, tags: &TagText, value: f64) -> Result<(), DropReason> {
-        self.account.called += 1;
-        let outcome = self.add(kind, name, tags.as_str(), value);
-        match outcome {
-            Ok(()) => self.account.held += 1,
-            Err(reason) => self.account.drop_calls(reason, 1),
+        let slot = check(kind, value).and_then(|()| self.slot(kind, name, tags.as_str(), true));
+        let outcome = slot.and_then(|slot| self.add(slot, kind, value));
+        self.count(outcome)
+    }
+
+    /// One call whose arguments were seen before; `Err` if they were not, with what the memo says of that.
+    #[inline]
+    pub(super) fn record_known(
+        &mut self,
+        kind: Kind,
+        identity: &Identity,
+        value: f64,
+    ) -> Result<Result<(), DropReason>, bool> {
+        match self.memo.recognize(identity, self.epoch) {
+            // The other way is the one that starts a flusher.
+            Recognized::Slot(_) if !self.has_flusher => Err(false),
+            Recognized::Slot(slot) => {
+                let outcome = check(kind, value).and_then(|()| self.add(slot, kind, value));
+                Ok(self.count(outcome))
+            }
+            Recognized::Nothing { is_lesson } => Err(is_lesson),
         }
-        outcome
+    }
+
+    /// Remembers by its identity what `record` has just taken.
+    pub(super) fn learn(&mut self, kind: Kind, name: &str, tags: &str, identity: Identity, keep: K) -> Option<K> {
+        match self.slot(kind, name, tags, true) {
+            Ok(slot) => self.memo.learn(identity, slot, self.epoch, keep),
+            Err(_) => Some(keep),
+        }
     }
 
     /// Counts a call that was found wrong before it got here.
@@ -189,49 +221,100 @@ impl Table {
         self.account.drop_calls(reason, 1);
     }
 
-    fn add(&mut self, kind: Kind, name: &str, tags: &str, value: f64) -> Result<(), DropReason> {
-        if !value.is_finite() {
-            return Err(DropReason::NotFinite);
+    #[inline]
+    fn count(&mut self, outcome: Result<(), DropReason>) -> Result<(), DropReason> {
+        self.account.called += 1;
+        match outcome {
+            Ok(()) => self.account.held += 1,
+            Err(reason) => self.account.drop_calls(reason, 1),
         }
-        if kind == Kind::Counter && value < 0.0 {
-            return Err(DropReason::NegativeIncrement);
+        outcome
+    }
+
+    #[inline]
+    fn add(&mut self, slot: u32, kind: Kind, value: f64) -> Result<(), DropReason> {
+        let is_full = self.occupied >= self.contexts_max;
+        let cell = self.cell(slot);
+        let was_empty = cell.accumulator.is_empty();
+        if was_empty && is_full {
+            return Err(DropReason::ContextLimit);
         }
-        let entry = self.entry(kind, name, tags)?;
-        entry.accumulator.add(value)?;
-        entry.calls += 1;
+        cell.accumulator.add(kind, value)?;
+        cell.calls += 1;
+        self.occupied += usize::from(was_empty);
         Ok(())
     }
 
-    fn entry(&mut self, kind: Kind, name: &str, tags: &str) -> Result<&mut Entry, DropReason> {
+    #[inline]
+    fn cell(&mut self, slot: u32) -> &mut Cell {
+        let slot = slot as usize;
+        if slot >= self.cells.len() {
+            self.cells.resize_with(self.contexts.len().max(slot + 1), Cell::default);
+        }
+        #[allow(clippy::indexing_slicing)] // just made sure of
+        &mut self.cells[slot]
+    }
+
+    /// The slot of a context, which is made if it is new.
+    fn slot(&mut self, kind: Kind, name: &str, tags: &str, is_limited: bool) -> Result<u32, DropReason> {
         let hash = hash_of(&self.hasher, kind, name, tags);
-        let is_it = |entry: &Entry| {
-            let context = &entry.context;
-            entry.hash == hash && context.kind == kind && *context.name == *name && *context.tags == *tags
-        };
-        let is_full = self.entries.len() >= self.contexts_max;
-        match self.entries.entry(hash, is_it, |entry| entry.hash) {
-            Slot::Occupied(slot) => Ok(slot.into_mut()),
+        let known = |slot: &u32| self.contexts.get(*slot as usize).and_then(Option::as_ref);
+        let is_it =
+            |slot: &u32| known(slot).is_some_and(|known| known.hash == hash && known.context.is(kind, name, tags));
+        // As many as one flush may hold wait to be sent, as many were in the last flush, and as many are in this one.
+        let is_full = self.occupied >= self.contexts_max || self.slots.len() >= 3 * self.contexts_max;
+        match self.slots.entry(hash, is_it, |slot| known(slot).map_or(0, |known| known.hash)) {
+            Slot::Occupied(slot) => Ok(*slot.get()),
             Slot::Vacant(_) if !is_good_name(name) => Err(DropReason::BadName),
             Slot::Vacant(_) if name.len() + tags.len() > self.context_bytes_max => Err(DropReason::TooLong),
-            Slot::Vacant(_) if is_full => Err(DropReason::ContextLimit),
-            Slot::Vacant(slot) => {
-                let context = Arc::new(Context { kind, name: name.into(), tags: tags.into() });
-                let accumulator = Accumulator::new(kind);
-                Ok(slot.insert(Entry { hash, context, accumulator, calls: 0, idle_flushes: 0 }).into_mut())
+            Slot::Vacant(_) if is_full && is_limited => Err(DropReason::ContextLimit),
+            Slot::Vacant(vacant) => {
+                let slot = self.free.pop().unwrap_or(self.contexts.len() as u32);
+                vacant.insert(slot);
+                let context = Arc::new(Context { kind, name: name.into(), tags: tags.into(), is_limited });
+                self.news.push((slot, Arc::clone(&context)));
+                let known = Some(Known { hash, context });
+                match self.contexts.get_mut(slot as usize) {
+                    Some(place) => *place = known,
+                    None => self.contexts.push(known),
+                }
+                Ok(slot)
             }
         }
     }
 
-    /// Takes everything that has accumulated; the contexts stay. Values are cut so that each line fits into `line_bytes_max`.
-    pub(super) fn take(&mut self, line_bytes_max: usize) -> Vec<Piece> {
-        let mut pieces = Vec::new();
-        self.entries.retain(|entry| {
-            let before = pieces.len();
-            entry.take(line_bytes_max, &mut pieces);
-            entry.idle_flushes = if pieces.len() == before { entry.idle_flushes + 1 } else { 0 };
-            entry.idle_flushes < IDLE_FLUSHES_MAX
-        });
-        pieces
+    /// Takes what has accumulated, leaving `cells`, which must be empty ones, in its place; and tells which contexts are
+    /// new. The contexts stay. This is all that a flush holds up calls for.
+    pub(super) fn take(&mut self, cells: Vec<Cell>) -> (Vec<Cell>, Vec<(u32, Arc<Context>)>) {
+        self.occupied = 0;
+        (std::mem::replace(&mut self.cells, cells), std::mem::take(&mut self.news))
+    }
+
+    /// Whether there are so many contexts that those which rest must leave.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.slots.len() > self.contexts_max
+    }
+
+    /// Lets contexts leave, unless they have been used since they were taken; says which have left.
+    pub(super) fn evict(&mut self, slots: &[u32]) -> Vec<u32> {
+        let mut left = Vec::with_capacity(slots.len());
+        for &slot in slots {
+            let is_used = self.cells.get(slot as usize).is_some_and(|cell| !cell.accumulator.is_empty());
+            let Some(place) = self.contexts.get_mut(slot as usize).filter(|_| !is_used) else { continue };
+            let Some(known) = place.take() else { continue };
+            if let Ok(entry) = self.slots.find_entry(known.hash, |at| *at == slot) {
+                entry.remove();
+            }
+            if let Some(cell) = self.cells.get_mut(slot as usize) {
+                *cell = Cell::default();
+            }
+            self.free.push(slot);
+            left.push(slot);
+        }
+        if !left.is_empty() {
+            self.epoch = self.epoch.wrapping_add(1);
+        }
+        left
     }
 
     /// Adds to the table what the account says that has not been reported yet, as counters of our own.
@@ -262,7 +345,9 @@ impl Table {
     }
 
     fn add_own(&mut self, name: &str, tags: &str, count: u64) -> bool {
-        self.entry(Kind::Counter, name, tags).and_then(|entry| entry.accumulator.add(count as f64)).is_ok()
+        // Not a call: neither counted nor limited.
+        let Ok(slot) = self.slot(Kind::Counter, name, tags, false) else { return false };
+        self.cell(slot).accumulator.add(Kind::Counter, count as f64).is_ok()
     }
 
     /// What was in `pieces` has left.
@@ -274,21 +359,9 @@ impl Table {
         calls
     }
 
-    /// A payload was refused; `pieces`, its own and all that was to follow, go back to where they came from. A gauge that
-    /// has been set since stays as it is.
-    pub(super) fn restore(&mut self, pieces: impl IntoIterator<Item = Piece>) {
+    /// A payload was refused; its calls are held as before.
+    pub(super) fn refused(&mut self) {
         self.account.payloads_refused += 1;
-        for piece in pieces {
-            let context = &piece.context;
-            let restored = self.entry(context.kind, &context.name, &context.tags).and_then(|entry| {
-                entry.accumulator.restore(piece.content)?;
-                entry.calls += piece.calls;
-                Ok(())
-            });
-            if let Err(reason) = restored {
-                self.lose(reason, piece.calls);
-            }
-        }
     }
 
     /// `calls` that were held are lost.
@@ -300,7 +373,7 @@ impl Table {
     /// All calls that are held are lost; says how many.
     pub(super) fn lose_all(&mut self, reason: DropReason) -> u64 {
         let calls = self.account.held;
-        self.entries.clear();
+        self.cells = Vec::new();
         self.lose(reason, calls);
         calls
     }
@@ -320,6 +393,17 @@ impl Table {
     }
 }
 
+/// Whether a value can be taken at all.
+fn check(kind: Kind, value: f64) -> Result<(), DropReason> {
+    if !value.is_finite() {
+        Err(DropReason::NotFinite)
+    } else if kind == Kind::Counter && value < 0.0 {
+        Err(DropReason::NegativeIncrement)
+    } else {
+        Ok(())
+    }
+}
+
 fn hash_of(hasher: &RandomState, kind: Kind, name: &str, tags: &str) -> u64 {
     let mut state = hasher.build_hasher();
     name.hash(&mut state);
@@ -328,24 +412,25 @@ fn hash_of(hasher: &RandomState, kind: Kind, name: &str, tags: &str) -> u64 {
     state.finish()
 }
 
-impl Entry {
-    fn take(&mut self, line_bytes_max: usize, pieces: &mut Vec<Piece>) {
-        let calls = std::mem::take(&mut self.calls);
-        let context = &self.context;
-        let line_values = values_per_line(context.name.len() + context.tags.len(), line_bytes_max);
-        self.accumulator.take(calls, line_values, |content, calls| {
-            pieces.push(Piece { context: Arc::clone(context), content, calls });
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::backlog::Backlog;
     use super::*;
 
-    fn lines(table: &mut Table) -> Vec<String> {
-        let mut lines: Vec<String> = table
-            .take(1347)
+    fn table(contexts_max: usize) -> Table<()> {
+        Table::new(contexts_max, 600)
+    }
+
+    /// What a flush would send, sorted.
+    fn lines(table: &mut Table<()>, backlog: &mut Backlog) -> Vec<String> {
+        let (cells, news) = table.take(std::mem::take(&mut backlog.spare));
+        assert!(backlog.add(cells, news).is_empty());
+        let mut pieces = Vec::new();
+        let mut at = 0;
+        while let Some(next) = backlog.take_next(at, 1347, |piece| pieces.push(piece)) {
+            at = next;
+        }
+        let mut lines: Vec<String> = pieces
             .iter()
             .map(|piece| {
                 let mut out = Vec::new();
@@ -365,42 +450,20 @@ mod tests {
 
     #[test]
     fn calls_of_one_context_become_one_line() {
-        let mut table = Table::new(10, 600);
+        let (mut table, mut backlog) = (table(10), Backlog::new(10));
         let v1 = tags(&[("model", "v1")]);
         for value in [1.0, 2.0, 3.0] {
             table.record(Kind::Counter, "c", &v1, value).unwrap();
             table.record(Kind::Gauge, "g", &v1, value).unwrap();
             table.record(Kind::Histogram, "h", &TagText::default(), value).unwrap();
         }
-        assert_eq!(lines(&mut table), ["c:6|c|#model:v1", "g:3|g|#model:v1", "h:1:2:3|h"]);
-        assert_eq!(lines(&mut table), [""; 0], "what was taken is not sent again");
-    }
-
-    #[test]
-    fn many_values_fall_into_buckets_and_keep_count_and_sum() {
-        let mut table = Table::new(10, 600);
-        let values: Vec<f64> = (1..=100_000).map(|i| f64::from(i) / 1000.0).collect();
-        values.iter().for_each(|v| table.record(Kind::Histogram, "h", &TagText::default(), *v).unwrap());
-        let mut weights = 0.0;
-        let mut sum = 0.0;
-        let lines = lines(&mut table);
-        for line in &lines {
-            let message = crate::dogstatsd::decode(line.as_bytes()).next().unwrap().unwrap();
-            for value in message.values() {
-                let crate::dogstatsd::MessageValue::Absolute(value) = value else { panic!("{value:?}") };
-                weights += message.weight;
-                sum += value * message.weight;
-            }
-        }
-        assert_eq!(weights, 100_000.0);
-        let exact: f64 = values.iter().sum();
-        assert!((sum - exact).abs() / exact < 1e-12, "{sum} for {exact}");
-        assert!(lines.len() <= 512, "{} lines", lines.len());
+        assert_eq!(lines(&mut table, &mut backlog), ["c:6|c|#model:v1", "g:3|g|#model:v1", "h:1:2:3|h"]);
+        assert_eq!(lines(&mut table, &mut backlog), [""; 0], "what was taken is not sent again");
     }
 
     #[test]
     fn what_a_datagram_cannot_carry_is_dropped_for_its_reason() {
-        let mut table = Table::new(2, 600);
+        let mut table = table(2);
         let none = TagText::default();
         let mut reason = |kind, name: &str, value| table.record(kind, name, &none, value).err();
         assert_eq!(reason(Kind::Counter, "", 1.0), Some(DropReason::BadName));
@@ -425,32 +488,60 @@ mod tests {
     }
 
     #[test]
-    fn a_restored_gauge_does_not_overwrite_a_newer_one_and_counters_add_up() {
-        let mut table = Table::new(10, 600);
-        let none = TagText::default();
-        table.record(Kind::Gauge, "g", &none, 1.0).unwrap();
-        table.record(Kind::Counter, "c", &none, 1.0).unwrap();
-        let refused = table.take(1347);
-        table.record(Kind::Gauge, "g", &none, 2.0).unwrap();
-        table.record(Kind::Counter, "c", &none, 2.0).unwrap();
-        table.restore(refused);
-        assert_eq!(lines(&mut table), ["c:3|c", "g:2|g"]);
-        assert_eq!(table.account().held, 4);
-    }
-
-    #[test]
     fn the_account_is_reported_once() {
-        let mut table = Table::new(10, 600);
+        let (mut table, mut backlog) = (table(10), Backlog::new(10));
         table.record(Kind::Counter, "c", &TagText::default(), -1.0).unwrap_err();
         table.add_report("iris");
         assert_eq!(
-            lines(&mut table),
+            lines(&mut table, &mut backlog),
             [
                 "cortex_client_calls_total:1|c|#api_name:iris",
                 "cortex_client_dropped_total:1|c|#api_name:iris,reason:negative_increment"
             ]
         );
         table.add_report("iris");
-        assert_eq!(lines(&mut table), [""; 0]);
+        assert_eq!(lines(&mut table, &mut backlog), [""; 0]);
+    }
+
+    fn identity(address: usize) -> Identity {
+        let mut identity = Identity::new(0);
+        assert!(identity.push(address));
+        identity
+    }
+
+    #[test]
+    fn what_was_learned_counts_in_its_context_until_the_context_leaves() {
+        let (mut table, mut backlog) = (table(10), Backlog::new(10));
+        assert_eq!(table.record_known(Kind::Counter, &identity(1), 1.0), Err(false), "nobody knows it");
+        table.record(Kind::Counter, "c", &TagText::default(), 1.0).unwrap();
+        table.learn(Kind::Counter, "c", "", identity(1), ());
+        assert_eq!(table.record_known(Kind::Counter, &identity(1), 1.0), Err(false), "there is no flusher");
+        assert!(table.wants_flusher());
+        assert_eq!(table.record_known(Kind::Counter, &identity(1), 1.0), Ok(Ok(())));
+        assert_eq!(table.record_known(Kind::Counter, &identity(1), -1.0), Ok(Err(DropReason::NegativeIncrement)));
+        assert_eq!(table.evict(&[0]), [0; 0], "it holds something");
+        assert_eq!(lines(&mut table, &mut backlog), ["c:2|c"]);
+        assert_eq!(table.evict(&[0]), [0]);
+        backlog.forget(&[0]);
+        table.record(Kind::Gauge, "g", &TagText::default(), 5.0).unwrap();
+        assert_eq!(table.record_known(Kind::Counter, &identity(1), 1.0), Err(true), "its slot is another's");
+        assert_eq!(lines(&mut table, &mut backlog), ["g:5|g"]);
+    }
+
+    #[test]
+    fn contexts_are_limited_by_flush_and_those_that_rest_make_room() {
+        let (mut table, mut backlog) = (table(100), Backlog::new(100));
+        let none = TagText::default();
+        for flush in 0..50 {
+            for i in 0..100 {
+                table.record(Kind::Counter, &format!("c{flush}_{i}"), &none, 1.0).unwrap();
+            }
+            assert_eq!(table.record(Kind::Counter, "more", &none, 1.0), Err(DropReason::ContextLimit));
+            assert_eq!(lines(&mut table, &mut backlog).len(), 100, "flush {flush}");
+            let resting = backlog.resting(table.is_crowded());
+            let left = table.evict(&resting);
+            backlog.forget(&left);
+        }
+        assert!(table.contexts.len() <= 300, "{} slots", table.contexts.len());
     }
 }

@@ -6,6 +6,7 @@
 //! [`BUCKETS_MAX`] buckets. Buckets of a coarser schema are unions of buckets of a finer one, so merging, coarsening
 //! and adding lose no count. Counts are floats, since a sample that was sent with a rate weighs `1 / rate`.
 
+use std::ops::AddAssign;
 use std::sync::LazyLock;
 
 /// The finest schema that Prometheus defines.
@@ -23,13 +24,22 @@ const BUCKETS_MAX: usize = 512;
 /// them, so that boundaries of different schemas are equal to the last bit.
 static FRACTIONS: LazyLock<[f64; 256]> = LazyLock::new(|| std::array::from_fn(|i| (i as f64 / 256.0).exp2() / 2.0));
 
-/// Consecutive buckets of one sign.
+/// Where to begin to look for a fraction in `[0.5, 1)` by its first nine bits: how many of `FRACTIONS` lie at or below the
+/// start of that 512th. A 512th is narrower than any bucket of schema 8, so the answer is this or the next.
+static FRACTION_STARTS: LazyLock<[u16; 512]> = LazyLock::new(|| {
+    std::array::from_fn(|i| {
+        let start = 0.5 + i as f64 / 1024.0;
+        FRACTIONS.iter().filter(|bound| **bound < start).count() as u16
+    })
+});
+
+/// Consecutive buckets of one sign; `C` is what a bucket holds: a weight, or more than that.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct BucketSpan {
+pub struct BucketSpan<C = f64> {
     /// The index of the first bucket.
     pub offset: i32,
-    /// The weight in each bucket, the first at `offset`. Empty: no bucket at all.
-    pub counts: Vec<f64>,
+    /// What is in each bucket, the first at `offset`. Empty: no bucket at all.
+    pub counts: Vec<C>,
 }
 
 /// One bucket as a reader sees it, negative values included.
@@ -41,39 +51,6 @@ pub struct Bucket {
     pub upper: f64,
     /// The weight between them.
     pub count: f64,
-}
-
-/// Where a value falls: the sign and the index of its bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BucketPlace {
-    sign: i8,
-    index: i32,
-}
-
-impl BucketPlace {
-    /// The place of a finite value at `schema`.
-    pub fn of(value: f64, schema: i8) -> Self {
-        if value.abs() <= ZERO_THRESHOLD {
-            return Self { sign: 0, index: 0 };
-        }
-        Self { sign: if value > 0.0 { 1 } else { -1 }, index: index_of(value.abs(), schema) }
-    }
-
-    /// The place, one schema coarser, that contains this one.
-    #[must_use]
-    pub fn coarser(self) -> Self {
-        Self { sign: self.sign, index: if self.sign == 0 { 0 } else { coarser_index(self.index, 1) } }
-    }
-
-    /// `value`, or the nearest value inside the bucket: a mean can leave it by rounding.
-    pub fn clamp(self, value: f64, schema: i8) -> f64 {
-        if self.sign == 0 {
-            return value.clamp(-ZERO_THRESHOLD, ZERO_THRESHOLD);
-        }
-        let lower = upper_bound(self.index - 1, schema).next_up();
-        let upper = upper_bound(self.index, schema).min(f64::MAX);
-        f64::from(self.sign) * value.abs().clamp(lower, upper.max(lower))
-    }
 }
 
 /// A distribution of values in exponential buckets, with exact count and sum.
@@ -333,9 +310,9 @@ impl ExponentialHistogram {
     }
 }
 
-impl BucketSpan {
+impl<C: Copy + Default + AddAssign> BucketSpan<C> {
     /// Adds to one bucket, growing the span to it. False, with nothing changed, if the span would pass `BUCKETS_MAX`.
-    fn add(&mut self, index: i32, weight: f64) -> bool {
+    pub(crate) fn add(&mut self, index: i32, weight: C) -> bool {
         if self.counts.is_empty() {
             self.offset = index;
         }
@@ -346,12 +323,12 @@ impl BucketSpan {
         }
         if index < self.offset {
             let grow = (self.offset - index) as usize;
-            self.counts.splice(0..0, std::iter::repeat_n(0.0, grow));
+            self.counts.splice(0..0, std::iter::repeat_n(C::default(), grow));
             self.offset = index;
         }
         let at = (index - self.offset) as usize;
         if at >= self.counts.len() {
-            self.counts.resize(at + 1, 0.0);
+            self.counts.resize(at + 1, C::default());
         }
         if let Some(count) = self.counts.get_mut(at) {
             *count += weight;
@@ -359,8 +336,9 @@ impl BucketSpan {
         true
     }
 
-    fn coarsen(&mut self, steps: i8) {
-        let fine = std::mem::take(self);
+    /// Brings the buckets to a schema that is coarser by `steps`.
+    pub(crate) fn coarsen(&mut self, steps: i8) {
+        let fine = Self { offset: self.offset, counts: std::mem::take(&mut self.counts) };
         for (at, count) in fine.counts.iter().enumerate() {
             // Unions of neighbours span no more buckets than before, so this never refuses.
             self.add(coarser_index(fine.offset + at as i32, steps), *count);
@@ -376,27 +354,14 @@ fn coarser_index(index: i32, steps: i8) -> i32 {
     ((index - 1) >> steps) + 1
 }
 
-/// The bucket of a positive, finite `value`: Prometheus's own computation (`Histogram.findBucket` in its Go client).
+/// The bucket of a positive, finite `value`, as Prometheus computes it (`Histogram.findBucket` in its Go client). Every
+/// boundary of a coarser schema is one of schema 8, so the place there tells all.
 pub(crate) fn index_of(value: f64, schema: i8) -> i32 {
     let (fraction, exponent) = frexp(value);
-    if schema > 0 {
-        let stride = 256usize >> schema;
-        let buckets = 1i32 << schema;
-        let (mut low, mut high) = (0usize, buckets as usize);
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            if FRACTIONS.get(middle * stride).is_some_and(|bound| *bound < fraction) {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        low as i32 + (exponent - 1) * buckets
-    } else {
-        let key = if fraction == 0.5 { exponent - 1 } else { exponent };
-        let shift = -schema;
-        (key + (1 << shift) - 1) >> shift
-    }
+    let cell = (fraction.to_bits() >> 43) as usize & 511;
+    let start = FRACTION_STARTS.get(cell).copied().unwrap_or_default();
+    let is_above = FRACTIONS.get(usize::from(start)).is_some_and(|bound| *bound < fraction);
+    coarser_index(i32::from(start) + i32::from(is_above) + (exponent - 1) * 256, SCHEMA_MAX - schema)
 }
 
 /// The upper bound of bucket `index`, +Inf past the range of a double.

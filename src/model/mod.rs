@@ -8,9 +8,8 @@ mod labels;
 mod ladder;
 mod sample;
 
-pub use histogram::{
-    Bucket, BucketPlace, BucketSpan, ExponentialHistogram, SCHEMA_DEFAULT, SCHEMA_MAX, SCHEMA_MIN, ZERO_THRESHOLD,
-};
+pub use histogram::{Bucket, BucketSpan, ExponentialHistogram, SCHEMA_DEFAULT, SCHEMA_MAX, SCHEMA_MIN, ZERO_THRESHOLD};
+pub(crate) use histogram::{index_of, upper_bound};
 pub use labels::{Labels, METRIC_NAME};
 pub use ladder::{CLASSIC_BOUNDS, classic_buckets, classic_le, format_float};
 pub use sample::{Family, MetricKind, Sample, SeriesId, Value};
