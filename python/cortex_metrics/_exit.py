@@ -12,7 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import Protocol
+from typing import Any, Protocol
 
 from ._native import after_fork_in_parent
 
@@ -26,26 +26,55 @@ class _Hooks(Protocol):
 
 
 _watched: list[_Hooks] = []
-_finalized_pid = 0
+_finalizer: Any = None
+_is_after_fork_registered = False
 
 
 def watch(hooks: _Hooks) -> None:
     """Has the hooks of a client called; those of clients that are gone are forgotten."""
     _watched[:] = [other for other in _watched if other.is_alive]
     _watched.append(hooks)
+    _watch_multiprocessing()
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         _finalize(None)
+    _watch_uvicorn()
+
+
+def _watch_multiprocessing() -> None:
+    # A child's list of finalizers is cleared when it begins, which may be after its main module made a client; what is
+    # registered here is called after that.
+    global _is_after_fork_registered  # noqa: PLW0603
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not _is_after_fork_registered:
+        _is_after_fork_registered = True
+        util.register_after_fork(_flush, _finalize)
 
 
 def _finalize(_key: object) -> None:
     """Makes the finalizer of a child of ``multiprocessing``."""
-    global _finalized_pid  # noqa: PLW0603
+    global _finalizer  # noqa: PLW0603
     util = sys.modules.get("multiprocessing.util")
-    if util is not None and _finalized_pid != os.getpid():
-        _finalized_pid = os.getpid()
+    if util is not None and (_finalizer is None or not _finalizer.still_active()):
         # Any priority of 0 or more runs before the child waits for children of its own.
-        util.Finalize(None, _flush, exitpriority=0)
+        _finalizer = util.Finalize(None, _flush, exitpriority=0)
+
+
+def _watch_uvicorn() -> None:
+    """Flushes at the end of uvicorn's shutdown: it then raises the signal again, which ends the process at once."""
+    server = getattr(sys.modules.get("uvicorn.server"), "Server", None)
+    shutdown = getattr(server, "shutdown", None)
+    if server is None or shutdown is None or hasattr(shutdown, "flushes_metrics"):
+        return
+
+    async def shutdown_and_flush(self: object, *args: Any, **kwargs: Any) -> None:
+        try:
+            await shutdown(self, *args, **kwargs)
+        finally:
+            _flush()
+
+    shutdown_and_flush.flushes_metrics = True  # type: ignore[attr-defined]
+    server.shutdown = shutdown_and_flush
 
 
 def _flush() -> None:
@@ -70,14 +99,7 @@ def after_fork() -> None:
         hooks.after_fork()
 
 
-def _after_fork_in_child() -> None:
-    # The child's list of finalizers is cleared after this, and what is registered here is called after that.
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.register_after_fork(_flush, _finalize)
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(after_in_child=_watch_multiprocessing)
     if sys.version_info >= (3, 12):
         os.register_at_fork(before=_before_fork, after_in_parent=after_fork_in_parent)
