@@ -180,6 +180,42 @@ class Process:
         return self.process.wait(15)
 
 
+class Script:
+    """A Python script in a process of its own that answers each line with one of JSON: `answer(lambda line: …)`."""
+
+    PRELUDE = """
+import json, os, sys
+def answer(function):
+    for line in sys.stdin:
+        print(json.dumps(function(line.strip())), flush=True)
+"""
+
+    def __init__(self, text: str, *before: str | Path, env: Mapping[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [*before, sys.executable, "-W", "always", "-c", self.PRELUDE + text],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+
+    def ask(self, line: str = "") -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, self.process.communicate()[1]
+        return json.loads(answer)
+
+    def end(self) -> tuple[str, str]:
+        """Its last output and its complaints; it has no more lines to answer."""
+        out, complaints = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, complaints
+        return out, complaints
+
+
 class Collector(Process):
     """The real `cortex-collector`, with a tick every second."""
 
