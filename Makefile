@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-rust test-python lint fmt wheel check-rust clean
+.PHONY: help demo test test-rust test-python torture lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,6 +22,9 @@ test-rust: check-rust
 
 test-python: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+torture: $(VENV)/.test ## the long tests: 10,000 forks under each Python, a collector that is away for a minute
+	$(BIN)/python -m pytest -m torture
 
 lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
 	cargo fmt --check

@@ -26,7 +26,7 @@ type Client = crate::client::Client<Box<[Py<PyAny>]>>;
 
 /// Names that begin so are ours: request metrics and the accounts.
 const RESERVED_PREFIXES: [&str; 3] = ["cortex_api_", "cortex_client_", "cortex_collector_"];
-/// How long `flush()` and `close()` wait for the network at most: only the resolution of a name takes any time.
+/// How long `flush()` and `close()` wait for the network at most: it takes any time only with very many contexts.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the end of the interpreter waits.
 const EXIT_TIMEOUT: Duration = Duration::from_millis(100);
@@ -498,6 +498,9 @@ fn start_flushers(py: Python<'_>) {
 /// A call costs next to nothing, never waits, and never raises unless the client is strict: what cannot be sent is
 /// counted by its reason and told once through ``logging`` (logger ``cortex_metrics``).
 ///
+/// That the collector is away or back is logged by the next call, ``flush()`` or ``close()`` that comes along: the
+/// thread that sends never touches Python. While it is away metrics are held in bounded memory and merged.
+///
 /// Args:
 ///     url: Where to send: ``udp://host:port`` or ``unix:///path``. Without it the environment decides
 ///         (``CORTEX_METRICS_URL``, ``DD_DOGSTATSD_URL``, ``DD_AGENT_HOST`` with ``DD_DOGSTATSD_PORT``), and
@@ -636,6 +639,9 @@ impl MetricsClient {
     }
 
     /// Sends what has accumulated now. Not needed: it is sent every ``flush_interval`` and at exit.
+    ///
+    /// Waits for the sending, which waits for nothing but room in a full Unix socket and a look-up of the host name
+    /// that has just begun, at most 50 ms each. What nobody takes is held: see ``stats()``.
     fn flush(&self, py: Python<'_>) {
         py.detach(|| self.client.flush(FLUSH_TIMEOUT));
         if self.client.has_notices() {
@@ -644,6 +650,8 @@ impl MetricsClient {
     }
 
     /// Sends what has accumulated and ends. Later calls are dropped and counted; a second ``close()`` does nothing.
+    ///
+    /// What nobody takes now is lost, counted as dropped (``closed``), and logged. Waits as ``flush()`` does.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.client.close(FLUSH_TIMEOUT));
         if self.client.has_notices() {

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PREDICTOR = ROOT / "examples" / "text_generator" / "predictor.py"
@@ -148,6 +150,25 @@ def package_path(folder: Path, *names: str) -> str:
         target = origin.parent if origin.name == "__init__.py" else origin
         (path / target.name).symlink_to(target)
     return str(path)
+
+
+def namespaces(folder: Path, etc: Mapping[str, str], *, net: bool = False) -> list[str]:
+    """A command prefix for a mount namespace with other files in /etc, which stay those in `folder`, and if so wanted for
+    a network namespace with nothing but loopback. Skips the test for those who may not have one, but never in CI as root."""
+    for name, text in etc.items():
+        (folder / name).write_text(text)
+    mounts = "".join(f"mount --bind {folder / name} /etc/{name} && " for name in etc)
+    command = ["unshare", "--mount", *(["--net"] if net else []), "sh", "-c"]
+    command += [("ip link set lo up && " if net else "") + mounts + 'exec "$@"', "sh"]
+    try:
+        tried = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+        why = "" if tried.returncode == 0 else tried.stderr
+    except FileNotFoundError as error:
+        why = str(error)
+    if why:
+        assert not (os.environ.get("CI") == "true" and os.geteuid() == 0), why
+        pytest.skip(f"no namespaces for this user: {why.strip()}")
+    return command
 
 
 class Process:
