@@ -28,8 +28,6 @@ type Client = crate::client::Client<Box<[Py<PyAny>]>>;
 const RESERVED_PREFIXES: [&str; 3] = ["cortex_api_", "cortex_client_", "cortex_collector_"];
 /// How long `flush()` and `close()` wait for the network at most: it takes any time only with very many contexts.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the end of the interpreter waits.
-const EXIT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// An argument as it came; `value` that was not given is 1.
 enum Value<'a, 'py> {
@@ -417,10 +415,11 @@ impl Hooks {
         self.0.strong_count() > 0
     }
 
-    /// The last flush.
-    fn at_exit(&self, py: Python<'_>, is_final: bool) {
+    /// A flush, and with `is_final` the last one; waits so many seconds for it.
+    fn at_exit(&self, py: Python<'_>, is_final: bool, timeout: f64) {
         if let Some(client) = self.0.upgrade() {
-            py.detach(|| if is_final { client.close(EXIT_TIMEOUT) } else { client.flush(EXIT_TIMEOUT) });
+            let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
+            py.detach(|| if is_final { client.close(timeout) } else { client.flush(timeout) });
             if client.has_notices() {
                 log_notices(py, &client);
             }

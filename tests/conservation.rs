@@ -21,6 +21,7 @@ enum Step {
     Flush,
     Open,
     Close,
+    Fork,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -28,7 +29,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let value = prop_oneof![8 => 0.0..1e6f64, 1 => -10.0..0.0f64, 1 => Just(f64::NAN)];
     let call = (kind, 0u8..5, value).prop_map(|(kind, name, value)| Step::Call(kind, name, value));
     prop::collection::vec(
-        prop_oneof![20 => call, 2 => Just(Step::Flush), 1 => Just(Step::Open), 1 => Just(Step::Close)],
+        prop_oneof![20 => call, 2 => Just(Step::Flush), 1 => Just(Step::Open), 1 => Just(Step::Close), 1 => Just(Step::Fork)],
         1..400,
     )
 }
@@ -110,6 +111,11 @@ proptest! {
                     }
                 }
                 Step::Open => {}
+                // What is held goes through the time without a thread.
+                Step::Fork => {
+                    client.before_fork();
+                    client.after_fork();
+                }
             }
             let account = client.account();
             prop_assert_eq!(account.called, called);

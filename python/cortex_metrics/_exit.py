@@ -12,15 +12,19 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
 from typing import Any, Protocol
 
 from ._native import after_fork_in_parent
+
+# How many seconds the end of a process waits for all its clients together.
+TIMEOUT = 0.1
 
 
 class _Hooks(Protocol):
     @property
     def is_alive(self) -> bool: ...
-    def at_exit(self, is_final: bool) -> None: ...
+    def at_exit(self, is_final: bool, timeout: float) -> None: ...
     def before_fork(self) -> None: ...
     def after_fork(self) -> None: ...
 
@@ -77,15 +81,18 @@ def _watch_uvicorn() -> None:
     server.shutdown = shutdown_and_flush
 
 
-def _flush() -> None:
-    for hooks in list(_watched):
-        hooks.at_exit(is_final=False)
+def _flush(is_final: bool = False) -> None:
+    clients = [hooks for hooks in _watched if hooks.is_alive]
+    if len(clients) > 1:
+        # All at the same time: one that must wait for its endpoint does not take the others' time.
+        for hooks in clients:
+            hooks.at_exit(False, 0.0)
+    deadline = time.monotonic() + TIMEOUT
+    for hooks in clients:
+        hooks.at_exit(is_final, deadline - time.monotonic())
 
 
-@atexit.register
-def _close() -> None:
-    for hooks in list(_watched):
-        hooks.at_exit(is_final=True)
+atexit.register(_flush, is_final=True)
 
 
 def _before_fork() -> None:

@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::account::DropReason;
 use super::backlog::{Backlog, Piece};
+use super::task::Task;
 use super::transport::Transport;
 use super::{Shared, lock};
 use crate::dogstatsd::{Header, Payload};
@@ -31,7 +31,7 @@ enum Control {
     Flush(Sender<()>),
     Stop(Sender<()>),
     /// End without sending anything, to be started again: answered with what the system calls the thread.
-    Park(Sender<Option<PathBuf>>),
+    Park(Sender<Task>),
 }
 
 /// The handle on the thread. Dropping it makes the thread flush once more and end.
@@ -93,11 +93,7 @@ impl<K: Send + 'static> Flusher<K> {
         let Ok(task) = parked.recv_timeout(timeout) else { return };
         let Some(running) = self.running.take() else { return };
         let _ = running.thread.join();
-        // A joined thread is counted for some microseconds more.
-        let since = Instant::now();
-        while task.as_ref().is_some_and(|task| task.exists()) && since.elapsed() < timeout {
-            thread::yield_now();
-        }
+        task.wait_until_gone(timeout);
     }
 
     fn ask(&mut self, control: impl FnOnce(Sender<()>) -> Control) -> Receiver<()> {
@@ -160,9 +156,7 @@ impl<K> Worker<K> {
                 }
                 Ok(Control::Park(done)) => {
                     self.transport.settle();
-                    // `PID/task/TID` on Linux; other systems have no such file, and do not count so closely.
-                    let task = std::fs::read_link("/proc/thread-self").ok().map(|task| Path::new("/proc").join(task));
-                    if done.send(task).is_ok() {
+                    if done.send(Task::current()).is_ok() {
                         return Some(self);
                     }
                     continue;

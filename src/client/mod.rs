@@ -19,6 +19,7 @@ mod flusher;
 mod memo;
 mod resolver;
 mod table;
+mod task;
 mod transport;
 mod udp;
 mod unix;

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 
+use super::task::Task;
+
 /// A name is looked up anew so often, in case that it has moved without a refusal.
 const REFRESH: Duration = Duration::from_secs(30);
 /// After a failure or a refusal the next look-up starts no sooner than this after the last, doubled each time up to the
@@ -60,7 +62,9 @@ pub(super) struct Resolver {
     /// Why there are none.
     error: Option<String>,
     /// The look-up under way.
-    pending: Option<Receiver<Addresses>>,
+    pending: Option<Receiver<(Addresses, Task)>>,
+    /// The thread of the last look-up that has answered: it is about to end.
+    answered: Option<Task>,
     /// When the last look-up started; `None` before the first.
     started: Option<Instant>,
     /// How long after that the next is due. `None`: never, the host is an address.
@@ -80,6 +84,7 @@ impl Resolver {
             addresses: literal.into_iter().collect(),
             error: None,
             pending: None,
+            answered: None,
             started: None,
             retries: 0,
             lookup,
@@ -120,10 +125,19 @@ impl Resolver {
         self.retries = 0;
     }
 
+    /// Waits for the look-up under way as `wait` does, and then until the system does not count its thread any more.
+    pub(super) fn settle(&mut self) {
+        self.wait();
+        if let Some(task) = self.answered.take() {
+            task.wait_until_gone(self.lookup.patience);
+        }
+    }
+
     /// Waits for the look-up under way, but not longer than its patience.
-    pub(super) fn wait(&mut self) {
+    fn wait(&mut self) {
         let (Some(pending), Some(started)) = (&self.pending, self.started) else { return };
-        if let Ok(answer) = pending.recv_deadline(started + self.lookup.patience) {
+        if let Ok((answer, task)) = pending.recv_deadline(started + self.lookup.patience) {
+            self.answered = Some(task);
             self.take(answer);
         }
     }
@@ -136,7 +150,10 @@ impl Resolver {
     fn refresh(&mut self) {
         if let Some(pending) = &self.pending {
             match pending.try_recv() {
-                Ok(answer) => self.take(answer),
+                Ok((answer, task)) => {
+                    self.answered = Some(task);
+                    self.take(answer);
+                }
                 Err(crossbeam_channel::TryRecvError::Empty) => return,
                 Err(crossbeam_channel::TryRecvError::Disconnected) => {
                     self.take(Err(io::Error::other("the look-up broke off")));
@@ -157,7 +174,7 @@ impl Resolver {
         let (resolve, host, port) = (Arc::clone(&self.lookup.resolve), self.host.clone(), self.port);
         let spawned = thread::Builder::new().name("cortex-resolver".into()).spawn(move || {
             // Whoever asked may be gone.
-            let _ = answer.send(resolve(&host, port));
+            let _ = answer.send((resolve(&host, port), Task::current()));
         });
         match spawned {
             Ok(_) => self.pending = Some(pending),

@@ -32,7 +32,7 @@ impl Udp {
     }
 
     pub(super) fn settle(&mut self) {
-        self.peers.wait();
+        self.peers.settle();
     }
 
     /// Sends to the address that took the last payload, and if that refuses, to the others that the name stands for: a

@@ -14,6 +14,8 @@ use super::transport::is_full;
 /// How long the payloads of one flush wait for room, together. The queue of a Unix socket is short (10 datagrams, unless
 /// `net.unix.max_dgram_qlen` says otherwise), so that it is full again and again while the receiver is at work.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// Whoever did not make room in that time is waited for no longer than this, until he does.
+const PATIENCE_STUCK: Duration = Duration::from_millis(5);
 /// A payload must fit into the send buffer with room to spare, whatever the system's default is.
 const SEND_BUFFER_BYTES_MIN: usize = 65_536;
 
@@ -22,15 +24,17 @@ pub(super) struct Unix {
     path: PathBuf,
     socket: Option<Socket>,
     patience: Duration,
+    /// Whether the last payload found no room.
+    is_stuck: bool,
 }
 
 impl Unix {
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), socket: None, patience: PATIENCE }
+        Self { path: path.to_owned(), socket: None, patience: PATIENCE, is_stuck: false }
     }
 
     pub(super) fn begin_flush(&mut self) {
-        self.patience = PATIENCE;
+        self.patience = if self.is_stuck { PATIENCE_STUCK } else { PATIENCE };
     }
 
     pub(super) fn send(&mut self, payload: &[u8]) -> io::Result<()> {
@@ -50,6 +54,10 @@ impl Unix {
             }
             outcome => outcome,
         };
+        let was_stuck = std::mem::replace(&mut self.is_stuck, outcome.as_ref().is_err_and(is_full));
+        if was_stuck && outcome.is_ok() {
+            self.patience = PATIENCE;
+        }
         outcome.map(drop)
     }
 }
@@ -116,12 +124,15 @@ mod tests {
         };
         assert!(is_full(&error), "{error}");
         assert!(unix.patience.is_zero(), "it waited for room, once for the whole flush");
+        unix.begin_flush();
+        assert_eq!(unix.patience, PATIENCE_STUCK);
         assert!(is_full(&unix.send(b"a:1|c").unwrap_err()));
         for _ in 0..sent {
             assert_eq!(received(&server), [b'x'; 50]);
         }
         unix.send(b"a:2|c").unwrap();
         assert_eq!(received(&server), b"a:2|c");
+        assert_eq!(unix.patience, PATIENCE, "there is room again");
     }
 
     #[test]

@@ -184,3 +184,27 @@ def test_an_end_that_runs_nothing_loses_what_came_since_the_last_flush_at_most(t
     assert done.returncode == (0 if how == "_exit" else -int(how))
     tally.close()
     assert 1000 <= tally.counters["calls"] <= 1010
+
+
+MANY = """
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps([client.stats() for client in clients])))
+from cortex_metrics import MetricsClient
+
+clients = [MetricsClient(url, flush_interval=3600) for url in sys.argv[1:]]
+for client in clients:
+    client.increment("calls")
+"""
+
+
+def test_clients_that_find_nobody_do_not_take_the_time_of_those_that_do(nobody: str, tally: Tally) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, *[nobody] * 5, tally.url], check=True, capture_output=True, text=True, timeout=60
+    )
+    accounts = json.loads(done.stdout)
+    for stats in accounts:
+        check_account(stats)
+        assert stats["held"] == 0, "each had its answer in time"
+    assert [stats["sent"] for stats in accounts] == [0, 0, 0, 0, 0, 1]
+    tally.close()
+    assert tally.counters["calls"] == 1

@@ -144,6 +144,36 @@ def test_what_was_recorded_before_a_fork_is_sent_after_it_without_another_call(
     assert len(tally.clients) == 1
 
 
+LOOK_UPS = """
+import os, sys
+from cortex_metrics import MetricsClient
+
+for _ in range(200):
+    # Its first call has the name looked up, on a thread that the fork meets.
+    client = MetricsClient(sys.argv[1])
+    client.increment("calls")
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    client.close()
+"""
+
+
+@EACH_PYTHON
+def test_a_fork_in_the_middle_of_a_look_up_warns_of_nothing(tally: Tally, tmp_path: Path, python: Path) -> None:
+    done = subprocess.run(
+        [python, *ALL_WARNINGS, "-c", LOOK_UPS, tally.url.replace("127.0.0.1", "localhost")],
+        env={**os.environ, "PYTHONPATH": package_path(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    tally.close()
+    assert tally.counters["calls"] == 200
+
+
 MULTIPROCESSING = """
 import concurrent.futures, multiprocessing, sys
 from cortex_metrics import MetricsClient

@@ -117,3 +117,44 @@ def test_addresses_of_both_kinds_are_urls(address: str) -> None:
         client.increment("calls")
     tally.close()
     assert tally.counters["calls"] == 1
+
+
+NO_ROUTE = """
+import socket, subprocess
+from cortex_metrics import MetricsClient
+
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("0.0.0.0", 0))
+server.setblocking(False)
+client = MetricsClient(f"udp://10.1.2.3:{server.getsockname()[1]}", flush_interval=3600, telemetry=False)
+
+def respond(change):
+    subprocess.run(["ip", "address", change, "10.1.2.3/32", "dev", "lo"], check=True)
+    for _ in range(3):
+        client.increment("calls")
+        client.flush()
+    received = []
+    try:
+        while True:
+            received.append(server.recv(2000).decode())
+    except BlockingIOError:
+        return {"received": received, "stats": client.stats()}
+
+answer(respond)
+client.close()
+"""
+
+
+def test_what_finds_no_way_is_held_and_takes_the_way_when_there_is_one_again(tmp_path: Path) -> None:
+    caller = Script(NO_ROUTE, *namespaces(tmp_path, {}, net=True))
+    assert caller.ask("add")["received"] == ["calls:1|c"] * 3
+    away = caller.ask("del")
+    assert away["received"] == []
+    assert (away["stats"]["sent"], away["stats"]["held"]) == (3, 3)
+    back = caller.ask("add")
+    assert back["received"] == ["calls:4|c", "calls:1|c", "calls:1|c"]
+    check_account(back["stats"])
+    assert back["stats"]["sent"] == 9
+    _, complaints = caller.end()
+    assert "does not take metrics" in complaints
+    assert "takes metrics again" in complaints
