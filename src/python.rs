@@ -640,7 +640,7 @@ impl MetricsClient {
     /// Sends what has accumulated now. Not needed: it is sent every ``flush_interval`` and at exit.
     ///
     /// Waits for the sending, which waits for nothing but room in a full Unix socket and a look-up of the host name
-    /// that has just begun, at most 50 ms each. What nobody takes is held: see ``stats()``.
+    /// that has just begun, at most 40 ms each. What nobody takes is held: see ``stats()``.
     fn flush(&self, py: Python<'_>) {
         py.detach(|| self.client.flush(FLUSH_TIMEOUT));
         if self.client.has_notices() {

@@ -20,7 +20,7 @@ const REFRESH: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_millis(800);
 /// How long the flusher waits for a look-up, counted from its start: most take less, and one that hangs costs this once.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(40);
 
 type Addresses = io::Result<Vec<SocketAddr>>;
 /// `getaddrinfo`, or what a test has in its place.

@@ -76,7 +76,7 @@ impl Transport {
     }
 
     /// Sends one payload. It waits for nothing but a look-up that has just begun, and for room in a full Unix socket:
-    /// 50 ms at most for each, the latter in all payloads since `begin_flush` together.
+    /// 40 and 25 ms at most, the latter in all payloads since `begin_flush` together.
     pub(super) fn send(&mut self, payload: &[u8]) -> Result<(), Refusal> {
         match &mut self.way {
             Way::Udp(udp) => udp.send(payload),

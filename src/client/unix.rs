@@ -13,9 +13,9 @@ use super::transport::is_full;
 
 /// How long the payloads of one flush wait for room, together. The queue of a Unix socket is short (10 datagrams, unless
 /// `net.unix.max_dgram_qlen` says otherwise), so that it is full again and again while the receiver is at work.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(25);
 /// Whoever did not make room in that time is waited for no longer than this, until he does.
-const PATIENCE_STUCK: Duration = Duration::from_millis(5);
+const PATIENCE_STUCK: Duration = Duration::from_millis(2);
 /// A payload must fit into the send buffer with room to spare, whatever the system's default is.
 const SEND_BUFFER_BYTES_MIN: usize = 65_536;
 
