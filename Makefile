@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
+LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-rust test-python lint fmt wheel check-rust clean
+.PHONY: help bench demo test test-rust test-python lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,6 +23,11 @@ test-rust: check-rust
 
 test-python: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.bench ## what a call of the client costs, beside an empty method and today's clients
+	cargo build --release --manifest-path benches/empty_method/Cargo.toml --target-dir target/bench
+	@mkdir -p target/bench/python && cp target/bench/release/libempty_method.$(LIB) target/bench/python/empty_method.abi3.so
+	PYTHONPATH=target/bench/python $(BIN)/python benches/client.py $(BENCH)
 
 lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
 	cargo fmt --check
@@ -67,6 +73,11 @@ $(VENV)/.installed: dist/.built
 $(VENV)/.demo: $(VENV)/.installed
 	@echo "installing what the demo's models need: scikit-learn"
 	@$(PIP) install --quiet "$$(ls dist/*.whl)[serve]" scikit-learn
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	@echo "installing the clients that ours is measured beside"
+	@$(PIP) install --quiet "$$(ls dist/*.whl)[bench]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed

@@ -278,6 +278,15 @@ fn each_item(dict: &Bound<'_, PyDict>, mut show: impl FnMut(*mut ffi::PyObject, 
     })
 }
 
+/// Whether somebody beside the call itself holds these texts. Those that were made for the call never come again.
+fn is_held_elsewhere(metric: &Bound<'_, PyAny>, tags: Option<&Bound<'_, PyAny>>) -> bool {
+    // The call holds the name and the dict, the dict the rest, and the loop once more.
+    let holds_others = |dict: &Bound<'_, PyDict>| {
+        dict.get_refcnt() > 1 || dict.iter().all(|(key, value)| key.get_refcnt() > 2 && value.get_refcnt() > 2)
+    };
+    metric.get_refcnt() > 1 && tags.and_then(|tags| tags.cast_exact::<PyDict>().ok()).is_none_or(holds_others)
+}
+
 /// Has the client recognize these arguments next time, if none of them can ever change.
 fn learn(
     client: &Client,
@@ -341,7 +350,7 @@ fn call(
     }
     Python::attach(|_| {
         call_anew(client, strict, kind, metric, value, tags, is_own)?;
-        if is_lesson {
+        if is_lesson && is_held_elsewhere(metric, tags) {
             learn(client, kind, is_own, metric, tags);
         }
         Ok(())
