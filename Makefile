@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench demo test test-rust test-python lint fmt wheel check-rust clean
+.PHONY: help bench bench-instructions demo test test-rust test-python lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,10 +24,20 @@ test-rust: check-rust
 test-python: $(VENV)/.test
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.bench ## what a call of the client costs, beside an empty method and today's clients
-	cargo build --release --manifest-path benches/empty_method/Cargo.toml --target-dir target/bench
-	@mkdir -p target/bench/python && cp target/bench/release/libempty_method.$(LIB) target/bench/python/empty_method.abi3.so
+bench: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of the client costs, beside an empty method and today's clients
 	PYTHONPATH=target/bench/python $(BIN)/python benches/client.py $(BENCH)
+
+# With names of functions, which the wheel does not have.
+bench-instructions: target/bench/python/empty_method.abi3.so $(BIN)/python ## the instructions of a call, counted by valgrind
+	@command -v valgrind >/dev/null || { echo "this needs valgrind: apt-get install valgrind"; exit 1; }
+	CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --locked --lib --no-default-features --features python --target-dir target/bench
+	@mkdir -p target/bench/named && cp -r python/cortex_metrics target/bench/named/
+	@cp target/bench/release/libcortex_metrics.$(LIB) target/bench/named/cortex_metrics/_native.abi3.so
+	PYTHONPATH=target/bench/named:target/bench/python $(BIN)/python benches/instructions.py
+
+target/bench/python/empty_method.abi3.so: benches/empty_method/Cargo.toml benches/empty_method/src/lib.rs
+	CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --manifest-path benches/empty_method/Cargo.toml --target-dir target/bench
+	@mkdir -p $(@D) && cp target/bench/release/libempty_method.$(LIB) $@
 
 lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
 	cargo fmt --check
