@@ -9,8 +9,9 @@
 mod fast;
 
 use std::cell::Cell;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::ffi::{c_int, c_void};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyException, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::ffi;
@@ -414,20 +415,90 @@ fn is_on(value: &str) -> bool {
     ["1", "true", "yes", "on"].contains(&value.to_ascii_lowercase().as_str())
 }
 
-/// What the end of a process calls: the last flush of a client that is still there.
+/// What a process calls around its forks and at its end, for a client that is still there.
 #[pyclass(frozen)]
-struct AtExit(Weak<Client>);
+struct Hooks(Weak<Client>);
 
 #[pymethods]
-impl AtExit {
-    #[pyo3(signature = (is_final=true))]
-    fn __call__(&self, py: Python<'_>, is_final: bool) {
+impl Hooks {
+    #[getter]
+    fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// The last flush.
+    fn at_exit(&self, py: Python<'_>, is_final: bool) {
         if let Some(client) = self.0.upgrade() {
             py.detach(|| if is_final { client.close(EXIT_TIMEOUT) } else { client.flush(EXIT_TIMEOUT) });
             if client.has_notices() {
                 log_notices(py, &client);
             }
         }
+    }
+
+    /// With the GIL held: nobody starts the thread again before the fork.
+    fn before_fork(&self) {
+        if let Some(client) = self.0.upgrade() {
+            client.before_fork();
+        }
+    }
+
+    fn after_fork(&self) {
+        if let Some(client) = self.0.upgrade() {
+            client.after_fork();
+        }
+    }
+}
+
+/// The frame that called `os.fork`, and when, while a pending call waits until it has returned.
+static FORK: Mutex<Option<(usize, Instant)>> = Mutex::new(None);
+/// Should that frame never come along, this is long enough for every hook of the fork.
+const FORK_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// To be registered as it is with `os.register_at_fork(after_in_parent=…)`: has the flushers started once `os.fork` has
+/// returned. From Python 3.12 on it warns of every thread that the process has at its end, and in 3.13 that is after
+/// the hooks.
+#[pyfunction]
+#[allow(unsafe_code)]
+fn after_fork_in_parent(py: Python<'_>) {
+    let is_main_thread: PyResult<bool> = (|| {
+        let threading = py.import("sys")?.getattr("modules")?.call_method1("get", ("threading",))?;
+        // Pending calls are the main thread's. If another one forks, the warning is not of our making.
+        Ok(threading.is_none() || threading.call_method0("main_thread")?.is(&threading.call_method0("current_thread")?))
+    })();
+    // SAFETY: we are attached to the interpreter; the frame is only compared, never followed.
+    let frame = unsafe { pyo3::ffi::PyEval_GetFrame() } as usize;
+    *FORK.lock().unwrap_or_else(PoisonError::into_inner) = Some((frame, Instant::now()));
+    // SAFETY: the function is one of this library, which is never unloaded, and takes no argument.
+    let is_pending = is_main_thread.unwrap_or(false)
+        && unsafe { pyo3::ffi::Py_AddPendingCall(Some(after_fork_has_returned), std::ptr::null_mut()) } == 0;
+    if !is_pending {
+        start_flushers(py);
+    }
+}
+
+#[allow(unsafe_code)]
+extern "C" fn after_fork_has_returned(_: *mut c_void) -> c_int {
+    Python::attach(|py| {
+        // SAFETY: as in `after_fork_in_parent`.
+        let frame = unsafe { pyo3::ffi::PyEval_GetFrame() } as usize;
+        let fork = *FORK.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another frame is that of somebody's hook written in Python: the fork has not returned yet.
+        let is_in_hook = fork.is_some_and(|(caller, since)| frame != caller && since.elapsed() < FORK_TIMEOUT);
+        // SAFETY: as in `after_fork_in_parent`.
+        let is_pending = is_in_hook
+            && unsafe { pyo3::ffi::Py_AddPendingCall(Some(after_fork_has_returned), std::ptr::null_mut()) } == 0;
+        if !is_pending {
+            start_flushers(py);
+        }
+    });
+    0
+}
+
+fn start_flushers(py: Python<'_>) {
+    let started = py.import("cortex_metrics._exit").and_then(|module| module.call_method0("after_fork"));
+    if let Err(error) = started {
+        error.write_unraisable(py, None);
     }
 }
 
@@ -517,7 +588,7 @@ impl MetricsClient {
             client.notice_once("environment", || format!("{error}; {used} is used instead"));
             log_notices(py, &client);
         }
-        py.import("cortex_metrics._exit")?.call_method1("watch", (AtExit(Arc::downgrade(&client)),))?;
+        py.import("cortex_metrics._exit")?.call_method1("watch", (Hooks(Arc::downgrade(&client)),))?;
         Ok(Self { client, strict: strict || variable("CORTEX_METRICS_STRICT").is_some_and(|value| is_on(&value)) })
     }
 
@@ -697,6 +768,7 @@ impl fast::Records for SystemMetrics {
 #[pymodule(name = "_native", gil_used = false)]
 fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(after_fork_in_parent, module)?)?;
     module.add_class::<MetricsClient>()?;
     module.add_class::<SystemMetrics>()?;
     fast::install::<MetricsClient>(module.py())?;

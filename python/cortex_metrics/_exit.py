@@ -1,7 +1,10 @@
-"""The last flush, however a process ends.
+"""What a process does around its forks, and at its end, however it ends: the last flush.
 
 ``atexit`` covers the end of an interpreter. Children of ``multiprocessing`` that were forked skip it: they run the
 finalizers of ``multiprocessing.util`` instead, and forget those that they inherited, so one is made in each child.
+
+From Python 3.12 on, ``os.fork`` warns when the process has a second thread of any kind. So the flushers' threads end
+before a fork and start again when it has returned; what they know of the collector stays.
 """
 
 from __future__ import annotations
@@ -9,44 +12,94 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import Protocol
+from typing import Any, Protocol
+
+from ._native import after_fork_in_parent
 
 
-class _Flush(Protocol):
-    def __call__(self, is_final: bool = True) -> None: ...
+class _Hooks(Protocol):
+    @property
+    def is_alive(self) -> bool: ...
+    def at_exit(self, is_final: bool) -> None: ...
+    def before_fork(self) -> None: ...
+    def after_fork(self) -> None: ...
 
 
-_flushes: list[_Flush] = []
+_watched: list[_Hooks] = []
+_finalizer: Any = None
+_is_after_fork_registered = False
 
 
-def watch(flush: _Flush) -> None:
-    """Has ``flush`` called at the end of this process, and of its children."""
-    _flushes.append(flush)
-    atexit.register(flush)
+def watch(hooks: _Hooks) -> None:
+    """Has the hooks of a client called; those of clients that are gone are forgotten."""
+    _watched[:] = [other for other in _watched if other.is_alive]
+    _watched.append(hooks)
+    _watch_multiprocessing()
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         _finalize(None)
+    _watch_uvicorn()
+
+
+def _watch_multiprocessing() -> None:
+    # A child's list of finalizers is cleared when it begins, which may be after its main module made a client; what is
+    # registered here is called after that.
+    global _is_after_fork_registered  # noqa: PLW0603
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not _is_after_fork_registered:
+        _is_after_fork_registered = True
+        util.register_after_fork(_flush, _finalize)
 
 
 def _finalize(_key: object) -> None:
     """Makes the finalizer of a child of ``multiprocessing``."""
+    global _finalizer  # noqa: PLW0603
     util = sys.modules.get("multiprocessing.util")
-    if util is not None:
+    if util is not None and (_finalizer is None or not _finalizer.still_active()):
         # Any priority of 0 or more runs before the child waits for children of its own.
-        util.Finalize(None, _flush_all, exitpriority=0)
+        _finalizer = util.Finalize(None, _flush, exitpriority=0)
 
 
-def _flush_all() -> None:
-    for flush in _flushes:
-        flush(is_final=False)
+def _watch_uvicorn() -> None:
+    """Flushes at the end of uvicorn's shutdown: it then raises the signal again, which ends the process at once."""
+    server = getattr(sys.modules.get("uvicorn.server"), "Server", None)
+    shutdown = getattr(server, "shutdown", None)
+    if server is None or shutdown is None or hasattr(shutdown, "flushes_metrics"):
+        return
+
+    async def shutdown_and_flush(self: object, *args: Any, **kwargs: Any) -> None:
+        try:
+            await shutdown(self, *args, **kwargs)
+        finally:
+            _flush()
+
+    shutdown_and_flush.flushes_metrics = True  # type: ignore[attr-defined]
+    server.shutdown = shutdown_and_flush
 
 
-def _after_fork() -> None:
-    # The child's list of finalizers is cleared after this, and what is registered here is called after that.
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.register_after_fork(_flush_all, _finalize)
+def _flush() -> None:
+    for hooks in list(_watched):
+        hooks.at_exit(is_final=False)
+
+
+@atexit.register
+def _close() -> None:
+    for hooks in list(_watched):
+        hooks.at_exit(is_final=True)
+
+
+def _before_fork() -> None:
+    for hooks in list(_watched):
+        hooks.before_fork()
+
+
+def after_fork() -> None:
+    """Starts the threads of this process again; called once ``os.fork`` has returned."""
+    for hooks in list(_watched):
+        hooks.after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_watch_multiprocessing)
+    if sys.version_info >= (3, 12):
+        os.register_at_fork(before=_before_fork, after_in_parent=after_fork_in_parent)

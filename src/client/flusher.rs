@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
-use std::thread;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
@@ -29,41 +30,87 @@ const EVICTIONS_PER_LOCK: usize = 64;
 enum Control {
     Flush(Sender<()>),
     Stop(Sender<()>),
+    /// End without sending anything, to be started again: answered with what the system calls the thread.
+    Park(Sender<Option<PathBuf>>),
 }
 
 /// The handle on the thread. Dropping it makes the thread flush once more and end.
 #[derive(Debug)]
-pub(super) struct Flusher {
-    control: Sender<Control>,
+pub(super) struct Flusher<K> {
+    running: Option<Running>,
+    /// What the thread works with, while there is none: only around a fork.
+    parked: Arc<Mutex<Option<Worker<K>>>>,
 }
 
-impl Flusher {
+#[derive(Debug)]
+struct Running {
+    control: Sender<Control>,
+    thread: JoinHandle<()>,
+}
+
+impl<K: Send + 'static> Flusher<K> {
     /// Starts the thread.
-    pub(super) fn start<K: Send + 'static>(shared: Arc<Shared<K>>) -> io::Result<Self> {
-        let (control, inbox) = unbounded();
-        let worker = Worker::new(shared)?;
-        thread::Builder::new().name("cortex-flusher".into()).spawn(move || worker.run(&inbox))?;
-        Ok(Self { control })
+    pub(super) fn start(shared: Arc<Shared<K>>) -> io::Result<Self> {
+        let mut flusher = Self { running: None, parked: Arc::new(Mutex::new(Some(Worker::new(shared)?))) };
+        flusher.resume()?;
+        Ok(flusher)
     }
 
     /// Asks for a flush now; the receiver hears when it is done.
-    pub(super) fn flush(&self) -> Receiver<()> {
+    pub(super) fn flush(&mut self) -> Receiver<()> {
         self.ask(Control::Flush)
     }
 
     /// Asks for the last flush; the receiver hears when it is done.
-    pub(super) fn stop(self) -> Receiver<()> {
+    pub(super) fn stop(mut self) -> Receiver<()> {
         self.ask(Control::Stop)
     }
 
-    fn ask(&self, control: impl FnOnce(Sender<()>) -> Control) -> Receiver<()> {
+    /// Starts the thread again if it is parked.
+    pub(super) fn resume(&mut self) -> io::Result<()> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        let (control, inbox) = unbounded();
+        let parked = Arc::clone(&self.parked);
+        let thread = thread::Builder::new().name("cortex-flusher".into()).spawn(move || {
+            let worker = lock(&parked).take();
+            if let Some(worker) = worker {
+                *lock(&parked) = worker.run(&inbox);
+            }
+        })?;
+        self.running = Some(Running { control, thread });
+        Ok(())
+    }
+
+    /// Ends the thread for a while, unless it is at work for longer than `timeout`. After that the system does not count
+    /// it among the threads of this process any more.
+    pub(super) fn park(&mut self, timeout: Duration) {
+        let Some(running) = &self.running else { return };
+        // Handed over in person: if nobody waits any longer, the thread goes on.
+        let (done, parked) = bounded(0);
+        let _ = running.control.send(Control::Park(done));
+        let Ok(task) = parked.recv_timeout(timeout) else { return };
+        let Some(running) = self.running.take() else { return };
+        let _ = running.thread.join();
+        // A joined thread is counted for some microseconds more.
+        let since = Instant::now();
+        while task.as_ref().is_some_and(|task| task.exists()) && since.elapsed() < timeout {
+            thread::yield_now();
+        }
+    }
+
+    fn ask(&mut self, control: impl FnOnce(Sender<()>) -> Control) -> Receiver<()> {
         let (done, is_done) = bounded(1);
         // A thread that has ended hears nothing; the receiver then finds its channel closed.
-        let _ = self.control.send(control(done));
+        if let (Ok(()), Some(running)) = (self.resume(), &self.running) {
+            let _ = running.control.send(control(done));
+        }
         is_done
     }
 }
 
+#[derive(Debug)]
 struct Worker<K> {
     shared: Arc<Shared<K>>,
     backlog: Backlog,
@@ -77,6 +124,8 @@ struct Worker<K> {
     /// When a payload was last given to the transport, refused or not.
     last_tried: Instant,
     is_refused: bool,
+    /// When the next flush is due.
+    next: Instant,
 }
 
 impl<K> Worker<K> {
@@ -93,14 +142,15 @@ impl<K> Worker<K> {
             last_calls: 0,
             last_tried: Instant::now(),
             is_refused: false,
+            next: Instant::now() + shared.config.flush_interval,
             shared,
         })
     }
 
-    fn run(mut self, inbox: &Receiver<Control>) {
-        let mut next = Instant::now() + self.shared.config.flush_interval;
+    /// Gives itself back if it is parked.
+    fn run(mut self, inbox: &Receiver<Control>) -> Option<Self> {
         loop {
-            match inbox.recv_deadline(next.min(self.next_heartbeat())) {
+            match inbox.recv_deadline(self.next.min(self.next_heartbeat())) {
                 Ok(Control::Flush(done)) => {
                     self.flush();
                     let _ = done.send(());
@@ -109,20 +159,29 @@ impl<K> Worker<K> {
                 Ok(Control::Stop(done)) => {
                     self.flush();
                     let _ = done.send(());
-                    return;
+                    return None;
                 }
-                Err(RecvTimeoutError::Timeout) if Instant::now() < next => {
+                Ok(Control::Park(done)) => {
+                    self.transport.settle();
+                    // `PID/task/TID` on Linux; other systems have no such file, and do not count so closely.
+                    let task = std::fs::read_link("/proc/thread-self").ok().map(|task| Path::new("/proc").join(task));
+                    if done.send(task).is_ok() {
+                        return Some(self);
+                    }
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < self.next => {
                     self.send_heartbeat();
                     continue;
                 }
                 Err(RecvTimeoutError::Timeout) => self.flush(),
                 Err(RecvTimeoutError::Disconnected) => {
                     self.flush();
-                    return;
+                    return None;
                 }
             }
             // A flush that took longer than the interval is not followed by a rush of late ones.
-            next = (next + self.shared.config.flush_interval).max(Instant::now());
+            self.next = (self.next + self.shared.config.flush_interval).max(Instant::now());
         }
     }
 
@@ -143,6 +202,7 @@ impl<K> Worker<K> {
     }
 
     fn flush(&mut self) {
+        self.transport.begin_flush();
         self.take();
         self.send_backlog();
         self.settle();
@@ -215,7 +275,7 @@ impl<K> Worker<K> {
         }
     }
 
-    /// Sends one payload with its header. False if it was refused.
+    /// Sends one payload with its header. False if it was refused and what it held is to be kept.
     fn send(&mut self, lines: &[u8], batch: &[Piece]) -> bool {
         self.datagram.clear();
         // A refused payload gives its number to the next, so that the collector misses only what was taken and never came.
@@ -235,6 +295,11 @@ impl<K> Worker<K> {
                     self.shared
                         .notice(format!("{} takes metrics again: what was held is sent", self.transport.endpoint()));
                 }
+                true
+            }
+            Err(refusal) if refusal.is_too_long() => {
+                let calls = batch.iter().map(|piece| piece.calls).sum();
+                lock(&self.shared.table).lose(DropReason::TooLong, calls);
                 true
             }
             Err(refusal) => {

@@ -17,8 +17,11 @@ mod backlog;
 mod config;
 mod flusher;
 mod memo;
+mod resolver;
 mod table;
 mod transport;
+mod udp;
+mod unix;
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, TryLockError};
@@ -38,6 +41,8 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// How long a client that is dropped without `close` waits for its last flush.
 const DROP_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long a fork waits for a flush that is under way: longer ones take thousands of contexts.
+const PARK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long the flusher waits before it tries again to get at the table: a call holds it for some 20 ns.
 const LOCK_PAUSE: Duration = Duration::from_micros(50);
@@ -58,7 +63,7 @@ struct Core<K> {
     generation: u32,
     shared: Arc<Shared<K>>,
     /// Started by the first call, so that a process that only imports us, or forks at once, has no thread.
-    flusher: Mutex<Option<Flusher>>,
+    flusher: Mutex<Option<Flusher<K>>>,
 }
 
 /// What calls and the flusher share.
@@ -249,7 +254,7 @@ impl<K: Send + 'static> Client<K> {
     /// Sends what has accumulated and waits until that is done or refused, at most `timeout`. True if it was done in time.
     pub fn flush(&self, timeout: Duration) -> bool {
         let core = self.core();
-        let done = lock(&core.flusher).as_ref().map(Flusher::flush);
+        let done = lock(&core.flusher).as_mut().map(Flusher::flush);
         // The lock is free again: nobody waits for a lock while we wait for the network.
         done.is_none_or(|done| done.recv_timeout(timeout).is_ok())
     }
@@ -266,6 +271,24 @@ impl<K: Send + 'static> Client<K> {
             core.shared.notice(format!("closed while {} took no metrics: {lost} calls are lost", self.config.endpoint));
         }
         in_time
+    }
+
+    /// Ends the flusher's thread until `after_fork`, so that the process that is to be forked has no thread of ours.
+    pub fn before_fork(&self) {
+        if let Some(flusher) = lock(&self.core().flusher).as_mut() {
+            flusher.park(PARK_TIMEOUT);
+        }
+    }
+
+    /// Starts the flusher's thread again in the parent. A child has another flusher, which its first call starts.
+    pub fn after_fork(&self) {
+        let core = self.core();
+        let mut flusher = lock(&core.flusher);
+        if flusher.as_mut().is_some_and(|flusher| flusher.resume().is_err()) {
+            // What was recorded is in the table; the next call starts another.
+            *flusher = None;
+            lock(&core.shared.table).no_flusher();
+        }
     }
 
     /// Whether `close` was called.

@@ -1,15 +1,25 @@
-//! The socket: sends a payload, and finds out whether somebody took it.
+//! The transport: hands a payload to the operating system, and finds out whether somebody took it.
 //!
-//! A connected UDP socket to a closed port of the same host learns of the refusal at once. Reading `SO_ERROR` after a
-//! `send` that succeeded tells that this very payload was refused; `ECONNREFUSED` from `send` itself tells that an earlier
-//! one was, and that this one was not sent.
+//! What every error means for the account, wherever it comes from:
+//!
+//! | the system says | the payload | the socket |
+//! |---|---|---|
+//! | an error is pending before the send | not sent; the one before it was refused late | kept |
+//! | `ECONNREFUSED` from `send` over UDP | the same: it came in between | kept |
+//! | any error right after the send (`SO_ERROR`) | refused: on the same host the answer is immediate | kept if a port is closed |
+//! | `EAGAIN`, `ENOBUFS`, `ENOMEM` | refused: a queue is full, which says nothing about the peer | kept |
+//! | `EMSGSIZE` | can never be sent: dropped, and counted as too long | opened anew |
+//! | `ENOENT`, `ECONNREFUSED`, `EACCES`, … of a Unix socket | refused, never late: the receiver's queue is the only one | none is connected |
+//! | all others (`EPERM` of a firewall, no route, the interface is gone, …) | refused | opened anew |
+//!
+//! A refused payload is held by whoever called: nothing of it has left.
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
-
-use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::config::Endpoint;
+use super::resolver::Lookup;
+use super::udp::Udp;
+use super::unix::Unix;
 
 /// Why a payload did not leave.
 #[derive(Debug)]
@@ -20,91 +30,71 @@ pub(super) struct Refusal {
     pub(super) is_late: bool,
 }
 
-/// A socket to the endpoint, opened when it is first needed and anew after a refusal.
+impl Refusal {
+    /// True if this payload is larger than the way to the endpoint allows: it would be refused for ever.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.error.raw_os_error() == Some(libc::EMSGSIZE)
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self { error, is_late: false }
+    }
+}
+
+/// Whether a queue on the way was full: it says nothing about the peer.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::WouldBlock || matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// The way to the endpoint; opened when it is first needed.
 #[derive(Debug)]
 pub(super) struct Transport {
     endpoint: Endpoint,
-    socket: Option<Socket>,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Udp(Box<Udp>),
+    Unix(Unix),
 }
 
 impl Transport {
+    /// A host name begins to be looked up now, so that it is known when the first payload comes.
     pub(super) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, socket: None }
+        let way = match &endpoint {
+            Endpoint::Udp { host, port } => Way::Udp(Box::new(Udp::new(host, *port, Lookup::default()))),
+            Endpoint::Unix(path) => Way::Unix(Unix::new(path)),
+        };
+        Self { endpoint, way }
     }
 
     pub(super) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Sends one payload, without waiting for anything but the resolution of a name.
+    /// Sends one payload. It waits for nothing but a look-up that has just begun, and for room in a full Unix socket:
+    /// 50 ms at most for each, the latter in all payloads since `begin_flush` together.
     pub(super) fn send(&mut self, payload: &[u8]) -> Result<(), Refusal> {
-        let now = |error| Refusal { error, is_late: false };
-        let socket = match &mut self.socket {
-            Some(socket) => socket,
-            none => none.insert(connect(&self.endpoint).map_err(now)?),
-        };
-        let outcome = match socket.send(payload) {
-            Ok(_) => match socket.take_error() {
-                Ok(None) => Ok(()),
-                Ok(Some(error)) | Err(error) => Err(now(error)),
-            },
-            Err(error) => Err(Refusal { is_late: error.kind() == ErrorKind::ConnectionRefused, error }),
-        };
-        // A full buffer says nothing about the peer; everything else may mean that it has moved.
-        if outcome.as_ref().is_err_and(|refusal| refusal.error.kind() != ErrorKind::WouldBlock) {
-            self.socket = None;
+        match &mut self.way {
+            Way::Udp(udp) => udp.send(payload),
+            Way::Unix(unix) => Ok(unix.send(payload)?),
         }
-        outcome
-    }
-}
-
-fn connect(endpoint: &Endpoint) -> io::Result<Socket> {
-    let (socket, address) = match endpoint {
-        Endpoint::Udp { host, port } => {
-            let mut addresses = (host.as_str(), *port).to_socket_addrs()?;
-            let address = addresses.next().ok_or_else(|| io::Error::other("the name has no address"))?;
-            let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
-            let any: SocketAddr = match address {
-                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-            };
-            socket.bind(&any.into())?;
-            (socket, address.into())
-        }
-        Endpoint::Unix(path) => (Socket::new(Domain::UNIX, Type::DGRAM, None)?, SockAddr::unix(path)?),
-    };
-    socket.connect(&address)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::UdpSocket;
-
-    use super::*;
-
-    #[test]
-    fn every_payload_to_a_closed_port_of_this_host_is_known_to_be_refused() {
-        // A plain send alternates between ok and ECONNREFUSED here: half the payloads would be lost unnoticed.
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut transport = Transport::new(Endpoint::Udp { host: "127.0.0.1".into(), port });
-        for _ in 0..10 {
-            let refusal = transport.send(b"a:1|c").unwrap_err();
-            assert_eq!((refusal.error.kind(), refusal.is_late), (ErrorKind::ConnectionRefused, false));
-        }
-        let server = UdpSocket::bind(("127.0.0.1", port)).unwrap();
-        transport.send(b"a:2|c").unwrap();
-        let mut buffer = [0; 10];
-        let n = server.recv(&mut buffer).unwrap();
-        assert_eq!(&buffer[..n], b"a:2|c");
     }
 
-    #[test]
-    fn a_name_without_address_and_a_socket_without_file_are_refusals() {
-        let mut transport = Transport::new(Endpoint::Udp { host: "no-such-host.invalid".into(), port: 1 });
-        assert!(!transport.send(b"a:1|c").unwrap_err().is_late);
-        let mut transport = Transport::new(Endpoint::Unix("/nonexistent/m.sock".into()));
-        assert_eq!(transport.send(b"a:1|c").unwrap_err().error.kind(), ErrorKind::NotFound);
+    /// A flush begins: there is patience again.
+    pub(super) fn begin_flush(&mut self) {
+        if let Way::Unix(unix) = &mut self.way {
+            unix.begin_flush();
+        }
+    }
+
+    /// Waits for a look-up that has just begun, so that its thread is gone; not longer than `send` would.
+    pub(super) fn settle(&mut self) {
+        if let Way::Udp(udp) = &mut self.way {
+            udp.settle();
+        }
     }
 }

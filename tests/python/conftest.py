@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import BIN, Collector, Process, Udp
+from support import BIN, Collector, Process, Tally, Udp
 
 
 @pytest.fixture
@@ -16,6 +16,13 @@ def udp() -> Iterator[Udp]:
         server.bind(("127.0.0.1", 0))
         server.setblocking(False)
         yield Udp(server)
+
+
+@pytest.fixture
+def tally() -> Iterator[Tally]:
+    started = Tally()
+    yield started
+    started.close()
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import importlib.util
 import json
 import os
 import re
@@ -9,11 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,94 @@ class Udp:
                 lines += self.socket.recv(65536).decode().splitlines()
             except BlockingIOError:
                 return lines
+
+
+class Tally:
+    """A collector in small: a socket that is read all the time, and the totals of what came to it."""
+
+    def __init__(self, bound: socket.socket | None = None) -> None:
+        self.socket = bound or socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        if bound is None:
+            self.socket.bind(("127.0.0.1", 0))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self.socket.settimeout(0.05)
+        self.counters: collections.Counter[str] = collections.Counter()
+        self.gauges: dict[str, float] = {}
+        self.histograms: dict[str, tuple[float, float]] = {}
+        self.payloads: collections.Counter[str] = collections.Counter()
+        self._is_ended = False
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        if self.socket.family == socket.AF_UNIX:
+            return f"unix://{self.socket.getsockname()}"
+        return f"udp://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    @property
+    def clients(self) -> set[str]:
+        """The ids of all that sent something."""
+        return {header.rpartition(":")[2] for header in self.payloads}
+
+    def close(self) -> None:
+        """Reads what has come, and ends."""
+        self._is_ended = True
+        self._thread.join()
+        self.socket.close()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                payload = self.socket.recv(65536)
+            except TimeoutError:
+                if self._is_ended:
+                    return
+                continue
+            header, *lines = payload.decode().splitlines()
+            assert header.startswith("cortex_client_payload_sequence:"), header
+            self.payloads[header] += 1
+            for line in lines:
+                self._add(line)
+
+    def _add(self, line: str) -> None:
+        name, _, rest = line.partition(":")
+        values, kind, *more = rest.split("|")
+        weight = next((round(1 / float(section[1:])) for section in more if section.startswith("@")), 1)
+        for value in map(float, values.split(":")):
+            if kind == "c":
+                self.counters[name] += round(value * weight)
+            elif kind == "g":
+                self.gauges[name] = value
+            else:
+                count, total = self.histograms.get(name, (0, 0))
+                self.histograms[name] = (count + weight, total + value * weight)
+
+
+def check_account(stats: Mapping[str, Any]) -> None:
+    """Every call is sent, held, or dropped for a reason."""
+    assert stats["called"] == stats["sent"] + stats["held"] + sum(stats["dropped"].values()), stats
+
+
+def pythons() -> list[Path]:
+    """This interpreter, and the others of pyenv that the wheel is for: what a test runs under each."""
+    found = sorted(Path.home().glob(".pyenv/versions/3.1[0-9]*/bin/python"))
+    own = Path(sys.executable)
+    return [own, *(path for path in found if path.parents[1] != Path(sys.base_prefix))]
+
+
+def package_path(folder: Path, *names: str) -> str:
+    """A folder to import the installed `cortex_metrics` from, and other packages without native parts, in any Python."""
+    path = folder / "packages"
+    path.mkdir(exist_ok=True)
+    for name in ("cortex_metrics", *names):
+        found = importlib.util.find_spec(name)
+        assert found is not None
+        assert found.origin is not None
+        origin = Path(found.origin)
+        target = origin.parent if origin.name == "__init__.py" else origin
+        (path / target.name).symlink_to(target)
+    return str(path)
 
 
 class Process:
