@@ -280,12 +280,15 @@ fn each_item(dict: &Bound<'_, PyDict>, mut show: impl FnMut(*mut ffi::PyObject, 
 }
 
 /// Whether somebody beside the call itself holds these texts. Those that were made for the call never come again.
+#[allow(unsafe_code)]
 fn is_held_elsewhere(metric: &Bound<'_, PyAny>, tags: Option<&Bound<'_, PyAny>>) -> bool {
+    // SAFETY: the object lives. Where there is no GIL the number may be old: it is only a hint.
+    let holders = |object: &Bound<'_, PyAny>| unsafe { ffi::Py_REFCNT(object.as_ptr()) };
     // The call holds the name and the dict, the dict the rest, and the loop once more.
     let holds_others = |dict: &Bound<'_, PyDict>| {
-        dict.get_refcnt() > 1 || dict.iter().all(|(key, value)| key.get_refcnt() > 2 && value.get_refcnt() > 2)
+        holders(dict) > 1 || dict.iter().all(|(key, value)| holders(&key) > 2 && holders(&value) > 2)
     };
-    metric.get_refcnt() > 1 && tags.and_then(|tags| tags.cast_exact::<PyDict>().ok()).is_none_or(holds_others)
+    holders(metric) > 1 && tags.and_then(|tags| tags.cast_exact::<PyDict>().ok()).is_none_or(holds_others)
 }
 
 /// Has the client recognize these arguments next time, if none of them can ever change.

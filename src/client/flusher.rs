@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use super::Shared;
 use super::account::{DropReason, Outcome};
 use super::backlog::{Backlog, Piece};
 use super::transport::Transport;
+use super::{Shared, lock};
 use crate::dogstatsd::{Header, Payload};
 
 /// A client that has nothing to send says at least so often that it lives.
@@ -299,7 +299,7 @@ impl<K> Worker<K> {
             }
             Err(refusal) if refusal.is_too_long() => {
                 let calls = batch.iter().map(|piece| piece.calls).sum();
-                lock(&self.shared.table).lose(DropReason::TooLong, calls);
+                self.outcome.lose(DropReason::TooLong, calls);
                 true
             }
             Err(refusal) => {

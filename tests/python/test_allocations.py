@@ -25,7 +25,7 @@ four = '{"model": "v1", "region": "eu", "tier": "free", "device": "gpu"}'
 one = '{"model": "v1"}'
 anew = '{"model": f"v{one}"}'
 subjects = {
-    "increment": (f'c.increment(metric="requests", value=1, tags={anew})', one),
+    "increment": (f'c.increment(metric="requests", value=1, tags={one})', one),
     "increment, no tags": ('c.increment("requests")', "None"),
     "increment, four tags": (f'c.increment("requests", 1, {four})', four),
     "increment, text made anew": (f'c.increment("requests", 1, {anew})', anew),
