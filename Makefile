@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-instructions demo test test-rust test-python lint fmt wheel check-rust clean
+.PHONY: help bench bench-ingest bench-instructions demo test test-rust test-python lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -26,6 +26,9 @@ test-python: $(VENV)/.test
 
 bench: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of the client costs, beside an empty method and today's clients
 	PYTHONPATH=target/bench/python $(BIN)/python benches/client.py $(BENCH)
+
+bench-ingest: check-rust ## what the collector takes to receive, beside a loop that only counts (BENCH=quick for a look)
+	cargo bench --locked --bench ingest -- $(BENCH)
 
 # With names of functions, which the wheel does not have.
 bench-instructions: target/bench/python/empty_method.abi3.so $(BIN)/python ## the instructions of a call, counted by valgrind
