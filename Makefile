@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
+LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-rust test-python torture lint fmt wheel check-rust clean
+.PHONY: help bench bench-ingest bench-instructions demo test test-rust test-python torture lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,6 +26,24 @@ test-python: $(VENV)/.test
 
 torture: $(VENV)/.test ## the long tests: 10,000 forks under each Python, a collector that is away for a minute
 	$(BIN)/python -m pytest -m torture
+
+bench: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of the client costs, beside an empty method and today's clients
+	PYTHONPATH=target/bench/python $(BIN)/python benches/client.py $(BENCH)
+
+bench-ingest: check-rust ## what the collector takes to receive, beside a loop that only counts (BENCH=quick for a look)
+	cargo bench --locked --bench ingest -- $(BENCH)
+
+# With names of functions, which the wheel does not have.
+bench-instructions: target/bench/python/empty_method.abi3.so $(BIN)/python ## the instructions of a call, counted by valgrind
+	@command -v valgrind >/dev/null || { echo "this needs valgrind: apt-get install valgrind"; exit 1; }
+	CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --locked --lib --no-default-features --features python --target-dir target/bench
+	@mkdir -p target/bench/named && cp -r python/cortex_metrics target/bench/named/
+	@cp target/bench/release/libcortex_metrics.$(LIB) target/bench/named/cortex_metrics/_native.abi3.so
+	PYTHONPATH=target/bench/named:target/bench/python $(BIN)/python benches/instructions.py
+
+target/bench/python/empty_method.abi3.so: benches/empty_method/Cargo.toml benches/empty_method/src/lib.rs
+	CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --manifest-path benches/empty_method/Cargo.toml --target-dir target/bench
+	@mkdir -p $(@D) && cp target/bench/release/libempty_method.$(LIB) $@
 
 lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
 	cargo fmt --check
@@ -70,6 +89,11 @@ $(VENV)/.installed: dist/.built
 $(VENV)/.demo: $(VENV)/.installed
 	@echo "installing what the demo's models need: scikit-learn"
 	@$(PIP) install --quiet "$$(ls dist/*.whl)[serve]" scikit-learn
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	@echo "installing the clients that ours is measured beside"
+	@$(PIP) install --quiet "$$(ls dist/*.whl)[bench]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed

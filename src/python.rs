@@ -277,6 +277,18 @@ fn each_item(dict: &Bound<'_, PyDict>, mut show: impl FnMut(*mut ffi::PyObject, 
     })
 }
 
+/// Whether somebody beside the call itself holds these texts. Those that were made for the call never come again.
+#[allow(unsafe_code)]
+fn is_held_elsewhere(metric: &Bound<'_, PyAny>, tags: Option<&Bound<'_, PyAny>>) -> bool {
+    // SAFETY: the object lives. Where there is no GIL the number may be old: it is only a hint.
+    let holders = |object: &Bound<'_, PyAny>| unsafe { ffi::Py_REFCNT(object.as_ptr()) };
+    // The call holds the name and the dict, the dict the rest, and the loop once more.
+    let holds_others = |dict: &Bound<'_, PyDict>| {
+        holders(dict) > 1 || dict.iter().all(|(key, value)| holders(&key) > 2 && holders(&value) > 2)
+    };
+    holders(metric) > 1 && tags.and_then(|tags| tags.cast_exact::<PyDict>().ok()).is_none_or(holds_others)
+}
+
 /// Has the client recognize these arguments next time, if none of them can ever change.
 fn learn(
     client: &Client,
@@ -340,7 +352,7 @@ fn call(
     }
     Python::attach(|_| {
         call_anew(client, strict, kind, metric, value, tags, is_own)?;
-        if is_lesson {
+        if is_lesson && is_held_elsewhere(metric, tags) {
             learn(client, kind, is_own, metric, tags);
         }
         Ok(())

@@ -88,6 +88,38 @@ impl Account {
     }
 }
 
+/// What a flush changes in the account, gathered while it sends.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Calls that left.
+    pub(super) sent: u64,
+    pub(super) payloads_sent: u64,
+    pub(super) payloads_refused: u64,
+    /// Calls that were held and are lost, in the order of [`DropReason::ALL`].
+    pub(super) lost: [u64; DropReason::ALL.len()],
+    /// Calls that counted as sent and were refused after all.
+    pub(super) refused_late: u64,
+}
+
+impl Outcome {
+    pub(super) fn lose(&mut self, reason: DropReason, calls: u64) {
+        if let Some(count) = self.lost.get_mut(reason as usize) {
+            *count += calls;
+        }
+    }
+}
+
+impl Account {
+    pub(super) fn settle(&mut self, outcome: &Outcome) {
+        self.held -= outcome.sent + outcome.lost.iter().sum::<u64>();
+        self.sent = self.sent + outcome.sent - outcome.refused_late;
+        self.payloads_sent += outcome.payloads_sent;
+        self.payloads_refused += outcome.payloads_refused;
+        self.dropped.iter_mut().zip(outcome.lost).for_each(|(dropped, lost)| *dropped += lost);
+        self.drop_calls(DropReason::LateRefusal, outcome.refused_late);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use super::account::DropReason;
+use super::account::{DropReason, Outcome};
 use super::backlog::{Backlog, Piece};
 use super::task::Task;
 use super::transport::Transport;
@@ -113,6 +113,8 @@ struct Worker<K> {
     transport: Transport,
     header: Option<Header>,
     datagram: Vec<u8>,
+    /// What is not in the account yet.
+    outcome: Outcome,
     /// The calls in the payload that left last, in case it is refused late.
     last_calls: u64,
     /// When a payload was last given to the transport, refused or not.
@@ -132,6 +134,7 @@ impl<K> Worker<K> {
             transport: Transport::new(shared.config.endpoint.clone()),
             header: shared.config.telemetry.then_some(header),
             datagram: Vec::new(),
+            outcome: Outcome::default(),
             last_calls: 0,
             last_tried: Instant::now(),
             is_refused: false,
@@ -184,15 +187,22 @@ impl<K> Worker<K> {
     /// Sends the header alone.
     fn send_heartbeat(&mut self) {
         self.send(&[], &[]);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let outcome = std::mem::take(&mut self.outcome);
+        self.shared.table_of_flusher().settle(&outcome);
     }
 
     fn flush(&mut self) {
         self.transport.begin_flush();
         self.take();
         self.send_backlog();
-        let resting = self.backlog.resting(lock(&self.shared.table).is_crowded());
-        for slots in resting.chunks(EVICTIONS_PER_LOCK) {
-            let left = lock(&self.shared.table).evict(slots);
+        self.settle();
+        let is_crowded = self.shared.table_of_flusher().is_crowded();
+        for slots in self.backlog.resting(is_crowded).chunks(EVICTIONS_PER_LOCK) {
+            let left = self.shared.table_of_flusher().evict(slots);
             self.backlog.forget(&left);
         }
     }
@@ -201,23 +211,18 @@ impl<K> Worker<K> {
     fn take(&mut self) {
         let spare = std::mem::take(&mut self.backlog.spare);
         let (cells, news) = {
-            let mut table = lock(&self.shared.table);
+            let mut table = self.shared.table_of_flusher();
             if self.header.is_some() {
                 table.add_report(&self.shared.config.api_name);
             }
             table.take(spare)
         };
         for loss in self.backlog.add(cells, news) {
-            let reason = loss.reason;
-            let is_first = {
-                let mut table = lock(&self.shared.table);
-                table.lose(reason, loss.calls);
-                table.is_first_warning(&format!("{} {}", reason.as_str(), loss.context.name))
-            };
-            if is_first {
-                let (name, count) = (&loss.context.name, loss.calls);
-                self.shared
-                    .notice(format!("metric {name:?}: {count} calls that were held are lost ({})", reason.as_str()));
+            self.outcome.lose(loss.reason, loss.calls);
+            let (name, reason) = (&loss.context.name, loss.reason.as_str());
+            if self.shared.table_of_flusher().is_first_warning(&format!("{reason} {name}")) {
+                let count = loss.calls;
+                self.shared.notice(format!("metric {name:?}: {count} calls that were held are lost ({reason})"));
             }
         }
     }
@@ -250,7 +255,7 @@ impl<K> Worker<K> {
             if batch.is_empty() {
                 // No context is so long that its line fits into no payload; should one be, it must not stop the others.
                 let Some(piece) = queue.pop_front() else { return };
-                lock(&self.shared.table).lose(DropReason::TooLong, piece.calls);
+                self.outcome.lose(DropReason::TooLong, piece.calls);
                 continue;
             }
             if !self.send(payload.bytes(), &batch) {
@@ -277,7 +282,9 @@ impl<K> Worker<K> {
         match self.transport.send(&self.datagram) {
             Ok(()) => {
                 self.header = header;
-                self.last_calls = lock(&self.shared.table).sent(batch);
+                self.last_calls = batch.iter().map(|piece| piece.calls).sum();
+                self.outcome.sent += self.last_calls;
+                self.outcome.payloads_sent += 1;
                 if std::mem::take(&mut self.is_refused) {
                     self.shared
                         .notice(format!("{} takes metrics again: what was held is sent", self.transport.endpoint()));
@@ -286,16 +293,13 @@ impl<K> Worker<K> {
             }
             Err(refusal) if refusal.is_too_long() => {
                 let calls = batch.iter().map(|piece| piece.calls).sum();
-                lock(&self.shared.table).lose(DropReason::TooLong, calls);
+                self.outcome.lose(DropReason::TooLong, calls);
                 true
             }
             Err(refusal) => {
-                {
-                    let mut table = lock(&self.shared.table);
-                    table.refused();
-                    if refusal.is_late {
-                        table.refused_late(std::mem::take(&mut self.last_calls));
-                    }
+                self.outcome.payloads_refused += 1;
+                if refusal.is_late {
+                    self.outcome.refused_late += std::mem::take(&mut self.last_calls);
                 }
                 if !std::mem::replace(&mut self.is_refused, true) {
                     self.shared.notice(format!(

@@ -25,7 +25,8 @@ mod udp;
 mod unix;
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, TryLockError};
+use std::thread;
 use std::time::Duration;
 
 pub use account::{Account, DropReason};
@@ -43,6 +44,9 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 const DROP_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a fork waits for a flush that is under way: longer ones take thousands of contexts.
 const PARK_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// How long the flusher waits before it tries again to get at the table: a call holds it for some 20 ns.
+const LOCK_PAUSE: Duration = Duration::from_micros(50);
 
 /// Sends metrics, for one process and its forks. All methods may be called from any thread.
 ///
@@ -82,6 +86,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<K> Shared<K> {
+    /// The table, for the flusher. It never sleeps on the lock: whoever frees a lock that someone sleeps on has to wake him,
+    /// and a call would pay for that with microseconds, and with its processor if there is no other.
+    fn table_of_flusher(&self) -> MutexGuard<'_, Table<K>> {
+        let mut tries = 0;
+        loop {
+            match self.table.try_lock() {
+                Ok(table) => return table,
+                Err(TryLockError::Poisoned(table)) => return table.into_inner(),
+                Err(TryLockError::WouldBlock) if tries < 100 => std::hint::spin_loop(),
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+            }
+            tries += 1;
+        }
+    }
+
     fn notice(&self, text: String) {
         let mut notices = lock(&self.notices);
         // Whoever never calls again must not make this grow.

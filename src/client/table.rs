@@ -11,9 +11,8 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 
-use super::account::{Account, DropReason};
+use super::account::{Account, DropReason, Outcome};
 use super::accumulator::Accumulator;
-use super::backlog::Piece;
 use super::memo::{Identity, Memo, Recognized};
 
 /// What a call does to its context.
@@ -350,38 +349,19 @@ impl<K> Table<K> {
         self.cell(slot).accumulator.add(Kind::Counter, count as f64).is_ok()
     }
 
-    /// What was in `pieces` has left.
-    pub(super) fn sent(&mut self, pieces: &[Piece]) -> u64 {
-        let calls = pieces.iter().map(|piece| piece.calls).sum();
-        self.account.held -= calls;
-        self.account.sent += calls;
-        self.account.payloads_sent += 1;
-        calls
-    }
-
-    /// A payload was refused; its calls are held as before.
-    pub(super) fn refused(&mut self) {
-        self.account.payloads_refused += 1;
-    }
-
-    /// `calls` that were held are lost.
-    pub(super) fn lose(&mut self, reason: DropReason, calls: u64) {
-        self.account.held -= calls;
-        self.account.drop_calls(reason, calls);
+    /// Enters what a flush has done.
+    pub(super) fn settle(&mut self, outcome: &Outcome) {
+        self.account.settle(outcome);
     }
 
     /// All calls that are held are lost; says how many.
     pub(super) fn lose_all(&mut self, reason: DropReason) -> u64 {
         let calls = self.account.held;
         self.cells = Vec::new();
-        self.lose(reason, calls);
+        self.occupied = 0;
+        self.account.held = 0;
+        self.account.drop_calls(reason, calls);
         calls
-    }
-
-    /// `calls` that counted as sent turned out to have been refused.
-    pub(super) fn refused_late(&mut self, calls: u64) {
-        self.account.sent -= calls;
-        self.account.drop_calls(DropReason::LateRefusal, calls);
     }
 
     pub(super) fn account(&self) -> Account {
