@@ -52,6 +52,7 @@ lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest cortex_metrics --mypy-config-file pyproject.toml
 
 fmt: $(VENV)/.test ## format everything
 	cargo fmt
