@@ -98,8 +98,8 @@ class Timer:
         self._tags = tags
         # A dict is used as a set from which a thread takes what no other has taken.
         self._open: dict[Timing, None] = {}
-        # A copy: what the caller does to the mapping later must not change what is recorded. What cannot be copied is the
-        # client's to refuse.
+        # A copy: what the caller does to the mapping later must not change what is recorded. What cannot be copied is
+        # the client's to refuse.
         with suppress(Exception):
             self._tags = dict(tags) if isinstance(tags, Mapping) else tags
 
