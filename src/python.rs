@@ -4,7 +4,7 @@
 //! once through `logging`; only a strict client raises.
 
 // The docstrings are Python's, and pyo3 hands over its arguments by value.
-#![allow(clippy::doc_markdown, clippy::needless_pass_by_value)]
+#![allow(clippy::doc_link_with_quotes, clippy::doc_markdown, clippy::needless_pass_by_value)]
 
 mod fast;
 
@@ -838,6 +838,9 @@ impl fast::Records for SystemMetrics {
     }
 }
 
+/// The name, the value, and the tags.
+type CheckedCall = (String, f64, Vec<(String, String)>);
+
 /// What a strict client would make of one call: the name, the value, and the tags as text in their order.
 ///
 /// Args:
@@ -855,7 +858,7 @@ fn check(
     tags: Option<&Bound<'_, PyAny>>,
     constant_tags: Option<&Bound<'_, PyAny>>,
     is_own: bool,
-) -> PyResult<(String, f64, Vec<(String, String)>)> {
+) -> PyResult<CheckedCall> {
     let kind = match kind {
         "counter" => Kind::Counter,
         "gauge" => Kind::Gauge,
