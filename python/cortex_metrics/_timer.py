@@ -69,8 +69,8 @@ class Timing:
 _entered: ContextVar[tuple[Timing, ...]] = ContextVar("cortex_metrics_timers", default=())
 
 
-def _still_open() -> list[Timing]:
-    return [timing for timing in _entered.get() if timing in timing._timer._open]
+def _still_open(entered: tuple[Timing, ...]) -> tuple[Timing, ...]:
+    return tuple(timing for timing in entered if timing in timing._timer._open)
 
 
 class Timer:
@@ -95,20 +95,26 @@ class Timer:
         """Names the histogram of ``client`` that it records in."""
         self._client = client
         self._metric = metric
-        self._tags = tags
-        # A dict is used as a set from which a thread takes what no other has taken.
+        # A copy: what the caller does to the mapping later must not change what is recorded.
+        try:
+            self._tags: Mapping[str, object] | None = (
+                dict(tags) if type(tags) is dict or isinstance(tags, Mapping) else tags
+            )
+        except Exception:
+            self._tags = tags  # the client's to refuse
+        # Those entered and not yet left: a set from which each is taken by one thread alone.
         self._open: dict[Timing, None] = {}
-        # A copy: what the caller does to the mapping later must not change what is recorded. What cannot be copied is
-        # the client's to refuse.
-        with suppress(Exception):
-            self._tags = dict(tags) if isinstance(tags, Mapping) else tags
 
     def __enter__(self) -> Timing:
         """Starts measuring."""
         timing = Timing(self)
+        entered = _entered.get()
+        if entered and entered[-1] not in entered[-1]._timer._open:
+            entered = _still_open(entered)  # some have been left in another thread or task
         self._open[timing] = None
-        _entered.set((*_still_open(), timing))
-        return timing.__enter__()
+        _entered.set((*entered, timing))
+        timing._start = perf_counter()
+        return timing
 
     def __exit__(
         self,
@@ -119,21 +125,22 @@ class Timer:
     ) -> None:
         """Records the seconds since the block began."""
         end = perf_counter()
-        for timing in reversed(_still_open()):
-            if timing._timer is self and self._take(timing):
-                break
+        entered = _entered.get()
+        if entered and entered[-1]._timer is self and self._take(entered[-1]):
+            timing = entered[-1]
+            _entered.set(entered[:-1])
         else:
-            # It was entered in another thread or task; each block is recorded once all the same.
-            for timing in reversed(list(self._open)):
-                if self._take(timing):
-                    break
-            else:
+            # Not the innermost block of this thread or task, or none of its own: each is recorded once all the same.
+            own = [timing for timing in entered if timing._timer is self]
+            taken = (timing for timing in reversed(list(self._open) + own) if self._take(timing))
+            found = next(taken, None)
+            if found is None:
                 return
-        _entered.set(tuple(_still_open()))
+            timing = found
+            _entered.set(_still_open(entered))
         timing._end(end, is_raising=exc_type is not None)
 
     def _take(self, timing: Timing) -> bool:
-        """True for one thread only."""
         return self._open.pop(timing, self) is None
 
     def __call__(self, function: _F, /) -> _F:
@@ -180,17 +187,37 @@ class Timer:
             wrapper = self._around_function(function)
         return cast("_F", functools.update_wrapper(wrapper, function))
 
+    def _record_failed(self, seconds: float) -> None:
+        with suppress(Exception):  # a strict client's: what the function raised matters more
+            self._client.histogram(self._metric, seconds, self._tags)
+
     def _around_function(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        record, metric, tags = self._client.histogram, self._metric, self._tags
+
         def timed(*args: Any, **kwargs: Any) -> Any:
-            with Timing(self):
-                return function(*args, **kwargs)
+            start = perf_counter()
+            try:
+                result = function(*args, **kwargs)
+            except BaseException:
+                self._record_failed(perf_counter() - start)
+                raise
+            record(metric, perf_counter() - start, tags)
+            return result
 
         return timed
 
     def _around_coroutine(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        record, metric, tags = self._client.histogram, self._metric, self._tags
+
         async def timed(*args: Any, **kwargs: Any) -> Any:
-            with Timing(self):
-                return await function(*args, **kwargs)
+            start = perf_counter()
+            try:
+                result = await function(*args, **kwargs)
+            except BaseException:
+                self._record_failed(perf_counter() - start)
+                raise
+            record(metric, perf_counter() - start, tags)
+            return result
 
         return timed
 
