@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-ingest bench-instructions demo test test-rust test-python torture fuzz lint fmt wheel check-rust clean
+.PHONY: help bench bench-ingest bench-instructions demo test test-rust test-python test-matrix torture fuzz lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,6 +24,9 @@ test-rust: check-rust
 
 test-python: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+test-matrix: $(VENV)/.test ## the client's tests under each CPython of pyenv, 3.10 and newer; says which are missing
+	$(BIN)/python -m pytest -rA -k "every_python" tests/python/test_matrix.py
 
 torture: $(VENV)/.test ## the long tests: 10,000 forks under each Python, a collector that is away for a minute
 	$(BIN)/python -m pytest -m torture

@@ -133,9 +133,13 @@ def check_account(stats: Mapping[str, Any]) -> None:
 
 def pythons() -> list[Path]:
     """This interpreter, and the others of pyenv that the wheel is for: what a test runs under each."""
+    return [Path(sys.executable), *(path for path in pyenv() if path.parents[1] != Path(sys.base_prefix))]
+
+
+def pyenv() -> list[Path]:
+    """The interpreters of pyenv that the wheel is for: those without a GIL (`3.14.0t`) need one of their own."""
     found = sorted(Path.home().glob(".pyenv/versions/3.1[0-9]*/bin/python"))
-    own = Path(sys.executable)
-    return [own, *(path for path in found if path.parents[1] != Path(sys.base_prefix))]
+    return [path for path in found if re.fullmatch(r"3\.\d+\.\d+", path.parents[1].name)]
 
 
 def package_path(folder: Path, *names: str) -> str:
