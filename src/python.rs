@@ -846,6 +846,7 @@ type CheckedCall = (String, f64, Vec<(String, String)>);
 /// Args:
 ///     kind: ``counter``, ``gauge`` or ``histogram``.
 ///     constant_tags: The client's own.
+///     is_own: A record of the package itself: a reserved name is good, and there are no constant tags.
 ///
 /// Raises:
 ///     TypeError, ValueError: It would refuse it.
@@ -856,6 +857,7 @@ fn check(
     value: &Bound<'_, PyAny>,
     tags: Option<&Bound<'_, PyAny>>,
     constant_tags: Option<&Bound<'_, PyAny>>,
+    is_own: bool,
 ) -> PyResult<CheckedCall> {
     let kind = match kind {
         "counter" => Kind::Counter,
@@ -874,7 +876,7 @@ fn check(
     let config = ClientConfig { constant_tags: constant.as_str().to_owned(), ..ClientConfig::default() };
     let mut text = TagText::default();
     let value = Value::Given(value.as_borrowed());
-    let Arguments { name, value } = arguments(&config, metric, &value, tags, &mut text, false).map_err(error)?;
+    let Arguments { name, value } = arguments(&config, metric, &value, tags, &mut text, is_own).map_err(error)?;
     check_call(kind, name, &text, value, config.context_bytes_max())
         .map_err(|reason| PyValueError::new_err(words(name, reason, value, &config)))?;
     let pairs = text.as_str().split(',').filter_map(|tag| tag.split_once(':'));
