@@ -107,9 +107,20 @@ fn number(metric: &str, value: &Bound<'_, PyAny>) -> Result<f64, Failure> {
     })
 }
 
+#[allow(unsafe_code)]
 fn push_tags(metric: &str, tags: &Bound<'_, PyAny>, text: &mut TagText) -> Result<(), Failure> {
     if let Ok(dict) = tags.cast_exact::<PyDict>() {
-        return dict.iter().try_for_each(|(key, value)| push_tag(metric, &key, &value, text));
+        // Held or copied first: the `__str__` of a value, or another thread, may change the dict meanwhile.
+        let mut held = [const { None }; 8];
+        let mut places = held.iter_mut();
+        // SAFETY: `each_item` shows what the dict holds.
+        let own = |object| unsafe { Bound::from_borrowed_ptr(tags.py(), object) };
+        let has_place = |key, value| places.next().map(|place| *place = Some((own(key), own(value)))).is_some();
+        if each_item(dict, has_place) {
+            return held.iter().flatten().try_for_each(|(key, value)| push_tag(metric, key, value, text));
+        }
+        let copy = dict.copy().map_err(Failure::Raised)?;
+        return copy.iter().try_for_each(|(key, value)| push_tag(metric, &key, &value, text));
     }
     let bad = || {
         let words = format!("metric {metric:?}: got tags {}, want a mapping such as {{\"model\": \"v1\"}}", repr(tags));
@@ -267,8 +278,9 @@ fn each_item(dict: &Bound<'_, PyDict>, mut show: impl FnMut(*mut ffi::PyObject, 
     with_critical_section(dict, || {
         let (mut at, mut key, mut value) = (0, std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: `dict` is a dict and cannot change meanwhile: no Python code runs in between, and other threads are kept
-        // out by the GIL, or by the critical section where there is none. The pointers are only compared. The safe iterator
-        // counts references up and down for each item, a third of what this call costs.
+        // out by the GIL, or by the critical section where there is none. The pointers are only compared, or their objects
+        // held. The safe iterator counts references up and down for each item, a third of what this call costs, and panics
+        // when the dict has grown meanwhile.
         while unsafe { ffi::PyDict_Next(dict.as_ptr(), &raw mut at, &raw mut key, &raw mut value) } != 0 {
             if !show(key, value) {
                 return false;
@@ -282,12 +294,12 @@ fn each_item(dict: &Bound<'_, PyDict>, mut show: impl FnMut(*mut ffi::PyObject, 
 #[allow(unsafe_code)]
 fn is_held_elsewhere(metric: &Bound<'_, PyAny>, tags: Option<&Bound<'_, PyAny>>) -> bool {
     // SAFETY: the object lives. Where there is no GIL the number may be old: it is only a hint.
-    let holders = |object: &Bound<'_, PyAny>| unsafe { ffi::Py_REFCNT(object.as_ptr()) };
-    // The call holds the name and the dict, the dict the rest, and the loop once more.
+    let has_others = |object: *mut ffi::PyObject| unsafe { ffi::Py_REFCNT(object) > 1 };
+    // The call holds the name and the dict, the dict the rest.
     let holds_others = |dict: &Bound<'_, PyDict>| {
-        holders(dict) > 1 || dict.iter().all(|(key, value)| holders(&key) > 2 && holders(&value) > 2)
+        has_others(dict.as_ptr()) || each_item(dict, |key, value| has_others(key) && has_others(value))
     };
-    holders(metric) > 1 && tags.and_then(|tags| tags.cast_exact::<PyDict>().ok()).is_none_or(holds_others)
+    has_others(metric.as_ptr()) && tags.and_then(|tags| tags.cast_exact::<PyDict>().ok()).is_none_or(holds_others)
 }
 
 /// Has the client recognize these arguments next time, if none of them can ever change.

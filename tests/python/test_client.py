@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import types
 from typing import Any
 
@@ -117,6 +118,51 @@ def test_a_bad_call_is_dropped_counted_and_told_once(
 
     with MetricsClient(udp.url, strict=True) as strict, pytest.raises(error, match=r"want|reserved|do not fit"):
         getattr(strict, method)(*arguments)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9])
+def test_tags_that_change_while_they_are_read_count_as_they_were(udp: Udp, count: int) -> None:
+    # An iteration over the dict itself panicked here, and the call was in no account.
+    class Growing:
+        def __str__(self) -> str:
+            tags.clear()
+            tags.update({f"new{n}": n for n in range(100)})
+            return "x"
+
+    def changing() -> dict[str, object]:
+        tags.clear()
+        tags.update({f"k{n}": Growing() for n in range(count)})
+        return tags
+
+    tags: dict[str, object] = {}
+    text = ",".join(f"k{n}:x" for n in range(count))
+    with MetricsClient(udp.url, strict=True) as client:
+        client.increment("c", 1, changing())
+    with MetricsClient(udp.url, tags=changing()) as client:
+        client.increment("d")
+    assert udp.messages() == [f"c:1|c|#{text}", f"d:1|c|#{text}"]
+
+
+def test_tags_that_another_thread_changes_are_no_error(udp: Udp) -> None:
+    tags: dict[str, object] = {"model": "v1"}
+    is_over = False
+
+    def change() -> None:
+        n = 0
+        while not is_over:
+            n += 1
+            tags[f"k{n % 20}"] = n % 3
+            tags.pop(f"k{(n + 7) % 20}", None)
+
+    changer = threading.Thread(target=change)
+    with MetricsClient(udp.url, strict=True) as client:
+        changer.start()
+        for _ in range(20_000):
+            client.increment("c", 1, tags)
+        is_over = True
+        changer.join()
+        stats = client.stats()
+    assert (stats["called"], sum(stats["dropped"].values())) == (20_000, 0)
 
 
 def test_what_the_caller_must_see_passes_through() -> None:
