@@ -109,16 +109,26 @@ AFTER_A_FORK = """
 import os, sys, time
 from cortex_metrics import MetricsClient
 
-before = "logging" in sys.argv[1:]
-if before:
+how = sys.argv[1]
+if how == "logging":
     import logging
 client = MetricsClient(flush_interval=0.05)
 import logging  # its hook, which is written in Python, comes after ours if it was not there before
 client.gauge("set_before_the_fork", 1)
-child = os.fork()
-if child == 0:
-    os._exit(0)
-os.waitpid(child, 0)
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+if how == "thread":
+    import threading
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join()
+else:
+    fork()
 # No call comes any more: the flusher has to come back by itself.
 deadline = time.monotonic() + 20
 while client.stats()["held"] and time.monotonic() < deadline:
@@ -128,12 +138,12 @@ os._exit(client.stats()["held"])
 
 
 @EACH_PYTHON
-@pytest.mark.parametrize("order", ["logging", "later"])
+@pytest.mark.parametrize("how", ["logging", "later", "thread"])
 def test_what_was_recorded_before_a_fork_is_sent_after_it_without_another_call(
-    tally: Tally, tmp_path: Path, python: Path, order: str
+    tally: Tally, tmp_path: Path, python: Path, how: str
 ) -> None:
     done = subprocess.run(
-        [python, *ALL_WARNINGS, "-c", AFTER_A_FORK, order],
+        [python, *(ALL_BUT_OF_THREADS if how == "thread" else ALL_WARNINGS), "-c", AFTER_A_FORK, how],
         env={**os.environ, "CORTEX_METRICS_URL": tally.url, "PYTHONPATH": package_path(tmp_path)},
         capture_output=True,
         text=True,
@@ -242,8 +252,11 @@ from cortex_metrics import MetricsClient
 metrics = MetricsClient(flush_interval=3600)
 metrics.increment("loaded")
 
+print("loaded", flush=True)
+
 async def app(scope, receive, send):
-    assert scope["type"] == "http"
+    if scope["type"] != "http":
+        raise RuntimeError("no lifespan")
     metrics.increment("requests")
     metrics.histogram("values", 3)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -296,6 +309,29 @@ def test_gunicorns_workers_send_everything_also_when_they_are_replaced_and_on_si
     assert tally.counters["requests"] == 200
     assert tally.histograms["values"] == (200, 600)
     assert tally.counters["loaded"] == loads
+    assert set(tally.payloads.values()) == {1}
+
+
+@pytest.mark.parametrize("worker", ["asgi", "uvicorn.workers.UvicornWorker"])
+@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["load", "preload"])
+def test_gunicorns_asgi_workers_send_everything_on_sigterm(
+    tally: Tally, tmp_path: Path, worker: str, preload: tuple[str, ...]
+) -> None:
+    (tmp_path / "asgi.py").write_text(ASGI)
+    server = Process(
+        tmp_path / "gunicorn.log",
+        *(sys.executable, "-m", "gunicorn", "-w", "2", "-b", "127.0.0.1:0", "--chdir", tmp_path, "-k", worker),
+        *("--no-control-socket", *preload, "asgi:app"),
+        env={"CORTEX_METRICS_URL": tally.url},
+    )
+    address = server.line(r"Listening at: http://(\S+)")
+    request(address, 100)
+    until(lambda: server.text().count("loaded\n") == (1 if preload else 2))
+    assert server.stop() == 0
+    assert "Traceback" not in server.text(), server.text()
+    tally.close()
+    assert tally.counters["requests"] == 100
+    assert tally.counters["loaded"] == (1 if preload else 2)
     assert set(tally.payloads.values()) == {1}
 
 
