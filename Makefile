@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
+FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-ingest bench-instructions demo test test-rust test-python torture lint fmt wheel check-rust clean
+.PHONY: help bench bench-ingest bench-instructions demo test test-rust test-python torture fuzz lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -26,6 +27,10 @@ test-python: $(VENV)/.test
 
 torture: $(VENV)/.test ## the long tests: 10,000 forks under each Python, a collector that is away for a minute
 	$(BIN)/python -m pytest -m torture
+
+fuzz: check-rust ## look for input that breaks the datagram's encoding or decoding, FUZZ_SECONDS=60 for each target
+	@command -v cargo-fuzz >/dev/null || { echo "installing cargo-fuzz"; cargo install --locked cargo-fuzz; }
+	for target in $$(cargo fuzz list); do cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; done
 
 bench: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of the client costs, beside an empty method and today's clients
 	PYTHONPATH=target/bench/python $(BIN)/python benches/client.py $(BENCH)
@@ -52,6 +57,7 @@ lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest cortex_metrics --mypy-config-file pyproject.toml
 
 fmt: $(VENV)/.test ## format everything
 	cargo fmt

@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::{PyException, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::sync::critical_section::with_critical_section;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyMapping, PyString};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyMapping, PyString, PyType};
 
-use crate::client::{ClientConfig, DropReason, Endpoint, Identity, Kind, MetricsUrlError, TagText};
+use crate::client::{ClientConfig, DropReason, Endpoint, Identity, Kind, MetricsUrlError, TagText, check_call};
 
 /// The client, and what keeps alive the arguments that it recognizes by their addresses.
 type Client = crate::client::Client<Box<[Py<PyAny>]>>;
@@ -606,6 +607,12 @@ impl MetricsClient {
     ///
     /// Raises:
     ///     TypeError, ValueError: In a strict client only: an argument that cannot be used.
+    ///
+    /// Example:
+    ///     >>> from cortex_metrics import MetricsClient
+    ///     >>> metrics = MetricsClient()
+    ///     >>> metrics.increment("predictions")
+    ///     >>> metrics.increment("tokens", 17, {"model": "v1"})
     #[pyo3(signature = (metric, value=Value::One, tags=None), text_signature = "($self, metric, value=1, tags=None)")]
     fn increment(
         &self,
@@ -625,6 +632,11 @@ impl MetricsClient {
     ///
     /// Raises:
     ///     TypeError, ValueError: In a strict client only: an argument that cannot be used.
+    ///
+    /// Example:
+    ///     >>> from cortex_metrics import MetricsClient
+    ///     >>> metrics = MetricsClient()
+    ///     >>> metrics.gauge("queue_length", 3, {"queue": "gpu"})
     #[pyo3(signature = (metric, value, tags=None))]
     fn gauge(&self, metric: &Bound<'_, PyAny>, value: Value<'_, '_>, tags: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         call(&self.client, self.strict, Kind::Gauge, metric, &value, tags, false)
@@ -639,6 +651,11 @@ impl MetricsClient {
     ///
     /// Raises:
     ///     TypeError, ValueError: In a strict client only: an argument that cannot be used.
+    ///
+    /// Example:
+    ///     >>> from cortex_metrics import MetricsClient
+    ///     >>> metrics = MetricsClient()
+    ///     >>> metrics.histogram("confidence", 0.93, {"model": "v1"})
     #[pyo3(signature = (metric, value, tags=None))]
     fn histogram(
         &self,
@@ -653,6 +670,12 @@ impl MetricsClient {
     ///
     /// Waits for the sending, which waits for nothing but room in a full Unix socket and a look-up of the host name
     /// that has just begun, at most 40 ms each. What nobody takes is held: see ``stats()``.
+    ///
+    /// Example:
+    ///     >>> from cortex_metrics import MetricsClient
+    ///     >>> metrics = MetricsClient()
+    ///     >>> metrics.increment("predictions")
+    ///     >>> metrics.flush()
     fn flush(&self, py: Python<'_>) {
         py.detach(|| self.client.flush(FLUSH_TIMEOUT));
         if self.client.has_notices() {
@@ -663,18 +686,59 @@ impl MetricsClient {
     /// Sends what has accumulated and ends. Later calls are dropped and counted; a second ``close()`` does nothing.
     ///
     /// What nobody takes now is lost, counted as dropped (``closed``), and logged. Waits as ``flush()`` does.
+    ///
+    /// Example:
+    ///     >>> from cortex_metrics import MetricsClient
+    ///     >>> metrics = MetricsClient()
+    ///     >>> metrics.close()
     fn close(&self, py: Python<'_>) {
+        self.client.forget_known();
         py.detach(|| self.client.close(FLUSH_TIMEOUT));
         if self.client.has_notices() {
             log_notices(py, &self.client);
         }
     }
 
-    /// The account of this process: ``called = sent + held + sum(dropped.values())``.
+    /// A context manager and decorator that records seconds in a histogram; see ``Timer``.
+    ///
+    /// Args:
+    ///     metric: The histogram's name; by Prometheus's custom it ends with ``_seconds``.
+    ///     tags: As in ``increment``.
+    ///
+    /// Raises:
+    ///     TypeError, ValueError: In a strict client only, when it records: an argument that cannot be used.
+    ///
+    /// Example:
+    ///     >>> from cortex_metrics import MetricsClient
+    ///     >>> metrics = MetricsClient()
+    ///     >>> with metrics.timer("preprocess_seconds"):
+    ///     ...     total = sum(range(1000))
+    ///     >>> @metrics.timer("predict_seconds", {"model": "v1"})
+    ///     ... async def predict(payload):
+    ///     ...     return payload
+    #[pyo3(signature = (metric, tags=None))]
+    fn timer<'py>(
+        slf: &Bound<'py, Self>,
+        metric: &Bound<'py, PyAny>,
+        tags: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        static TIMER: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        TIMER.import(slf.py(), "cortex_metrics._timer", "Timer")?.call1((slf, metric, tags))
+    }
+
+    /// The account of this process's calls: ``called = sent + held + sum(dropped.values())``.
     ///
     /// Returns:
-    ///     ``called``, ``sent`` and ``held`` calls, ``dropped`` calls by reason, ``payloads_sent`` and
+    ///     A ``Stats``: ``called``, ``sent`` and ``held`` calls, ``dropped`` calls by reason, ``payloads_sent`` and
     ///     ``payloads_refused``.
+    ///
+    /// Example:
+    ///     >>> from cortex_metrics import MetricsClient
+    ///     >>> metrics = MetricsClient()
+    ///     >>> metrics.gauge("temperature", float("nan"))
+    ///     >>> stats = metrics.stats()
+    ///     >>> stats["called"], stats["dropped"]["not_finite"]
+    ///     (1, 1)
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let account = self.client.account();
         let dropped = PyDict::new(py);
@@ -774,11 +838,52 @@ impl fast::Records for SystemMetrics {
     }
 }
 
+/// What a strict client would make of one call: the name, the value, and the tags as text in their order.
+///
+/// Args:
+///     kind: ``counter``, ``gauge`` or ``histogram``.
+///     constant_tags: The client's own.
+///
+/// Raises:
+///     TypeError, ValueError: It would refuse it.
+#[pyfunction]
+fn check(
+    kind: &str,
+    metric: &Bound<'_, PyAny>,
+    value: &Bound<'_, PyAny>,
+    tags: Option<&Bound<'_, PyAny>>,
+    constant_tags: Option<&Bound<'_, PyAny>>,
+) -> PyResult<(String, f64, Vec<(String, String)>)> {
+    let kind = match kind {
+        "counter" => Kind::Counter,
+        "gauge" => Kind::Gauge,
+        "histogram" => Kind::Histogram,
+        _ => return Err(PyValueError::new_err("kind: want counter, gauge or histogram")),
+    };
+    let error = |failure| match failure {
+        Failure::Refusal(refusal) => Refusal::into_error(refusal),
+        Failure::Raised(error) => error,
+    };
+    let mut constant = TagText::default();
+    if let Some(tags) = constant_tags {
+        push_tags("*", tags, &mut constant).map_err(error)?;
+    }
+    let config = ClientConfig { constant_tags: constant.as_str().to_owned(), ..ClientConfig::default() };
+    let mut text = TagText::default();
+    let value = Value::Given(value.as_borrowed());
+    let Arguments { name, value } = arguments(&config, metric, &value, tags, &mut text, false).map_err(error)?;
+    check_call(kind, name, &text, value, config.context_bytes_max())
+        .map_err(|reason| PyValueError::new_err(words(name, reason, value, &config)))?;
+    let pairs = text.as_str().split(',').filter_map(|tag| tag.split_once(':'));
+    Ok((name.to_owned(), value, pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()))
+}
+
 /// The native part of `cortex_metrics`.
 #[pymodule(name = "_native", gil_used = false)]
 fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(after_fork_in_parent, module)?)?;
+    module.add_function(wrap_pyfunction!(check, module)?)?;
     module.add_class::<MetricsClient>()?;
     module.add_class::<SystemMetrics>()?;
     fast::install::<MetricsClient>(module.py())?;

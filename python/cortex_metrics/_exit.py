@@ -13,20 +13,23 @@ import atexit
 import os
 import sys
 import time
-from typing import Any, Protocol
 
 from ._native import after_fork_in_parent
 
+TYPE_CHECKING = False  # importing typing would cost more than all of this package
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    class _Hooks(Protocol):
+        @property
+        def is_alive(self) -> bool: ...
+        def at_exit(self, is_final: bool, timeout: float) -> None: ...
+        def before_fork(self) -> None: ...
+        def after_fork(self) -> None: ...
+
+
 # How many seconds the end of a process waits for all its clients together.
 TIMEOUT = 0.1
-
-
-class _Hooks(Protocol):
-    @property
-    def is_alive(self) -> bool: ...
-    def at_exit(self, is_final: bool, timeout: float) -> None: ...
-    def before_fork(self) -> None: ...
-    def after_fork(self) -> None: ...
 
 
 _watched: list[_Hooks] = []

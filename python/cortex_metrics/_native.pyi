@@ -1,17 +1,17 @@
 from collections.abc import Mapping
 from types import TracebackType
-from typing import SupportsFloat, SupportsIndex, TypedDict, final
+from typing import Literal, SupportsFloat, SupportsIndex, final
+
+from typing_extensions import disjoint_base
+
+from ._timer import Timer
+from ._types import Stats
+
+__all__ = ["MetricsClient", "SystemMetrics", "__version__", "after_fork_in_parent", "check"]
 
 __version__: str
 
-class _Stats(TypedDict):
-    called: int
-    sent: int
-    held: int
-    dropped: dict[str, int]
-    payloads_sent: int
-    payloads_refused: int
-
+@disjoint_base
 class MetricsClient:
     def __new__(
         cls,
@@ -31,9 +31,10 @@ class MetricsClient:
     def histogram(
         self, metric: str, value: SupportsFloat | SupportsIndex, tags: Mapping[str, object] | None = None
     ) -> None: ...
+    def timer(self, metric: str, tags: Mapping[str, object] | None = None) -> Timer: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
-    def stats(self) -> _Stats: ...
+    def stats(self) -> Stats: ...
     def __enter__(self) -> MetricsClient: ...
     def __exit__(
         self,
@@ -58,3 +59,10 @@ class SystemMetrics:
     ) -> None: ...
 
 def after_fork_in_parent() -> None: ...
+def check(
+    kind: Literal["counter", "gauge", "histogram"],
+    metric: str,
+    value: SupportsFloat | SupportsIndex,
+    tags: object,
+    constant_tags: Mapping[str, object] | None,
+) -> tuple[str, float, list[tuple[str, str]]]: ...

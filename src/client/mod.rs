@@ -32,7 +32,7 @@ use std::time::Duration;
 pub use account::{Account, DropReason};
 pub use config::{ClientConfig, Endpoint, MetricsUrlError};
 pub use memo::Identity;
-pub use table::{Kind, TagText};
+pub use table::{Kind, TagText, check_call};
 
 use flusher::Flusher;
 use table::Table;
@@ -306,6 +306,7 @@ impl<K: Send + 'static> Client<K> {
 impl<K: Send + 'static> Drop for Client<K> {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
+        self.forget_known();
         if !self.is_closed() {
             // Whoever lets go of a client without a word may be at the end of the process.
             self.close(DROP_TIMEOUT);

@@ -264,10 +264,11 @@ impl<K> Table<K> {
         let is_full = self.occupied >= self.contexts_max || self.slots.len() >= 3 * self.contexts_max;
         match self.slots.entry(hash, is_it, |slot| known(slot).map_or(0, |known| known.hash)) {
             Slot::Occupied(slot) => Ok(*slot.get()),
-            Slot::Vacant(_) if !is_good_name(name) => Err(DropReason::BadName),
-            Slot::Vacant(_) if name.len() + tags.len() > self.context_bytes_max => Err(DropReason::TooLong),
-            Slot::Vacant(_) if is_full && is_limited => Err(DropReason::ContextLimit),
             Slot::Vacant(vacant) => {
+                check_context(name, tags, self.context_bytes_max)?;
+                if is_full && is_limited {
+                    return Err(DropReason::ContextLimit);
+                }
                 let slot = self.free.pop().unwrap_or(self.contexts.len() as u32);
                 vacant.insert(slot);
                 let context = Arc::new(Context { kind, name: name.into(), tags: tags.into(), is_limited });
@@ -370,6 +371,30 @@ impl<K> Table<K> {
 
     pub(super) fn is_first_warning(&mut self, key: &str) -> bool {
         self.warned.len() < WARNINGS_MAX && self.warned.insert(key.into())
+    }
+}
+
+/// Whether a call can be taken at all: what every call is checked for, without a client.
+///
+/// # Errors
+/// The reason for which it would be dropped. `context_bytes_max` is [`ClientConfig::context_bytes_max`](super::ClientConfig).
+pub fn check_call(
+    kind: Kind,
+    name: &str,
+    tags: &TagText,
+    value: f64,
+    context_bytes_max: usize,
+) -> Result<(), DropReason> {
+    check(kind, value).and_then(|()| check_context(name, tags.as_str(), context_bytes_max))
+}
+
+fn check_context(name: &str, tags: &str, bytes_max: usize) -> Result<(), DropReason> {
+    if !is_good_name(name) {
+        Err(DropReason::BadName)
+    } else if name.len() + tags.len() > bytes_max {
+        Err(DropReason::TooLong)
+    } else {
+        Ok(())
     }
 }
 
