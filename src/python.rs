@@ -4,7 +4,7 @@
 //! once through `logging`; only a strict client raises.
 
 // The docstrings are Python's, and pyo3 hands over its arguments by value.
-#![allow(clippy::doc_markdown, clippy::needless_pass_by_value)]
+#![allow(clippy::doc_link_with_quotes, clippy::doc_markdown, clippy::needless_pass_by_value)]
 
 mod fast;
 
@@ -155,7 +155,7 @@ fn push_tag(metric: &str, key: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>, text
 fn words(metric: &str, reason: DropReason, value: f64, config: &ClientConfig) -> String {
     match reason {
         DropReason::BadName => format!(
-            "metric {metric:?}: want a name that is not empty and has no `:`, `|`, `@`, `#`, `,` or control characters"
+            "metric {metric:?}: want a name that is not empty, does not begin with `_e{`, and has no `:`, `|`, `@`, `#`, `,` or control characters"
         ),
         DropReason::NotFinite => format!("metric {metric:?}: got value {value}, want a finite number"),
         DropReason::NegativeIncrement => {
@@ -838,11 +838,15 @@ impl fast::Records for SystemMetrics {
     }
 }
 
+/// The name, the value, and the tags.
+type CheckedCall = (String, f64, Vec<(String, String)>);
+
 /// What a strict client would make of one call: the name, the value, and the tags as text in their order.
 ///
 /// Args:
 ///     kind: ``counter``, ``gauge`` or ``histogram``.
 ///     constant_tags: The client's own.
+///     is_own: A record of the package itself: a reserved name is good, and there are no constant tags.
 ///
 /// Raises:
 ///     TypeError, ValueError: It would refuse it.
@@ -853,7 +857,8 @@ fn check(
     value: &Bound<'_, PyAny>,
     tags: Option<&Bound<'_, PyAny>>,
     constant_tags: Option<&Bound<'_, PyAny>>,
-) -> PyResult<(String, f64, Vec<(String, String)>)> {
+    is_own: bool,
+) -> PyResult<CheckedCall> {
     let kind = match kind {
         "counter" => Kind::Counter,
         "gauge" => Kind::Gauge,
@@ -871,7 +876,7 @@ fn check(
     let config = ClientConfig { constant_tags: constant.as_str().to_owned(), ..ClientConfig::default() };
     let mut text = TagText::default();
     let value = Value::Given(value.as_borrowed());
-    let Arguments { name, value } = arguments(&config, metric, &value, tags, &mut text, false).map_err(error)?;
+    let Arguments { name, value } = arguments(&config, metric, &value, tags, &mut text, is_own).map_err(error)?;
     check_call(kind, name, &text, value, config.context_bytes_max())
         .map_err(|reason| PyValueError::new_err(words(name, reason, value, &config)))?;
     let pairs = text.as_str().split(',').filter_map(|tag| tag.split_once(':'));

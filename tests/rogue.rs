@@ -13,7 +13,7 @@ fn rogue_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         4 => "[a-z_]{1,5}",
         1 => "\\PC{0,3}",
-        2 => prop::sample::select(vec!["\n", "\r", "|", "#", ",", ":", "@", "|c", "\nx:1|c", "|#a:b", "\u{0}", "\u{85}", "\u{2028}", "é", "_e{1,1}:", "_sc|"]).prop_map(str::to_owned),
+        2 => prop::sample::select(vec!["\n", "\r", "|", "#", ",", ":", "@", "|c", "\nx:1|c", "|#a:b", "\u{0}", "\u{85}", "\u{2028}", "é", "_e{", "_e{1,1}:", "_sc|"]).prop_map(str::to_owned),
         1 => (100usize..12_000).prop_map(|length| "a".repeat(length)),
     ];
     prop::collection::vec(piece, 0..4).prop_map(|pieces| pieces.concat())

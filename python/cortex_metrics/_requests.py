@@ -15,7 +15,7 @@ import time
 import weakref
 from typing import Protocol
 
-from . import MetricsClient
+from ._types import Metrics
 
 logger = logging.getLogger("cortex_metrics")
 
@@ -41,7 +41,7 @@ class RequestMetrics:
 
     def __init__(
         self,
-        client: MetricsClient,
+        client: Metrics,
         *,
         api_name: str | None = None,
         api_id: str | None = None,
@@ -49,9 +49,11 @@ class RequestMetrics:
         replica: str | None = None,
         replicas_requested: int | None = None,
     ) -> None:
-        self._increment: _Record = client._system.increment
-        self._gauge: _Record = client._system.gauge
-        self._histogram: _Record = client._system.histogram
+        # Our clients take the reserved names there, and only there; a client of the user's own just gets the calls.
+        system = getattr(client, "_system", client)
+        self._increment: _Record = system.increment
+        self._gauge: _Record = system.gauge
+        self._histogram: _Record = system.histogram
         self._labels = {
             "api_name": api_name or os.environ.get("CORTEX_API_NAME") or "default",
             "api_id": api_id or os.environ.get("CORTEX_API_ID") or "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -16,42 +17,31 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
-# The blocks that run in this thread or task, with their starts: one timer may be in several at a time.
-_running: ContextVar[tuple[tuple[Timer, float], ...]] = ContextVar("cortex_metrics_timers", default=())
 
+class Timing:
+    """One block that is timed; what ``with metrics.timer(…) as timing`` gives."""
 
-class Timer:
-    """Measures wall time in seconds and records it in a histogram; what ``MetricsClient.timer`` returns.
+    __slots__ = ("_start", "_tags", "_timer")
 
-    It is a context manager and a decorator, may be used again and again, nested, and by several threads and tasks at
-    the same time. It records whether the block ends or raises, and never raises itself unless its client is strict.
+    def __init__(self, timer: Timer) -> None:
+        """Starts measuring when it is entered."""
+        self._timer = timer
+        self._tags: dict[str, object] | None = None
+        self._start = 0.0
 
-    Attributes:
-        tags: The tags of the next record, for adding to them within the block. A decorator uses them as they are.
+    @property
+    def tags(self) -> dict[str, object]:
+        """The tags of this block's record, to be added to: the timer's own stay as they are."""
+        if self._tags is None:
+            given = self._timer._tags
+            if given is not None and not isinstance(given, dict):
+                return {}  # what is recorded is dropped for these tags, and counted; the block must not raise
+            self._tags = dict(given or {})
+        return self._tags
 
-    Example:
-        >>> from cortex_metrics.testing import CapturingClient
-        >>> metrics = CapturingClient()
-        >>> with metrics.timer("preprocess_seconds", {"model": "v1"}) as timer:
-        ...     timer.tags["cache"] = "hit"
-        >>> metrics.calls[0].tags
-        {'model': 'v1', 'cache': 'hit'}
-    """
-
-    __slots__ = ("_client", "_last_start", "_metric", "tags")
-
-    def __init__(self, client: Metrics, metric: str, tags: Mapping[str, object] | None = None) -> None:
-        """Names the histogram of ``client`` that it records in."""
-        self._client = client
-        self._metric = metric
-        # What is no mapping is the client's to refuse when it is recorded.
-        self.tags = dict(tags or {}) if isinstance(tags, Mapping | None) else tags
-        self._last_start = 0.0
-
-    def __enter__(self) -> Timer:
+    def __enter__(self) -> Timing:
         """Starts measuring."""
-        self._last_start = perf_counter()
-        _running.set((*_running.get(), (self, self._last_start)))
+        self._start = perf_counter()
         return self
 
     def __exit__(
@@ -62,18 +52,89 @@ class Timer:
         /,
     ) -> None:
         """Records the seconds since the block began."""
-        end = perf_counter()
-        start = self._last_start  # should the block end in another context than it began in
-        running = _running.get()
-        for at in range(len(running) - 1, -1, -1):
-            if running[at][0] is self:
-                start = running[at][1]
-                _running.set(running[:at] + running[at + 1 :])
-                break
-        self._record(end - start)
+        self._end(perf_counter(), is_raising=exc_type is not None)
 
-    def _record(self, seconds: float) -> None:
-        self._client.histogram(self._metric, seconds, self.tags)
+    def _end(self, at: float, *, is_raising: bool) -> None:
+        timer = self._timer
+        tags = timer._tags if self._tags is None else self._tags
+        try:
+            timer._client.histogram(timer._metric, at - self._start, tags)
+        except Exception:
+            # A strict client's. What the block itself raised matters more.
+            if not is_raising:
+                raise
+
+
+# The blocks that were entered in this thread or task, innermost last: one timer may be in several at a time.
+_entered: ContextVar[tuple[Timing, ...]] = ContextVar("cortex_metrics_timers", default=())
+
+
+def _still_open() -> list[Timing]:
+    return [timing for timing in _entered.get() if timing in timing._timer._open]
+
+
+class Timer:
+    """Measures wall time in seconds and records it in a histogram; what ``MetricsClient.timer`` returns.
+
+    It is a context manager and a decorator, may be used again and again, nested, and by several threads and tasks at
+    the same time. It records whether the block ends or raises, and never raises itself unless its client is strict;
+    even then what the block raised comes first.
+
+    Example:
+        >>> from cortex_metrics.testing import CapturingClient
+        >>> metrics = CapturingClient()
+        >>> with metrics.timer("preprocess_seconds", {"model": "v1"}) as timing:
+        ...     timing.tags["cache"] = "hit"
+        >>> metrics.calls[0].tags
+        {'model': 'v1', 'cache': 'hit'}
+    """
+
+    __slots__ = ("_client", "_metric", "_open", "_tags")
+
+    def __init__(self, client: Metrics, metric: str, tags: Mapping[str, object] | None = None) -> None:
+        """Names the histogram of ``client`` that it records in."""
+        self._client = client
+        self._metric = metric
+        self._tags = tags
+        # A dict is used as a set from which a thread takes what no other has taken.
+        self._open: dict[Timing, None] = {}
+        # A copy: what the caller does to the mapping later must not change what is recorded. What cannot be copied is
+        # the client's to refuse.
+        with suppress(Exception):
+            self._tags = dict(tags) if isinstance(tags, Mapping) else tags
+
+    def __enter__(self) -> Timing:
+        """Starts measuring."""
+        timing = Timing(self)
+        self._open[timing] = None
+        _entered.set((*_still_open(), timing))
+        return timing.__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """Records the seconds since the block began."""
+        end = perf_counter()
+        for timing in reversed(_still_open()):
+            if timing._timer is self and self._take(timing):
+                break
+        else:
+            # It was entered in another thread or task; each block is recorded once all the same.
+            for timing in reversed(list(self._open)):
+                if self._take(timing):
+                    break
+            else:
+                return
+        _entered.set(tuple(_still_open()))
+        timing._end(end, is_raising=exc_type is not None)
+
+    def _take(self, timing: Timing) -> bool:
+        """True for one thread only."""
+        return self._open.pop(timing, self) is None
 
     def __call__(self, function: _F, /) -> _F:
         """Decorates a function, a coroutine function, or a generator function of either kind.
@@ -104,7 +165,7 @@ class Timer:
 
         if isinstance(function, staticmethod | classmethod):
             return cast("_F", type(function)(self(function.__func__)))
-        if not callable(function):
+        if not callable(function) or inspect.isclass(function):
             msg = f"timer {self._metric!r}: got {function!r}, want a function"
             raise TypeError(msg)
         target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
@@ -121,58 +182,46 @@ class Timer:
 
     def _around_function(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = perf_counter()
-            try:
+            with Timing(self):
                 return function(*args, **kwargs)
-            finally:
-                self._record(perf_counter() - start)
 
         return timed
 
     def _around_coroutine(self, function: Callable[..., Any]) -> Callable[..., Any]:
         async def timed(*args: Any, **kwargs: Any) -> Any:
-            start = perf_counter()
-            try:
+            with Timing(self):
                 return await function(*args, **kwargs)
-            finally:
-                self._record(perf_counter() - start)
 
         return timed
 
     def _around_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            start = perf_counter()
-            try:
+            with Timing(self):
                 return (yield from function(*args, **kwargs))
-            finally:
-                self._record(perf_counter() - start)
 
         return timed
 
     def _around_async_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
         async def timed(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            start = perf_counter()
-            inner = function(*args, **kwargs)
-            try:
-                # There is no `yield from` here: what comes in is passed on by hand.
-                step = inner.__anext__()
-                while True:
-                    try:
-                        value = await step
-                    except StopAsyncIteration:
-                        return
-                    try:
-                        sent = yield value
-                    except GeneratorExit:
-                        raise
-                    except BaseException as error:
-                        step = inner.athrow(error)
-                    else:
-                        step = inner.asend(sent)
-            finally:
+            with Timing(self):
+                inner = function(*args, **kwargs)
                 try:
-                    await inner.aclose()
+                    # There is no `yield from` here: what comes in is passed on by hand.
+                    step = inner.__anext__()
+                    while True:
+                        try:
+                            value = await step
+                        except StopAsyncIteration:
+                            return
+                        try:
+                            sent = yield value
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:
+                            step = inner.athrow(error)
+                        else:
+                            step = inner.asend(sent)
                 finally:
-                    self._record(perf_counter() - start)
+                    await inner.aclose()
 
         return timed

@@ -14,8 +14,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from . import MetricsClient
 from ._requests import RequestMetrics
+from ._types import Metrics
 
 __all__ = ["MetricsMiddleware"]
 
@@ -46,6 +46,8 @@ class MetricsMiddleware:
         exclude: Paths that are never counted.
 
     Example:
+        >>> from cortex_metrics import MetricsClient
+        >>> from cortex_metrics.asgi import MetricsMiddleware
         >>> async def app(scope, receive, send):
         ...     await send({"type": "http.response.start", "status": 200, "headers": []})
         ...     await send({"type": "http.response.body", "body": b"hello"})
@@ -55,7 +57,7 @@ class MetricsMiddleware:
     def __init__(
         self,
         app: App,
-        client: MetricsClient,
+        client: Metrics,
         *,
         api_name: str | None = None,
         api_id: str | None = None,

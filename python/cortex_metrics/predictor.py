@@ -48,6 +48,13 @@ def load(path: str | Path, class_name: str | None = None) -> type[Any]:
     Raises:
         PredictorError: The file cannot be imported, or the class is missing or has no ``predict``. An exception of the
             file itself is the cause.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cortex_metrics.predictor import load
+        >>> _ = Path("echo_predictor.py").write_text("class PythonPredictor: predict = print")
+        >>> load("echo_predictor.py").__name__
+        'PythonPredictor'
     """
     path = Path(path)
     if not path.is_file():
@@ -97,6 +104,7 @@ def build(cls: type[T], *, config: Mapping[str, Any] | None = None, metrics_clie
         PredictorError: The constructor wants an argument that nobody provides.
 
     Example:
+        >>> from cortex_metrics.predictor import build
         >>> class PythonPredictor:
         ...     def __init__(self, config):
         ...         self.greeting = config["greeting"]
@@ -130,6 +138,7 @@ def predict_arguments(cls: type[Any]) -> frozenset[str]:
         PredictorError: It wants an argument that is none of these.
 
     Example:
+        >>> from cortex_metrics.predictor import predict_arguments
         >>> class PythonPredictor:
         ...     def predict(self, payload, threshold=0.5): ...
         >>> predict_arguments(PythonPredictor)

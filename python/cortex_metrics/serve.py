@@ -26,6 +26,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import MetricsClient, __version__
+from ._types import Metrics
 from .asgi import App, MetricsMiddleware, Receive, Send
 from .predictor import PredictorError, build, check, load, predict_arguments
 
@@ -48,7 +49,7 @@ _CLIENT_CLOSED_REQUEST = 499
 
 def create_app(
     predictor: Any,
-    client: MetricsClient,
+    client: Metrics,
     *,
     api_name: str,
     api_id: str = "",
@@ -70,6 +71,17 @@ def create_app(
 
     Returns:
         POST ``/`` and ``/predict`` predict, GET ``/`` says what is served, GET ``/healthz`` that it is.
+
+    Raises:
+        PredictorError: ``predict`` wants an argument that a request cannot give.
+
+    Example:
+        >>> from cortex_metrics import MetricsClient
+        >>> from cortex_metrics.serve import create_app
+        >>> class PythonPredictor:
+        ...     def predict(self, payload):
+        ...         return {"label": payload["text"].upper()}
+        >>> app = create_app(PythonPredictor(), MetricsClient(), api_name="shout")
     """
     from anyio import CapacityLimiter, to_thread
     from starlette.applications import Starlette

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, SupportsFloat, SupportsIndex
 
-from ._native import check
+from ._native import MetricsClient, check
 from ._timer import Timer
 
 if TYPE_CHECKING:
@@ -39,32 +39,59 @@ class Call(NamedTuple):
 class CapturingClient:
     """A strict client without network and threads: it keeps every call, and raises for one that would be dropped.
 
-    Its checks are those of ``MetricsClient(strict=True)``: the same code.
+    Its checks are those of ``MetricsClient(strict=True)``: the same code. It is made with the same arguments, so that
+    it can stand in for the class itself, and ``MetricsMiddleware`` takes it too.
 
     Args:
-        tags: Constant tags, as for ``MetricsClient``.
+        url: Checked, and not used: nothing is sent.
+        tags: Tags that every metric of this client carries.
+        flush_interval: Checked, and not used.
+        strict: Not used: it always is.
+        telemetry: Not used.
+
+    Attributes:
+        calls: All calls in their order.
+
+    Raises:
+        TypeError, ValueError: A ``MetricsClient`` would not take these arguments.
 
     Example:
         >>> from cortex_metrics.testing import CapturingClient
         >>> metrics = CapturingClient()
         >>> metrics.increment("predictions", tags={"model": "v1"})
-        >>> metrics.increment("predictions", 2, {"model": "v2"})
-        >>> metrics.counter_value("predictions")
-        3.0
-        >>> metrics.counter_value("predictions", {"model": "v2"})
-        2.0
+        >>> metrics.calls
+        [Call(kind='counter', metric='predictions', value=1.0, tags={'model': 'v1'})]
+        >>> metrics.increment("predictions", -1)
+        Traceback (most recent call last):
+        ValueError: metric "predictions": got an increment of -1, want 0 or more: a counter cannot go back
     """
 
-    def __init__(self, tags: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        tags: Mapping[str, object] | None = None,
+        flush_interval: float = 1.0,
+        strict: bool = True,  # noqa: ARG002
+        telemetry: bool = True,  # noqa: ARG002
+    ) -> None:
         """Starts without calls."""
         self.calls: list[Call] = []
-        """The calls in their order."""
-        self._tags = tags
+        # Without a call a client has neither thread nor socket. It checks the arguments; its account has all reasons.
+        checked = MetricsClient("udp://127.0.0.1" if url is None else url, tags=tags, flush_interval=flush_interval)
+        self._account = checked.stats()
+        self._tags = None if tags is None else dict(tags)
         self._is_closed = False
-        check("gauge", "tags", 0, tags, None)
 
-    def _take(self, kind: _Kind, metric: str, value: SupportsFloat | SupportsIndex, tags: object) -> None:
-        name, number, pairs = check(kind, metric, value, tags, self._tags)
+    def _take(
+        self,
+        kind: _Kind,
+        metric: str,
+        value: SupportsFloat | SupportsIndex,
+        tags: Mapping[str, object] | None,
+        is_own: bool = False,
+    ) -> None:
+        name, number, pairs = check(kind, metric, value, tags, self._tags, is_own)
         if self._is_closed:
             msg = f'metric "{name}": the client is closed'
             raise ValueError(msg)
@@ -76,43 +103,74 @@ class CapturingClient:
     def increment(
         self, metric: str, value: SupportsFloat | SupportsIndex = 1, tags: Mapping[str, object] | None = None
     ) -> None:
-        """Keeps the call.
+        """Keeps the call; see ``MetricsClient.increment``.
 
         Raises:
             TypeError, ValueError: A ``MetricsClient`` would drop it.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> metrics = CapturingClient()
+            >>> metrics.increment("tokens", 17, {"model": "v1"})
+            >>> metrics.counter_value("tokens")
+            17.0
         """
         self._take("counter", metric, value, tags)
 
     def gauge(
         self, metric: str, value: SupportsFloat | SupportsIndex, tags: Mapping[str, object] | None = None
     ) -> None:
-        """Keeps the call.
+        """Keeps the call; see ``MetricsClient.gauge``.
 
         Raises:
             TypeError, ValueError: A ``MetricsClient`` would drop it.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> metrics = CapturingClient()
+            >>> metrics.gauge("queue_length", 3)
+            >>> metrics.gauge_value("queue_length")
+            3.0
         """
         self._take("gauge", metric, value, tags)
 
     def histogram(
         self, metric: str, value: SupportsFloat | SupportsIndex, tags: Mapping[str, object] | None = None
     ) -> None:
-        """Keeps the call.
+        """Keeps the call; see ``MetricsClient.histogram``.
 
         Raises:
             TypeError, ValueError: A ``MetricsClient`` would drop it.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> metrics = CapturingClient()
+            >>> metrics.histogram("confidence", 0.93)
+            >>> metrics.histogram_values("confidence")
+            [0.93]
         """
         self._take("histogram", metric, value, tags)
 
     def timer(self, metric: str, tags: Mapping[str, object] | None = None) -> Timer:
-        """A timer that records here."""
+        """A timer whose seconds are kept; see ``MetricsClient.timer``.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> metrics = CapturingClient()
+            >>> with metrics.timer("preprocess_seconds"):
+            ...     total = sum(range(1000))
+            >>> len(metrics.histogram_values("preprocess_seconds"))
+            1
+        """
         return Timer(self, metric, tags)
 
     def _values(self, kind: _Kind, metric: str, tags: Mapping[str, object] | None) -> list[float]:
-        wanted = {(key, str(value)) for key, value in (tags or {}).items()}
+        # Tags become text as those of a call do.
+        wanted = set(check(kind, metric, 0, tags, None, True)[2])
         return [
             call.value
-            for call in self.calls
-            if call.kind == kind and call.metric == metric and wanted <= set(call.tags.items())
+            for call in list(self.calls)
+            if call.kind == kind and call.metric == metric and wanted <= call.tags.items()
         ]
 
     def counter_value(self, metric: str, tags: Mapping[str, object] | None = None) -> float:
@@ -120,7 +178,18 @@ class CapturingClient:
 
         Args:
             metric: The counter's name.
-            tags: Calls that carry at least these count.
+            tags: Calls that carry at least these count; without it all.
+
+        Raises:
+            TypeError, ValueError: No call could have such a name or tags.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> metrics = CapturingClient()
+            >>> metrics.increment("predictions", 1, {"model": "v1"})
+            >>> metrics.increment("predictions", 2, {"model": "v2"})
+            >>> metrics.counter_value("predictions"), metrics.counter_value("predictions", {"model": "v2"})
+            (3.0, 2.0)
         """
         return sum(self._values("counter", metric, tags), 0.0)
 
@@ -129,35 +198,92 @@ class CapturingClient:
 
         Args:
             metric: The gauge's name.
-            tags: Calls that carry at least these count.
+            tags: Calls that carry at least these count; without it all.
+
+        Raises:
+            TypeError, ValueError: No call could have such a name or tags.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> metrics = CapturingClient()
+            >>> metrics.gauge("queue_length", 3)
+            >>> metrics.gauge("queue_length", 2)
+            >>> metrics.gauge_value("queue_length")
+            2.0
         """
         values = self._values("gauge", metric, tags)
         return values[-1] if values else None
 
     def histogram_values(self, metric: str, tags: Mapping[str, object] | None = None) -> list[float]:
-        """The values of a histogram or timer in their order.
+        """The values of a histogram, or the seconds of a timer, in their order.
 
         Args:
             metric: The histogram's name.
-            tags: Calls that carry at least these count.
+            tags: Calls that carry at least these count; without it all.
+
+        Raises:
+            TypeError, ValueError: No call could have such a name or tags.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> metrics = CapturingClient()
+            >>> metrics.histogram("confidence", 0.93, {"model": "v1"})
+            >>> metrics.histogram("confidence", 0.81, {"model": "v2"})
+            >>> metrics.histogram_values("confidence")
+            [0.93, 0.81]
         """
         return self._values("histogram", metric, tags)
 
     def clear(self) -> None:
-        """Forgets all calls."""
+        """Forgets all calls.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> metrics = CapturingClient()
+            >>> metrics.increment("predictions")
+            >>> metrics.clear()
+            >>> metrics.calls
+            []
+        """
         self.calls.clear()
 
     def flush(self) -> None:
-        """Does nothing: there is nobody to send to."""
+        """Does nothing: there is nobody to send to.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> CapturingClient().flush()
+        """
 
     def close(self) -> None:
-        """From now on every call raises ``ValueError``."""
+        """From now on every call raises ``ValueError``; what was kept stays.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> metrics = CapturingClient()
+            >>> metrics.close()
+            >>> metrics.increment("predictions")
+            Traceback (most recent call last):
+            ValueError: metric "predictions": the client is closed
+        """
         self._is_closed = True
 
     def stats(self) -> Stats:
-        """The calls are held for good."""
-        held = len(self.calls)
-        return {"called": held, "sent": 0, "held": held, "dropped": {}, "payloads_sent": 0, "payloads_refused": 0}
+        """The account of a client that sends nothing: all calls are held. Refused ones have raised and are not counted.
+
+        Example:
+            >>> from cortex_metrics.testing import CapturingClient
+            >>> metrics = CapturingClient()
+            >>> metrics.increment("predictions")
+            >>> metrics.stats()["held"]
+            1
+        """
+        calls = len(self.calls)
+        return {**self._account, "called": calls, "held": calls, "dropped": dict(self._account["dropped"])}
+
+    @property
+    def _system(self) -> _SystemMetrics:
+        return _SystemMetrics(self)
 
     def __enter__(self) -> CapturingClient:
         """Nothing to open."""
@@ -172,6 +298,28 @@ class CapturingClient:
     ) -> None:
         """Closes it."""
         self.close()
+
+
+class _SystemMetrics:
+    """What the package's own middleware records, under the names that are reserved for it."""
+
+    def __init__(self, client: CapturingClient) -> None:
+        self._client = client
+
+    def increment(
+        self, metric: str, value: SupportsFloat | SupportsIndex = 1, tags: Mapping[str, object] | None = None
+    ) -> None:
+        self._client._take("counter", metric, value, tags, is_own=True)
+
+    def gauge(
+        self, metric: str, value: SupportsFloat | SupportsIndex, tags: Mapping[str, object] | None = None
+    ) -> None:
+        self._client._take("gauge", metric, value, tags, is_own=True)
+
+    def histogram(
+        self, metric: str, value: SupportsFloat | SupportsIndex, tags: Mapping[str, object] | None = None
+    ) -> None:
+        self._client._take("histogram", metric, value, tags, is_own=True)
 
 
 try:

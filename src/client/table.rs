@@ -87,9 +87,9 @@ fn has_any(text: &str, is_wanted: impl Fn(char) -> bool + Copy) -> bool {
     if text.is_ascii() { text.bytes().any(|b| is_bad(char::from(b))) } else { text.chars().any(is_bad) }
 }
 
-/// Whether a datagram can carry `name`, and the table take it.
+/// Whether a datagram can carry `name`, and the table take it. What begins with `_e{` is an event.
 fn is_good_name(name: &str) -> bool {
-    !name.is_empty() && !has_any(name, |c| matches!(c, ':' | '|' | '@' | '#' | ','))
+    !name.is_empty() && !name.starts_with("_e{") && !has_any(name, |c| matches!(c, ':' | '|' | '@' | '#' | ','))
 }
 
 /// Name, kind and tags: what is counted together.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
 import re
@@ -13,24 +14,27 @@ from typing import Any
 import cortex_metrics
 import cortex_metrics.asgi
 import cortex_metrics.predictor
+import cortex_metrics.serve
 import cortex_metrics.testing
 import pytest
 from support import ROOT, Udp
 
-MODULES = (cortex_metrics, cortex_metrics.testing)
-# Plain accessors and the two ways out of a `with`: the example of their class shows them.
-SHOWN_BY_THEIR_CLASS = {"NullClient", "Metrics", "CapturingClient"}
+MODULES = (cortex_metrics, cortex_metrics.testing, cortex_metrics.asgi, cortex_metrics.predictor, cortex_metrics.serve)
+# A version, records, an error and a program.
+WITHOUT_EXAMPLE = {"__version__", "Call", "Stats", "PredictorError", "main"}
+# Their methods do what those of `MetricsClient` say, or nothing: the example of the class shows them.
+SHOWN_BY_THEIR_CLASS = {"NullClient", "Metrics"}
 
 
 def documented() -> list[Any]:
     found = []
     for module in MODULES:
         for name in module.__all__:
-            thing = getattr(module, name)
-            if name == "__version__" or name in ("Call", "Stats"):
+            if name in WITHOUT_EXAMPLE:
                 continue
+            thing = getattr(module, name)
             found.append(pytest.param(thing, id=name))
-            if name in SHOWN_BY_THEIR_CLASS:
+            if not inspect.isclass(thing) or name in SHOWN_BY_THEIR_CLASS:
                 continue
             for attribute, member in vars(thing).items():
                 if not attribute.startswith("_") and callable(member):
@@ -39,8 +43,13 @@ def documented() -> list[Any]:
 
 
 @pytest.mark.parametrize("thing", documented())
-def test_every_public_docstring_has_an_example_that_runs(thing: Any, udp: Udp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_public_docstring_has_an_example_that_runs(
+    thing: Any, udp: Udp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("CORTEX_METRICS_URL", udp.url)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     text = inspect.getdoc(thing)
     assert text is not None
     examples = doctest.DocTestParser().get_doctest(text, {}, thing.__name__, None, None)
@@ -48,6 +57,29 @@ def test_every_public_docstring_has_an_example_that_runs(thing: Any, udp: Udp, m
     report: list[str] = []
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples, out=report.append)
     assert result.failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("thing", [p for p in documented() if inspect.isroutine(p.values[0])])
+def test_every_public_docstring_names_all_arguments(thing: Any) -> None:
+    text = inspect.getdoc(thing)
+    assert text is not None
+    arguments = re.search(r"^Args:\n((?:    .*\n?|\n)*)", text, re.MULTILINE)
+    told = set(re.findall(r"^ {4}\*{0,2}(\w+):", arguments[1], re.MULTILINE)) if arguments else set()
+    if "see ``MetricsClient." in text:  # the same arguments are told there
+        return
+    assert told == {name for name in inspect.signature(thing).parameters if name != "self"}
+
+
+def test_the_stub_has_the_docstrings_of_the_module() -> None:
+    # Editors show those of the stub, Python those of the module.
+    stub = ast.parse((ROOT / "python/cortex_metrics/_native.pyi").read_text())
+    (client,) = (node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == "MetricsClient")
+    assert ast.get_docstring(client) == inspect.getdoc(cortex_metrics.MetricsClient)
+    told = {node.name: ast.get_docstring(node) for node in client.body if isinstance(node, ast.FunctionDef)}
+    public = [name for name in vars(cortex_metrics.MetricsClient) if not name.startswith("_")]
+    assert {name: told[name] for name in public} == {
+        name: inspect.getdoc(getattr(cortex_metrics.MetricsClient, name)) for name in public
+    }
 
 
 def blocks() -> list[Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import os
 import subprocess
 import sys
 import threading
@@ -123,14 +126,88 @@ def test_the_null_client_takes_everything() -> None:
 
         assert three() == 3
     client.flush()
-    assert client.stats() == {
-        "called": 0,
-        "sent": 0,
-        "held": 0,
-        "dropped": {},
-        "payloads_sent": 0,
-        "payloads_refused": 0,
-    }
+    with MetricsClient("udp://127.0.0.1") as real:
+        assert client.stats() == real.stats()
+
+
+@pytest.mark.parametrize("double", [NullClient, CapturingClient, Metrics])
+def test_the_doubles_have_the_methods_of_the_real_client(double: type[Any]) -> None:
+    public = {name for name in vars(MetricsClient) if not name.startswith("_")}
+    assert {"increment", "timer", "stats"} <= public <= set(vars(double))
+    for name in public:
+        wanted = list(inspect.signature(getattr(MetricsClient, name)).parameters.values())[1:]
+        got = list(inspect.signature(getattr(double, name)).parameters.values())[1:]
+        assert [(p.name, p.kind, p.default) for p in got] == [(p.name, p.kind, p.default) for p in wanted], name
+
+
+def test_it_is_made_with_the_arguments_of_the_real_client_and_checks_them() -> None:
+    assert list(inspect.signature(CapturingClient).parameters) == list(inspect.signature(MetricsClient).parameters)
+    client = CapturingClient("udp://metrics:9125", tags={"zone": "a"}, flush_interval=0.5, strict=False)
+    client.increment("c")
+    assert client.stats() == {**NullClient().stats(), "called": 1, "held": 1}
+    bad: list[dict[str, Any]] = [
+        {"url": "http://metrics"},
+        {"url": ""},
+        {"flush_interval": 0},
+        {"tags": ["zone:a"]},
+        {"tags": {"": "a"}},
+        {"tags": {"a": "x" * 400}},
+    ]
+    for arguments in bad:
+        with pytest.raises((TypeError, ValueError)) as wanted:
+            MetricsClient(**arguments)
+        with pytest.raises((TypeError, ValueError)) as got:
+            CapturingClient(**arguments)
+        assert (got.type, str(got.value)) == (wanted.type, str(wanted.value))
+
+
+def test_reads_take_tags_as_calls_do() -> None:
+    client = CapturingClient()
+    client.increment("c", 1, {"url": "a,b", "flag": True, "n": 1.0, "none": None})
+    for tags in ({"url": "a,b"}, {"url": "a_b"}, {"flag": True}, {"flag": "true"}, {"n": 1.0}, {"none": None}, {}):
+        assert client.counter_value("c", tags) == 1, tags
+    assert client.counter_value("c", {"none": "None"}) == 0
+    with pytest.raises(TypeError, match="want a mapping"):
+        client.counter_value("c", ["url:a"])  # type: ignore[arg-type]
+
+
+def test_no_thread_and_no_socket_is_made() -> None:
+    tasks = set(os.listdir("/proc/self/task")) if sys.platform == "linux" else set()
+    files = set(os.listdir("/proc/self/fd")) if sys.platform == "linux" else set()
+    client = CapturingClient(tags={"zone": "a"})
+    for call in (client.increment, client.gauge, client.histogram):
+        call("m", 1)
+    client.flush()
+    assert NullClient().stats()["called"] == 0
+    client.close()
+    if sys.platform == "linux":
+        assert set(os.listdir("/proc/self/task")) <= tasks
+        assert set(os.listdir("/proc/self/fd")) <= files
+
+
+@pytest.mark.parametrize("double", [CapturingClient, NullClient])
+def test_the_middleware_takes_the_doubles(double: Any) -> None:
+    asgi = pytest.importorskip("cortex_metrics.asgi")
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: dict[str, Any]) -> None: ...
+
+    client = double(tags={"zone": "a"}) if double is CapturingClient else double()
+    middleware = asgi.MetricsMiddleware(app, client, api_name="hello")
+    asyncio.run(middleware({"type": "http", "path": "/", "method": "GET", "headers": []}, receive, send))
+    middleware._metrics.stop()
+    if double is CapturingClient:
+        tags = {"api_name": "hello", "api_id": "", "response_code": 201}
+        assert client.counter_value("cortex_api_requests_total", tags) == 1
+        assert not any("zone" in call.tags for call in client.calls), "as with the real client"
+        with pytest.raises(ValueError, match="reserved"):
+            client.increment("cortex_api_requests_total")
 
 
 def use(metrics: Metrics) -> dict[str, int]:

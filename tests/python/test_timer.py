@@ -7,11 +7,13 @@ import functools
 import inspect
 import threading
 import time
+from collections import UserDict
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
-from cortex_metrics import MetricsClient
+from cortex_metrics import MetricsClient, _timer
 from cortex_metrics.testing import CapturingClient
 from support import Udp
 
@@ -38,12 +40,21 @@ def test_a_block_is_measured_in_seconds_also_when_it_raises(client: CapturingCli
     assert client.calls[0].tags == {"model": "v1"}
 
 
-def test_tags_can_be_added_within_the_block_and_do_not_reach_the_callers_dict(client: CapturingClient) -> None:
+def test_tags_added_within_a_block_are_that_blocks_alone(client: CapturingClient) -> None:
     tags = {"model": "v1"}
-    with client.timer("t", tags) as timer:
-        timer.tags["cache"] = "hit"
-    assert client.calls[0].tags == {"model": "v1", "cache": "hit"}
-    assert tags == {"model": "v1"}
+    timer = client.timer("t", tags)
+    tags["model"] = "changed later"
+    with timer as outer:
+        outer.tags["cache"] = "hit"
+        with timer as inner:
+            inner.tags["cache"] = "miss"
+    with timer:
+        pass
+    assert [call.tags for call in client.calls] == [
+        {"model": "v1", "cache": "miss"},
+        {"model": "v1", "cache": "hit"},
+        {"model": "v1"},
+    ]
 
 
 def test_one_timer_nests_and_overlaps(client: CapturingClient) -> None:
@@ -94,12 +105,20 @@ def test_one_timer_serves_many_threads_and_tasks(client: CapturingClient) -> Non
 
 
 def test_a_block_that_ends_in_another_context_is_recorded(client: CapturingClient) -> None:
-    stack = ExitStack()
-    stack.enter_context(client.timer("t"))
-    thread = threading.Thread(target=stack.close)
-    thread.start()
-    thread.join()
-    assert len(recorded(client)) == 1
+    # As FastAPI does with the generators that it calls in threads of a pool.
+    timer = client.timer("t")
+    for _ in range(100):
+        stack = ExitStack()
+        stack.enter_context(timer).tags["n"] = 1
+        thread = threading.Thread(target=stack.close)
+        thread.start()
+        thread.join()
+    assert [call.tags for call in client.calls] == [{"n": "1"}] * 100
+    with timer:
+        assert len(_timer._entered.get()) == 1, "blocks that ended elsewhere are forgotten here"
+    assert _timer._entered.get() == ()
+    timer.__exit__(None, None, None)  # never entered: nothing to record
+    assert len(client.calls) == 101
 
 
 def test_a_function_keeps_what_it_is(client: CapturingClient) -> None:
@@ -246,19 +265,40 @@ def test_an_async_generator_is_measured_to_its_end_and_takes_what_is_sent(client
     assert recorded(client)[-1] >= PAUSE * 0.9
 
 
-def test_what_is_no_function_is_refused_where_it_is_decorated(client: CapturingClient) -> None:
+@pytest.mark.parametrize("thing", [3, None, int, property(lambda self: self)])
+def test_what_is_no_function_is_refused_where_it_is_decorated(client: CapturingClient, thing: Any) -> None:
     with pytest.raises(TypeError, match="want a function"):
-        client.timer("t")("predict")  # type: ignore[type-var]
+        client.timer("t")(thing)
+
+
+class BrokenMapping(UserDict[str, object]):
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("broken")
+
+
+BAD = [("", None), (3, None), ("t", 5), ("t", {3: "x"}), ("t", ["a:b"]), ("t", BrokenMapping())]
 
 
 def test_a_bad_timer_never_raises_where_the_client_is_not_strict(udp: Udp) -> None:
     with MetricsClient(udp.url) as client:
-        for metric, tags in (("", None), (3, None), ("t", 5), ("t", {3: "x"}), ("t", {"good": "x"})):
-            with client.timer(metric, tags):  # type: ignore[arg-type]
+        for metric, tags in [*BAD, ("t", {"good": "x"})]:
+            with client.timer(metric, tags) as timing:  # type: ignore[arg-type]
                 pass
+            with client.timer(metric, tags) as timing:  # type: ignore[arg-type]
+                timing.tags["added"] = 1
+            assert client.timer(metric, tags)(len)([]) == 0  # type: ignore[arg-type]
         stats = client.stats()
-    assert (stats["called"], sum(stats["dropped"].values())) == (5, 4)
-    assert [line for line in udp.messages() if line.startswith("t:") and line.endswith("|h|#good:x")]
+    assert (stats["called"], sum(stats["dropped"].values())) == (3 * len(BAD) + 3, 3 * len(BAD))
+    assert sorted(line.rpartition("|")[2] for line in udp.messages()) == ["#good:x", "#good:x,added:1"]
+
+
+def test_what_a_strict_client_refuses_does_not_hide_what_the_body_raised(client: CapturingClient) -> None:
+    for metric, tags in BAD:
+        with pytest.raises((TypeError, ValueError)), client.timer(metric, tags):  # type: ignore[arg-type]
+            pass
+        with pytest.raises(KeyError), client.timer(metric, tags):  # type: ignore[arg-type]
+            raise KeyError
+    assert client.calls == []
 
 
 def test_a_real_client_times_functions_too(udp: Udp) -> None:
