@@ -155,7 +155,7 @@ fn push_tag(metric: &str, key: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>, text
 fn words(metric: &str, reason: DropReason, value: f64, config: &ClientConfig) -> String {
     match reason {
         DropReason::BadName => format!(
-            "metric {metric:?}: want a name that is not empty, does not begin with `_e{`, and has no `:`, `|`, `@`, `#`, `,` or control characters"
+            "metric {metric:?}: want a name that is not empty, does not begin with `_e{{`, and has no `:`, `|`, `@`, `#`, `,` or control characters"
         ),
         DropReason::NotFinite => format!("metric {metric:?}: got value {value}, want a finite number"),
         DropReason::NegativeIncrement => {
