@@ -146,9 +146,12 @@ def test_what_was_recorded_before_a_fork_is_sent_while_the_parent_only_waits_for
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        until(lambda: tally.gauges == {"set_before_the_fork": 1})
-        # Now the child may end, and then the parent.
-        _, complaints = process.communicate()
+        try:
+            until(lambda: tally.gauges == {"set_before_the_fork": 1})
+            # Now the child may end, and then the parent.
+            _, complaints = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, complaints) == (0, "")
     assert len(tally.clients) == 1
 
