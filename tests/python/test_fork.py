@@ -184,7 +184,9 @@ def test_a_fork_in_the_middle_of_a_look_up_warns_of_nothing(tally: Tally, tmp_pa
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # That a look-up takes its time may be told; a warning may not.
+    complaints = [line for line in done.stderr.splitlines() if not line.startswith("udp://localhost")]
+    assert (done.returncode, complaints) == (0, [])
     tally.close()
     assert tally.counters["calls"] == 200
     assert tally.counters["child"] == 200, "a child looks up for itself"
