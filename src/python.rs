@@ -364,15 +364,15 @@ fn call(
         }
     }
     Python::attach(|_| {
-        call_anew(client, strict, kind, metric, value, tags, is_own)?;
-        if is_lesson && is_held_elsewhere(metric, tags) {
+        let is_taken = call_anew(client, strict, kind, metric, value, tags, is_own)?;
+        if is_taken && is_lesson && is_held_elsewhere(metric, tags) {
             learn(client, kind, is_own, metric, tags);
         }
         Ok(())
     })
 }
 
-/// One call whose arguments must be read.
+/// One call whose arguments must be read. True if it was recorded.
 fn call_anew(
     client: &Client,
     strict: bool,
@@ -381,7 +381,7 @@ fn call_anew(
     value: &Value<'_, '_>,
     tags: Option<&Bound<'_, PyAny>>,
     is_own: bool,
-) -> PyResult<()> {
+) -> PyResult<bool> {
     let mut text = TagText::reusing(TAG_BUFFER.take());
     let arguments = arguments(client.config(), metric, value, tags, &mut text, is_own);
     let refusal = match arguments {
@@ -398,7 +398,8 @@ fn call_anew(
         }
     };
     TAG_BUFFER.set(text.into_buffer());
-    tell(client, strict, metric, refusal)
+    let is_taken = refusal.is_none();
+    tell(client, strict, metric, refusal).map(|()| is_taken)
 }
 
 fn refusal_for(client: &Client, metric: &Bound<'_, PyAny>, reason: DropReason, value: f64) -> Refusal {

@@ -24,12 +24,14 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const BURST_PAYLOADS: usize = 32;
 /// That moment.
 const BURST_PAUSE: Duration = Duration::from_millis(1);
+/// How long a fork waits for a look-up, counted from its start.
+const LOOKUP_TIMEOUT: Duration = Duration::from_millis(100);
 /// So many contexts leave the table under one lock.
 const EVICTIONS_PER_LOCK: usize = 64;
 
 enum Control {
     Flush(Sender<()>),
-    Stop(Sender<()>),
+    Stop(Sender<Task>),
     /// End without sending anything, to be started again: answered with what the system calls the thread.
     Park(Sender<Task>),
 }
@@ -61,9 +63,14 @@ impl<K: Send + 'static> Flusher<K> {
         self.ask(Control::Flush)
     }
 
-    /// Asks for the last flush; the receiver hears when it is done.
-    pub(super) fn stop(mut self) -> Receiver<()> {
-        self.ask(Control::Stop)
+    /// Asks for the last flush and waits for it, at most `timeout`. True if it was done in time; then the thread is gone.
+    pub(super) fn stop(mut self, timeout: Duration) -> bool {
+        let Ok(task) = self.ask(Control::Stop).recv_timeout(timeout) else { return false };
+        if let Some(running) = self.running.take() {
+            let _ = running.thread.join();
+        }
+        task.wait_until_gone();
+        true
     }
 
     /// Starts the thread again if it is parked.
@@ -93,10 +100,10 @@ impl<K: Send + 'static> Flusher<K> {
         let Ok(task) = parked.recv_timeout(timeout) else { return };
         let Some(running) = self.running.take() else { return };
         let _ = running.thread.join();
-        task.wait_until_gone(timeout);
+        task.wait_until_gone();
     }
 
-    fn ask(&mut self, control: impl FnOnce(Sender<()>) -> Control) -> Receiver<()> {
+    fn ask<T>(&mut self, control: impl FnOnce(Sender<T>) -> Control) -> Receiver<T> {
         let (done, is_done) = bounded(1);
         // A thread that has ended hears nothing; the receiver then finds its channel closed.
         if let (Ok(()), Some(running)) = (self.resume(), &self.running) {
@@ -154,11 +161,12 @@ impl<K> Worker<K> {
                 }
                 Ok(Control::Stop(done)) => {
                     self.flush();
-                    let _ = done.send(());
+                    self.transport.settle(Duration::ZERO);
+                    let _ = done.send(Task::current());
                     return None;
                 }
                 Ok(Control::Park(done)) => {
-                    self.transport.settle();
+                    self.transport.settle(LOOKUP_TIMEOUT);
                     if done.send(Task::current()).is_ok() {
                         return Some(self);
                     }

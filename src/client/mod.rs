@@ -43,7 +43,7 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 /// How long a client that is dropped without `close` waits for its last flush.
 const DROP_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a fork waits for a flush that is under way: longer ones take thousands of contexts.
-const PARK_TIMEOUT: Duration = Duration::from_millis(100);
+const PARK_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long the flusher waits before it tries again to get at the table: a call holds it for some 20 ns.
 const LOCK_PAUSE: Duration = Duration::from_micros(50);
@@ -266,7 +266,7 @@ impl<K: Send + 'static> Client<K> {
         self.closed.store(true, Ordering::Relaxed);
         let core = self.core();
         let flusher = lock(&core.flusher).take();
-        let in_time = flusher.is_none_or(|flusher| flusher.stop().recv_timeout(timeout).is_ok());
+        let in_time = flusher.is_none_or(|flusher| flusher.stop(timeout));
         let lost = if in_time { lock(&core.shared.table).lose_all(DropReason::Closed) } else { 0 };
         if lost > 0 {
             core.shared.notice(format!("closed while {} took no metrics: {lost} calls are lost", self.config.endpoint));

@@ -97,7 +97,7 @@ impl Resolver {
     pub(super) fn addresses(&mut self) -> &[SocketAddr] {
         self.refresh();
         if self.addresses.is_empty() {
-            self.wait();
+            self.wait(self.lookup.patience);
         }
         &self.addresses
     }
@@ -116,7 +116,7 @@ impl Resolver {
         let before = self.addresses.clone();
         self.interval = self.interval.map(|interval| interval.min(self.backoff()));
         self.refresh();
-        self.wait();
+        self.wait(self.lookup.patience);
         self.addresses != before
     }
 
@@ -125,18 +125,19 @@ impl Resolver {
         self.retries = 0;
     }
 
-    /// Waits for the look-up under way as `wait` does, and then until the system does not count its thread any more.
-    pub(super) fn settle(&mut self) {
-        self.wait();
+    /// Waits for the look-up under way, at most `patience` from its start, and then until the system does not count its
+    /// thread any more.
+    pub(super) fn settle(&mut self, patience: Duration) {
+        self.wait(patience);
         if let Some(task) = self.answered.take() {
-            task.wait_until_gone(self.lookup.patience);
+            task.wait_until_gone();
         }
     }
 
-    /// Waits for the look-up under way, but not longer than its patience.
-    fn wait(&mut self) {
+    /// Waits for the look-up under way, at most `patience` from its start.
+    fn wait(&mut self, patience: Duration) {
         let (Some(pending), Some(started)) = (&self.pending, self.started) else { return };
-        if let Ok((answer, task)) = pending.recv_deadline(started + self.lookup.patience) {
+        if let Ok((answer, task)) = pending.recv_deadline(started + patience) {
             self.answered = Some(task);
             self.take(answer);
         }
@@ -263,7 +264,7 @@ mod tests {
         *answers.lock().unwrap() = vec![at("10.0.0.2:7")];
         // Each of these starts the next look-up and takes the answer of the last.
         while resolver.addresses() != [at("10.0.0.2:7")] {
-            resolver.wait();
+            resolver.wait(LONG);
         }
         assert!(asked.load(Ordering::Relaxed) >= 2);
     }
@@ -304,13 +305,13 @@ mod tests {
             Resolver::new("collector", 7, Lookup { retry_min: RETRY_MIN, ..lookup(&Arc::default(), &Arc::default()) });
         let mut waits = Vec::new();
         for _ in 0..6 {
-            resolver.wait();
+            resolver.wait(LONG);
             waits.push(resolver.interval.unwrap().as_millis());
             resolver.started = None;
             resolver.refresh();
         }
         assert_eq!(waits, [100, 200, 400, 800, 800, 800]);
-        resolver.wait();
+        resolver.wait(LONG);
         resolver.delivered();
         assert_eq!(resolver.backoff(), RETRY_MIN);
     }

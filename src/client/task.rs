@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How long that may take at most: should the thread not end, nobody waits for it.
+const TIMEOUT: Duration = Duration::from_millis(100);
+
 /// A thread as the system counts it. Nothing where there is no `/proc`.
 #[derive(Debug)]
 pub(super) struct Task(Option<PathBuf>);
@@ -15,10 +18,10 @@ impl Task {
         Self(std::fs::read_link("/proc/thread-self").ok().map(|task| Path::new("/proc").join(task)))
     }
 
-    /// Waits until the thread, which is about to end, is counted no more; at most `timeout`.
-    pub(super) fn wait_until_gone(&self, timeout: Duration) {
+    /// Waits until the thread, which is about to end, is counted no more.
+    pub(super) fn wait_until_gone(&self) {
         let since = Instant::now();
-        while self.0.as_ref().is_some_and(|task| task.exists()) && since.elapsed() < timeout {
+        while self.0.as_ref().is_some_and(|task| task.exists()) && since.elapsed() < TIMEOUT {
             thread::yield_now();
         }
     }
@@ -32,7 +35,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_thread_is_there_until_it_has_ended() {
         let task = thread::spawn(Task::current).join().unwrap();
-        task.wait_until_gone(Duration::from_secs(60));
+        task.wait_until_gone();
         assert!(!task.0.unwrap().exists());
         assert!(Task::current().0.unwrap().exists());
     }

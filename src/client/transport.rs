@@ -15,6 +15,7 @@
 //! A refused payload is held by whoever called: nothing of it has left.
 
 use std::io::{self, ErrorKind};
+use std::time::Duration;
 
 use super::config::Endpoint;
 use super::resolver::Lookup;
@@ -91,10 +92,10 @@ impl Transport {
         }
     }
 
-    /// Waits for a look-up that has just begun, so that its thread is gone; not longer than `send` would.
-    pub(super) fn settle(&mut self) {
+    /// Waits for a look-up under way, at most `patience` from its start, and until its thread is gone.
+    pub(super) fn settle(&mut self, patience: Duration) {
         if let Way::Udp(udp) = &mut self.way {
-            udp.settle();
+            udp.settle(patience);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
@@ -31,8 +32,8 @@ impl Udp {
         Self { peers: Resolver::new(host, port, lookup), first: None, open: None }
     }
 
-    pub(super) fn settle(&mut self) {
-        self.peers.settle();
+    pub(super) fn settle(&mut self, patience: Duration) {
+        self.peers.settle(patience);
     }
 
     /// Sends to the address that took the last payload, and if that refuses, to the others that the name stands for: a
@@ -125,7 +126,6 @@ fn connect(address: SocketAddr) -> io::Result<Socket> {
 mod tests {
     use std::net::UdpSocket;
     use std::sync::{Arc, Mutex};
-    use std::time::Duration;
 
     use super::*;
 
@@ -234,7 +234,7 @@ mod tests {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         *addresses.lock().unwrap() = vec![server.local_addr().unwrap()];
         while udp.send(b"a:1|c").is_err() {
-            udp.settle();
+            udp.settle(Duration::from_secs(3600));
         }
         assert_eq!(received(&server), "a:1|c");
     }

@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
 use tokio::sync::Semaphore;
+use tower_http::compression::CompressionLayer;
 
 use crate::clock::Clock;
 use crate::collector::{Intake, Published};
@@ -55,7 +56,7 @@ const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
 pub fn router(app: App) -> Router {
     Router::new()
         .route("/", get(page::index))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics).layer(CompressionLayer::new()))
         .route("/healthz", get(healthz))
         .route("/api/v1/status/ingest", get(status::ingest))
         .route("/api/v1/status/clients", get(status::clients))
@@ -63,17 +64,63 @@ pub fn router(app: App) -> Router {
         .merge(api::routes(app.engine, app.clock))
 }
 
-async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    let text = tokio::task::spawn_blocking(move || exposition::render(&app.published.snapshot().families)).await;
-    match text {
-        Ok(text) => ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response(),
+async fn metrics(State(app): State<App>, headers: HeaderMap) -> impl IntoResponse {
+    let wants_protobuf = headers.get_all(header::ACCEPT).iter().any(prefers_protobuf);
+    let body = tokio::task::spawn_blocking(move || {
+        let families = &app.published.snapshot().families;
+        if wants_protobuf {
+            (exposition::PROTOBUF_CONTENT_TYPE, exposition::render_protobuf(families))
+        } else {
+            (exposition::CONTENT_TYPE, exposition::render(families).into_bytes())
+        }
+    });
+    match body.await {
+        Ok((content_type, body)) => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+/// Whether a scraper would rather have delimited protobuf than text, by the order or the `q` of what it accepts.
+fn prefers_protobuf(accept: &HeaderValue) -> bool {
+    let quality = |range: &str| {
+        let q = range.split(';').find_map(|parameter| parameter.trim().strip_prefix("q="));
+        q.and_then(|q| q.trim().parse::<f64>().ok()).unwrap_or(1.0)
+    };
+    let ranges = accept.to_str().unwrap_or_default().split(',').map(str::trim);
+    let of = |kind: &str, parameter: &str| {
+        let matching = ranges.clone().filter(|range| range.starts_with(kind) && range.contains(parameter));
+        matching.map(quality).fold(0.0, f64::max)
+    };
+    let protobuf = of("application/vnd.google.protobuf", "encoding=delimited");
+    protobuf > 0.0 && protobuf >= of("text/plain", "").max(of("application/openmetrics-text", ""))
 }
 
 async fn healthz(State(app): State<App>) -> impl IntoResponse {
     match app.published.health().store_error {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("the store takes no ticks: {error}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scraper_gets_the_format_that_it_prefers() {
+        let prefers = |accept: &'static str| prefers_protobuf(&HeaderValue::from_static(accept));
+        let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
+        assert!(prefers(protobuf));
+        // As Prometheus 3 sends it, with native histograms and without.
+        assert!(prefers(
+            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,\
+             application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
+        ));
+        assert!(!prefers(
+            "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.4,\
+             application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.3,*/*;q=0.1"
+        ));
+        assert!(!prefers("*/*") && !prefers("") && !prefers("text/html"));
+        assert!(!prefers("application/vnd.google.protobuf;encoding=text"));
     }
 }

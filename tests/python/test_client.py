@@ -408,3 +408,48 @@ def test_what_is_held_at_the_end_is_told_to_be_lost() -> None:
     code = "from cortex_metrics import MetricsClient\nm = MetricsClient('unix:///nonexistent/m.sock')\nm.increment('c')"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "1 calls are lost" in done.stderr
+
+
+def test_what_is_refused_is_refused_every_time(udp: Udp) -> None:
+    # Once, arguments that had been refused were learned, and recognized from then on without the checks.
+    with MetricsClient(udp.url) as client:
+        for _ in range(100):
+            client.increment("cortex_api_requests_total", 1, {"model": "v1"})
+            client.increment("c", -1, {"model": "v1"})
+            client.gauge("bad:name", 1)
+        dropped = client.stats()["dropped"]
+    assert (dropped["reserved_name"], dropped["negative_increment"], dropped["bad_name"]) == (100, 100, 100)
+    assert udp.messages() == []
+
+
+def test_arguments_that_are_recognized_mean_what_they_say_now(udp: Udp) -> None:
+    with MetricsClient(udp.url, flush_interval=3600) as client:
+        tags = {"model": "v1"}
+        for number in range(200):
+            tags["model"] = f"v{number % 3}"
+            client.increment("c", 1, tags)
+            client.increment("c", 1, {"model": True})
+            client.increment("c", 1, {"model": 1})
+            client.increment("c", 1, {"model": None})
+            client.gauge("c_gauge", number, tags)
+    assert sorted(udp.messages()) == [
+        "c:200|c",
+        "c:200|c|#model:1",
+        "c:200|c|#model:true",
+        "c:66|c|#model:v2",
+        "c:67|c|#model:v0",
+        "c:67|c|#model:v1",
+        "c_gauge:197|g|#model:v2",
+        "c_gauge:198|g|#model:v0",
+        "c_gauge:199|g|#model:v1",
+    ]
+
+
+def test_no_reference_is_kept_to_text_of_the_call_alone_and_those_of_constants_are_bounded(udp: Udp) -> None:
+    name, value = "".join(["coun", "ter"]), "".join(["v", "1"])
+    with MetricsClient(udp.url) as client:
+        before = sys.getrefcount(value)
+        for _ in range(10_000):
+            client.increment(name, 1, {"model": value})
+        assert sys.getrefcount(value) <= before + 1
+    assert sys.getrefcount(value) == before, "a closed client keeps nothing"

@@ -106,41 +106,53 @@ def test_ten_thousand_forks(tally: Tally, tmp_path: Path, python: Path, threads:
 
 
 AFTER_A_FORK = """
-import os, sys, time
+import os, sys
 from cortex_metrics import MetricsClient
 
-before = "logging" in sys.argv[1:]
-if before:
+how = sys.argv[1]
+if how == "logging":
     import logging
-client = MetricsClient(flush_interval=0.05)
+client = MetricsClient(flush_interval=0.3)
 import logging  # its hook, which is written in Python, comes after ours if it was not there before
 client.gauge("set_before_the_fork", 1)
-child = os.fork()
-if child == 0:
-    os._exit(0)
-os.waitpid(child, 0)
-# No call comes any more: the flusher has to come back by itself.
-deadline = time.monotonic() + 20
-while client.stats()["held"] and time.monotonic() < deadline:
-    time.sleep(0.01)
-os._exit(client.stats()["held"])
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        sys.stdin.read()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+if how == "thread":
+    import threading
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join()
+else:
+    fork()
 """
 
 
 @EACH_PYTHON
-@pytest.mark.parametrize("order", ["logging", "later"])
-def test_what_was_recorded_before_a_fork_is_sent_after_it_without_another_call(
-    tally: Tally, tmp_path: Path, python: Path, order: str
+@pytest.mark.parametrize("how", ["logging", "later", "thread"])
+def test_what_was_recorded_before_a_fork_is_sent_while_the_parent_only_waits_for_its_child(
+    tally: Tally, tmp_path: Path, python: Path, how: str
 ) -> None:
-    done = subprocess.run(
-        [python, *ALL_WARNINGS, "-c", AFTER_A_FORK, order],
+    warnings = ALL_BUT_OF_THREADS if how == "thread" else ALL_WARNINGS
+    with subprocess.Popen(
+        [python, *warnings, "-c", AFTER_A_FORK, how],
         env={**os.environ, "CORTEX_METRICS_URL": tally.url, "PYTHONPATH": package_path(tmp_path)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    until(lambda: tally.gauges == {"set_before_the_fork": 1})
+    ) as process:
+        try:
+            until(lambda: tally.gauges == {"set_before_the_fork": 1})
+            # Now the child may end, and then the parent.
+            _, complaints = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, complaints) == (0, "")
     assert len(tally.clients) == 1
 
 
@@ -154,6 +166,9 @@ for _ in range(200):
     client.increment("calls")
     child = os.fork()
     if child == 0:
+        client.increment("child")
+        while client.stats()["held"]:
+            client.flush()
         os._exit(0)
     os.waitpid(child, 0)
     client.close()
@@ -169,9 +184,12 @@ def test_a_fork_in_the_middle_of_a_look_up_warns_of_nothing(tally: Tally, tmp_pa
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # That a look-up takes its time may be told; a warning may not.
+    complaints = [line for line in done.stderr.splitlines() if not line.startswith("udp://localhost")]
+    assert (done.returncode, complaints) == (0, [])
     tally.close()
     assert tally.counters["calls"] == 200
+    assert tally.counters["child"] == 200, "a child looks up for itself"
 
 
 MULTIPROCESSING = """
@@ -242,8 +260,11 @@ from cortex_metrics import MetricsClient
 metrics = MetricsClient(flush_interval=3600)
 metrics.increment("loaded")
 
+print("loaded", flush=True)
+
 async def app(scope, receive, send):
-    assert scope["type"] == "http"
+    if scope["type"] != "http":
+        raise RuntimeError("no lifespan")
     metrics.increment("requests")
     metrics.histogram("values", 3)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -296,6 +317,29 @@ def test_gunicorns_workers_send_everything_also_when_they_are_replaced_and_on_si
     assert tally.counters["requests"] == 200
     assert tally.histograms["values"] == (200, 600)
     assert tally.counters["loaded"] == loads
+    assert set(tally.payloads.values()) == {1}
+
+
+@pytest.mark.parametrize("worker", ["asgi", "uvicorn.workers.UvicornWorker"])
+@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["load", "preload"])
+def test_gunicorns_asgi_workers_send_everything_on_sigterm(
+    tally: Tally, tmp_path: Path, worker: str, preload: tuple[str, ...]
+) -> None:
+    (tmp_path / "asgi.py").write_text(ASGI)
+    server = Process(
+        tmp_path / "gunicorn.log",
+        *(sys.executable, "-m", "gunicorn", "-w", "2", "-b", "127.0.0.1:0", "--chdir", tmp_path, "-k", worker),
+        *("--no-control-socket", *preload, "asgi:app"),
+        env={"CORTEX_METRICS_URL": tally.url},
+    )
+    address = server.line(r"Listening at: http://(\S+)")
+    request(address, 100)
+    until(lambda: server.text().count("loaded\n") == (1 if preload else 2))
+    assert server.stop() == 0
+    assert "Traceback" not in server.text(), server.text()
+    tally.close()
+    assert tally.counters["requests"] == 100
+    assert tally.counters["loaded"] == (1 if preload else 2)
     assert set(tally.payloads.values()) == {1}
 
 
