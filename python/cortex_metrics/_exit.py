@@ -39,6 +39,10 @@ _is_after_fork_registered = False
 
 def watch(hooks: _Hooks) -> None:
     """Has the hooks of a client called; those of clients that are gone are forgotten."""
+    # Not first by a call that has something to tell: a child that is forked while another thread imports it would wait
+    # for that thread for ever. And not by a hook of ours before a fork: logging's own would then run halfway.
+    import logging  # noqa: F401
+
     _watched[:] = [other for other in _watched if other.is_alive]
     _watched.append(hooks)
     _watch_multiprocessing()

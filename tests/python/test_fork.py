@@ -105,6 +105,48 @@ def test_ten_thousand_forks(tally: Tally, tmp_path: Path, python: Path, threads:
     forks(python, tally, tmp_path, 10_000, threads)
 
 
+WHILE_IT_IS_TOLD = """
+import os, signal, sys, threading
+from cortex_metrics import MetricsClient
+
+importing, is_forked = threading.Event(), threading.Event()
+
+class SlowLogging:
+    def find_spec(self, name, path=None, target=None):
+        if name == "logging" and threading.current_thread() is not threading.main_thread():
+            importing.set()
+            is_forked.wait(10)
+
+sys.meta_path.insert(0, SlowLogging())
+client = MetricsClient()
+telling = threading.Thread(target=client.gauge, args=("g", float("nan")))
+telling.start()
+importing.wait(1)
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    client.gauge("g", float("nan"))
+    os._exit(0)
+is_forked.set()
+telling.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@EACH_PYTHON
+def test_a_fork_while_another_thread_is_told_of_a_drop_does_not_hang_the_child(tmp_path: Path, python: Path) -> None:
+    # The call's import of logging held the lock of that module in a thread that the child does not have.
+    done = subprocess.run(
+        [python, *ALL_BUT_OF_THREADS, "-c", WHILE_IT_IS_TOLD],
+        env={**os.environ, "CORTEX_METRICS_URL": "udp://127.0.0.1:9", "PYTHONPATH": package_path(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 AFTER_A_FORK = """
 import os, sys
 from cortex_metrics import MetricsClient
