@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support import ROOT, pyenv
 
-TESTS = ("test_client.py", "test_timer.py", "test_testing.py")
+TESTS = ("test_client.py", "test_threads.py", "test_timer.py", "test_testing.py")
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 
 
