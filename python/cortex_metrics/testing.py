@@ -6,6 +6,8 @@ The fixture ``metrics_client`` is there where a ``conftest.py`` has ``pytest_plu
         predictor = PythonPredictor(config={}, metrics_client=metrics_client)
         predictor.predict({"text": "hello"})
         assert metrics_client.counter_value("predictions", {"model": "v1"}) == 1
+
+PYTEST_DONT_REWRITE: there is no assertion here, and a ``conftest.py`` may import this module before pytest does.
 """
 
 from __future__ import annotations
