@@ -121,6 +121,18 @@ mod linux {
         }
     }
 
+    /// One header for each vector.
+    fn headers(vectors: &mut [libc::iovec]) -> Vec<libc::mmsghdr> {
+        let header = |vector| {
+            // SAFETY: mmsghdr is a C struct of integers and pointers, for which zeros are valid.
+            let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            header
+        };
+        vectors.iter_mut().map(|vector| header(vector)).collect()
+    }
+
     /// Sends for `seconds` at `rate` samples a second (0: as fast as it goes); prints how many datagrams and samples.
     fn send(port: u16, shape: Shape, rate: f64, seconds: f64) {
         pin(1);
@@ -131,16 +143,7 @@ mod linux {
             .iter()
             .map(|(bytes, _)| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() })
             .collect();
-        let mut headers: Vec<libc::mmsghdr> = vectors
-            .iter_mut()
-            .map(|vector| {
-                // SAFETY: mmsghdr is a C struct of integers and pointers, for which zeros are valid.
-                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-                header.msg_hdr.msg_iov = vector;
-                header.msg_hdr.msg_iovlen = 1;
-                header
-            })
-            .collect();
+        let mut headers = headers(&mut vectors);
         let start = Instant::now();
         let (mut at, mut sent_datagrams, mut sent_samples) = (0, 0_u64, 0_u64);
         while start.elapsed().as_secs_f64() < seconds {
@@ -177,16 +180,7 @@ mod linux {
             .iter_mut()
             .map(|buffer| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() })
             .collect();
-        let mut headers: Vec<libc::mmsghdr> = vectors
-            .iter_mut()
-            .map(|vector| {
-                // SAFETY: as in `send`.
-                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-                header.msg_hdr.msg_iov = vector;
-                header.msg_hdr.msg_iovlen = 1;
-                header
-            })
-            .collect();
+        let mut headers = headers(&mut vectors);
         let mut bytes = 0_u64;
         loop {
             let flags = libc::MSG_WAITFORONE;

@@ -446,9 +446,13 @@ impl Hooks {
         if let Some(client) = self.0.upgrade() {
             let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
             py.detach(|| if is_final { client.close(timeout) } else { client.flush(timeout) });
-            if client.has_notices() {
-                log_notices(py, &client);
-            }
+        }
+    }
+
+    /// Logs what is to be told: the last step, since `logging` may have to be imported first.
+    fn tell(&self, py: Python<'_>) {
+        if let Some(client) = self.0.upgrade().filter(|client| client.has_notices()) {
+            log_notices(py, &client);
         }
     }
 
@@ -532,6 +536,9 @@ fn start_flushers(py: Python<'_>) {
 ///         without that ``udp://127.0.0.1:9125``.
 ///     tags: Tags that every metric of this client carries.
 ///     flush_interval: Seconds between sends, 0.01 to 3600.
+///     contexts_max: Combinations of name and tags in one flush, 1 to 1,000,000; calls for more are dropped and
+///         counted.
+///     payload_bytes_max: Bytes of a datagram, 512 to 65,507; 1432 over UDP and 8192 over a Unix socket unless given.
 ///     strict: Raise ``TypeError`` or ``ValueError`` for a call that would be dropped. ``CORTEX_METRICS_STRICT=1``
 ///         does the same.
 ///     telemetry: Name this process in each payload and send the account of calls along. Without it the collector
@@ -553,12 +560,17 @@ struct MetricsClient {
 #[pymethods]
 impl MetricsClient {
     #[new]
-    #[pyo3(signature = (url=None, *, tags=None, flush_interval=1.0, strict=false, telemetry=true))]
+    #[pyo3(signature = (
+        url=None, *, tags=None, flush_interval=1.0, contexts_max=10_000, payload_bytes_max=None, strict=false, telemetry=true
+    ))]
+    #[allow(clippy::too_many_arguments)] // Python's keywords
     fn new(
         py: Python<'_>,
         url: Option<&str>,
         tags: Option<&Bound<'_, PyAny>>,
         flush_interval: f64,
+        contexts_max: usize,
+        payload_bytes_max: Option<usize>,
         strict: bool,
         telemetry: bool,
     ) -> PyResult<Self> {
@@ -571,6 +583,14 @@ impl MetricsClient {
         };
         if !(0.01..=3600.0).contains(&flush_interval) {
             let words = format!("flush_interval: got {flush_interval}, want 0.01 to 3600 seconds");
+            return Err(PyValueError::new_err(words));
+        }
+        if !(1..=1_000_000).contains(&contexts_max) {
+            let words = format!("contexts_max: got {contexts_max}, want 1 to 1,000,000");
+            return Err(PyValueError::new_err(words));
+        }
+        if let Some(bytes) = payload_bytes_max.filter(|bytes| !ClientConfig::PAYLOAD_BYTES.contains(bytes)) {
+            let words = format!("payload_bytes_max: got {bytes}, want 512 to 65,507 bytes");
             return Err(PyValueError::new_err(words));
         }
         let mut constant = TagText::default();
@@ -594,7 +614,8 @@ impl MetricsClient {
             constant_tags: constant.as_str().to_owned(),
             telemetry,
             api_name,
-            ..ClientConfig::default()
+            contexts_max,
+            payload_bytes_max,
         };
         if constant.as_str().len() > config.context_bytes_max() / 2 {
             let words =

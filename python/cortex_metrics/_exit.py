@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         @property
         def is_alive(self) -> bool: ...
         def at_exit(self, is_final: bool, timeout: float) -> None: ...
+        def tell(self) -> None: ...
         def before_fork(self) -> None: ...
         def after_fork(self) -> None: ...
 
@@ -97,6 +98,8 @@ def _flush(is_final: bool = False) -> None:
     deadline = time.monotonic() + TIMEOUT
     for hooks in clients:
         hooks.at_exit(is_final, deadline - time.monotonic())
+    for hooks in clients:
+        hooks.tell()
 
 
 atexit.register(_flush, is_final=True)

@@ -27,6 +27,9 @@ class MetricsClient:
             without that ``udp://127.0.0.1:9125``.
         tags: Tags that every metric of this client carries.
         flush_interval: Seconds between sends, 0.01 to 3600.
+        contexts_max: Combinations of name and tags in one flush, 1 to 1,000,000; calls for more are dropped and
+            counted.
+        payload_bytes_max: Bytes of a datagram, 512 to 65,507; 1432 over UDP and 8192 over a Unix socket unless given.
         strict: Raise ``TypeError`` or ``ValueError`` for a call that would be dropped. ``CORTEX_METRICS_STRICT=1``
             does the same.
         telemetry: Name this process in each payload and send the account of calls along. Without it the collector
@@ -47,6 +50,8 @@ class MetricsClient:
         *,
         tags: Mapping[str, object] | None = None,
         flush_interval: float = 1.0,
+        contexts_max: int = 10_000,
+        payload_bytes_max: int | None = None,
         strict: bool = False,
         telemetry: bool = True,
     ) -> Self: ...

@@ -47,7 +47,7 @@ class CapturingClient:
     Args:
         url: Checked, and not used: nothing is sent.
         tags: Tags that every metric of this client carries.
-        flush_interval: Checked, and not used.
+        flush_interval, contexts_max, payload_bytes_max: Checked, and not used.
         strict: Not used: it always is.
         telemetry: Not used.
 
@@ -74,13 +74,21 @@ class CapturingClient:
         *,
         tags: Mapping[str, object] | None = None,
         flush_interval: float = 1.0,
+        contexts_max: int = 10_000,
+        payload_bytes_max: int | None = None,
         strict: bool = True,  # noqa: ARG002
         telemetry: bool = True,  # noqa: ARG002
     ) -> None:
         """Starts without calls."""
         self.calls: list[Call] = []
         # Without a call a client has neither thread nor socket. It checks the arguments; its account has all reasons.
-        checked = MetricsClient("udp://127.0.0.1" if url is None else url, tags=tags, flush_interval=flush_interval)
+        checked = MetricsClient(
+            "udp://127.0.0.1" if url is None else url,
+            tags=tags,
+            flush_interval=flush_interval,
+            contexts_max=contexts_max,
+            payload_bytes_max=payload_bytes_max,
+        )
         self._account = checked.stats()
         self._tags = None if tags is None else dict(tags)
         self._is_closed = False

@@ -1,5 +1,6 @@
 //! What a client is made with: where it sends, how often, and what every message carries.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -123,6 +124,8 @@ pub struct ClientConfig {
     pub api_name: String,
     /// How many contexts one flush may hold; calls for more are dropped and counted. Default 10,000.
     pub contexts_max: usize,
+    /// The largest payload in bytes, at least [`ClientConfig::PAYLOAD_BYTES`]'s first; `None` is the endpoint's own.
+    pub payload_bytes_max: Option<usize>,
 }
 
 impl Default for ClientConfig {
@@ -134,14 +137,19 @@ impl Default for ClientConfig {
             telemetry: true,
             api_name: String::new(),
             contexts_max: 10_000,
+            payload_bytes_max: None,
         }
     }
 }
 
 impl ClientConfig {
+    /// What [`ClientConfig::payload_bytes_max`] may be: room for a name with some tags, and what UDP over IPv4 carries.
+    pub const PAYLOAD_BYTES: RangeInclusive<usize> = 512..=65_507;
+
     /// What a payload can hold beside its header.
     pub fn lines_bytes_max(&self) -> usize {
-        self.endpoint.payload_bytes_max() - Header::BYTES_MAX
+        let bytes = self.payload_bytes_max.unwrap_or_else(|| self.endpoint.payload_bytes_max());
+        bytes.max(*Self::PAYLOAD_BYTES.start()) - Header::BYTES_MAX
     }
 
     /// The longest name with tags that always fits: a negative gauge takes two lines, which stay together.

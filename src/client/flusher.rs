@@ -26,14 +26,44 @@ const BURST_PAYLOADS: usize = 32;
 const BURST_PAUSE: Duration = Duration::from_millis(1);
 /// How long a fork waits for a look-up, counted from its start.
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long it may take on a busy machine until the thread has its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// So many contexts leave the table under one lock.
 const EVICTIONS_PER_LOCK: usize = 64;
 
 enum Control {
-    Flush(Sender<()>),
-    Stop(Sender<Task>),
+    Flush(Sender<Progress>),
+    Stop(Sender<Progress>),
     /// End without sending anything, to be started again: answered with what the system calls the thread.
     Park(Sender<Task>),
+}
+
+/// What the thread answers to whoever waits for a flush.
+enum Progress {
+    Begun,
+    Done(Task),
+}
+
+/// A flush that was asked for.
+pub(super) struct Awaited(Receiver<Progress>);
+
+impl Awaited {
+    /// Waits until it is done, at most `timeout` from its beginning: on a busy machine the thread may get its turn late,
+    /// which says nothing about the network. With no `timeout` at all nobody waits.
+    pub(super) fn wait(&self, timeout: Duration) -> bool {
+        self.task(timeout).is_some()
+    }
+
+    fn task(&self, timeout: Duration) -> Option<Task> {
+        let turn = if timeout.is_zero() { timeout } else { TURN_TIMEOUT };
+        match self.0.recv_timeout(turn).ok()? {
+            Progress::Done(task) => Some(task),
+            Progress::Begun => match self.0.recv_timeout(timeout).ok()? {
+                Progress::Done(task) => Some(task),
+                Progress::Begun => None,
+            },
+        }
+    }
 }
 
 /// The handle on the thread. Dropping it makes the thread flush once more and end.
@@ -59,13 +89,13 @@ impl<K: Send + 'static> Flusher<K> {
     }
 
     /// Asks for a flush now; the receiver hears when it is done.
-    pub(super) fn flush(&mut self) -> Receiver<()> {
+    pub(super) fn flush(&mut self) -> Awaited {
         self.ask(Control::Flush)
     }
 
     /// Asks for the last flush and waits for it, at most `timeout`. True if it was done in time; then the thread is gone.
     pub(super) fn stop(mut self, timeout: Duration) -> bool {
-        let Ok(task) = self.ask(Control::Stop).recv_timeout(timeout) else { return false };
+        let Some(task) = self.ask(Control::Stop).task(timeout) else { return false };
         if let Some(running) = self.running.take() {
             let _ = running.thread.join();
         }
@@ -103,13 +133,14 @@ impl<K: Send + 'static> Flusher<K> {
         task.wait_until_gone();
     }
 
-    fn ask<T>(&mut self, control: impl FnOnce(Sender<T>) -> Control) -> Receiver<T> {
-        let (done, is_done) = bounded(1);
+    fn ask(&mut self, control: impl FnOnce(Sender<Progress>) -> Control) -> Awaited {
+        // Room for both answers: the thread never waits for whoever asked.
+        let (progress, awaited) = bounded(2);
         // A thread that has ended hears nothing; the receiver then finds its channel closed.
         if let (Ok(()), Some(running)) = (self.resume(), &self.running) {
-            let _ = running.control.send(control(done));
+            let _ = running.control.send(control(progress));
         }
-        is_done
+        Awaited(awaited)
     }
 }
 
@@ -154,15 +185,17 @@ impl<K> Worker<K> {
     fn run(mut self, inbox: &Receiver<Control>) -> Option<Self> {
         loop {
             match inbox.recv_deadline(self.next.min(self.next_heartbeat())) {
-                Ok(Control::Flush(done)) => {
+                Ok(Control::Flush(progress)) => {
+                    let _ = progress.send(Progress::Begun);
                     self.flush();
-                    let _ = done.send(());
+                    let _ = progress.send(Progress::Done(Task::current()));
                     continue;
                 }
-                Ok(Control::Stop(done)) => {
+                Ok(Control::Stop(progress)) => {
+                    let _ = progress.send(Progress::Begun);
                     self.flush();
                     self.transport.settle(Duration::ZERO);
-                    let _ = done.send(Task::current());
+                    let _ = progress.send(Progress::Done(Task::current()));
                     return None;
                 }
                 Ok(Control::Park(done)) => {

@@ -257,7 +257,7 @@ impl<K: Send + 'static> Client<K> {
         let core = self.core();
         let done = lock(&core.flusher).as_mut().map(Flusher::flush);
         // The lock is free again: nobody waits for a lock while we wait for the network.
-        done.is_none_or(|done| done.recv_timeout(timeout).is_ok())
+        done.is_none_or(|done| done.wait(timeout))
     }
 
     /// Sends what has accumulated, waiting at most `timeout`, and ends the flusher. What is still held then is lost and

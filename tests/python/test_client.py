@@ -453,3 +453,42 @@ def test_no_reference_is_kept_to_text_of_the_call_alone_and_those_of_constants_a
             client.increment(name, 1, {"model": value})
         assert sys.getrefcount(value) <= before + 1
     assert sys.getrefcount(value) == before, "a closed client keeps nothing"
+
+
+@pytest.mark.parametrize("wanted", [None, 512, 4096])
+def test_payloads_are_no_longer_than_wanted_and_no_shorter_than_they_could_be(udp: Udp, wanted: int | None) -> None:
+    with MetricsClient(udp.url, payload_bytes_max=wanted) as client:
+        for number in range(200):
+            client.increment(f"counter_{number}", number, {"model": "v1"})
+    lengths = []
+    while True:
+        try:
+            lengths.append(len(udp.socket.recv(65536)))
+        except BlockingIOError:
+            break
+    most = wanted or 1432
+    assert all(most - 60 < length <= most for length in lengths[:-1]), lengths
+    assert lengths[-1] <= most
+
+
+def test_contexts_beyond_the_limit_are_counted_and_their_metric_is_named_once(
+    udp: Udp, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricsClient(udp.url, contexts_max=10, flush_interval=3600) as client:
+        for _ in range(3):
+            for number in range(15):
+                client.increment("by_user", 1, {"user": number})
+        assert client.stats()["dropped"]["context_limit"] == 15
+        client.flush()
+        client.increment("by_user", 1, {"user": "new"})
+    assert len(udp.messages()) == 11
+    assert [record.getMessage() for record in caplog.records] == [
+        'dropped (context_limit): metric "by_user": more than 10 combinations of name and tags at once; '
+        "is a tag unbounded?"
+    ]
+
+
+@pytest.mark.parametrize("bad", [{"contexts_max": 0}, {"payload_bytes_max": 100}, {"payload_bytes_max": 65_508}])
+def test_limits_out_of_range_are_refused(bad: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        MetricsClient(**bad)  # type: ignore[arg-type]
