@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use crate::clock::Clock;
 use crate::collector::{Intake, Listener, Published, Recorder, RecorderConfig, Registry};
 use crate::config::{default_data_dir, parse_duration};
+use crate::dogstatsd::GaugeMinus;
 use crate::http::{self, App};
 use crate::promql::Engine;
 use crate::store::Store;
@@ -54,9 +55,30 @@ pub struct CollectorArgs {
     #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_INTERVAL", default_value = "10s", value_parser = interval)]
     interval: Duration,
 
+    /// What -5 says to a gauge: a change (delta), a value (absolute), or a value only in messages with DogStatsD sections (auto)
+    #[arg(long, value_name = "HOW", env = "CORTEX_COLLECTOR_GAUGE_MINUS", default_value = "auto")]
+    gauge_minus: Minus,
+
     /// What is logged to stderr: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", env = "CORTEX_COLLECTOR_LOG_LEVEL", default_value = "info")]
     log_level: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Minus {
+    Auto,
+    Delta,
+    Absolute,
+}
+
+impl From<Minus> for GaugeMinus {
+    fn from(minus: Minus) -> Self {
+        match minus {
+            Minus::Auto => Self::Auto,
+            Minus::Delta => Self::Delta,
+            Minus::Absolute => Self::Absolute,
+        }
+    }
 }
 
 fn retention(text: &str) -> Result<Duration, String> {
@@ -105,7 +127,8 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
 
     let published = Arc::new(Published::new(&restored));
     let engine = Arc::new(Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()));
-    let intake = Arc::new(Intake::new(Registry::new(restored), clock.now_ms()));
+    let intake = Intake::new(Registry::new(restored), clock.now_ms()).with_gauge_minus(args.gauge_minus.into());
+    let intake = Arc::new(intake);
     let config = RecorderConfig { interval: args.interval, retention: args.retention };
     let recorder = Recorder::start(config, Arc::clone(&intake), store, Arc::clone(&published), clock.clone())?;
     listener.start(Arc::clone(&intake), clock.clone())?;

@@ -13,6 +13,7 @@ mod recorder;
 mod registry;
 mod senders;
 
+pub(crate) use intake::printable;
 pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
 pub use listener::Listener;
 pub use published::{Health, Published, Snapshot};
