@@ -113,10 +113,89 @@ impl Usage {
 
 #[derive(Debug)]
 enum LiveValue {
-    Float(f64),
+    Counter(f64),
+    Gauge(f64),
     Histogram(ExponentialHistogram),
     /// Hashes of the members that came since the last tick. That two of 10,000 have the same is less likely than 3e-12.
     Set(HashSet<u64, RandomState>),
+}
+
+/// What all sets share.
+#[derive(Debug, Default)]
+struct Members {
+    /// The slower variant, whose hashes are spread over all 64 bits.
+    hasher: foldhash::quality::RandomState,
+    /// How many there are in all sets since the last tick.
+    len: usize,
+}
+
+impl LiveValue {
+    fn new(usage: Usage) -> Self {
+        match usage {
+            Usage::Counter => Self::Counter(0.0),
+            Usage::Gauge => Self::Gauge(0.0),
+            Usage::Histogram => Self::Histogram(ExponentialHistogram::default()),
+            Usage::Set => Self::Set(HashSet::default()),
+        }
+    }
+
+    /// Adds all values of a message, or none. A change to a gauge that has ended starts from 0.
+    fn add(&mut self, message: &Message<'_>, is_ended: bool, all: &mut Members) -> Result<(), Refusal> {
+        match self {
+            Self::Counter(total) => {
+                let mut grown = *total;
+                for value in message.values() {
+                    let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
+                    if value < 0.0 {
+                        return Err(Refusal::NegativeCounter);
+                    }
+                    grown += value * message.weight;
+                }
+                if !grown.is_finite() {
+                    return Err(Refusal::NotFinite);
+                }
+                *total = grown;
+            }
+            Self::Gauge(last) => {
+                let before = if is_ended { 0.0 } else { *last };
+                let after = message.values().fold(before, |gauge, value| match value {
+                    MessageValue::Absolute(value) => value,
+                    MessageValue::Delta(delta) => gauge + delta,
+                });
+                if !after.is_finite() {
+                    return Err(Refusal::NotFinite);
+                }
+                *last = after;
+            }
+            Self::Histogram(histogram) => {
+                let factor = if message.kind == MessageType::Timer { 1e-3 } else { 1.0 };
+                let absolute = |value: MessageValue| {
+                    let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
+                    value * factor
+                };
+                let (mut count, mut sum) = (histogram.count(), histogram.sum());
+                for value in message.values() {
+                    count += message.weight;
+                    sum += absolute(value) * message.weight;
+                }
+                if !(sum.is_finite() && count.is_finite()) {
+                    return Err(Refusal::NotFinite);
+                }
+                message.values().for_each(|value| histogram.record(absolute(value), message.weight));
+            }
+            Self::Set(members) => {
+                let hash = all.hasher.hash_one(message.member().unwrap_or_default());
+                if !members.contains(&hash) {
+                    if members.len() >= SET_MEMBERS_MAX || all.len >= ALL_SETS_MEMBERS_MAX {
+                        return Err(Refusal::SetLimit);
+                    }
+                    members.insert(hash);
+                    all.len += 1;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -145,13 +224,8 @@ pub struct Registry {
     next_id: u64,
     changed: Vec<usize>,
     tags_dropped: u64,
-    members: MembersHash,
-    /// In all sets since the last tick.
-    members_len: usize,
+    members: Members,
 }
-
-/// Of the members of sets: the slower variant, whose hashes are spread over all 64 bits.
-type MembersHash = foldhash::quality::RandomState;
 
 impl Registry {
     /// A registry that goes on where the store ended: totals as last committed, gauges until their writers turn out to be gone.
@@ -165,8 +239,7 @@ impl Registry {
             next_id: restored.next_id,
             changed: Vec::new(),
             tags_dropped: 0,
-            members: MembersHash::default(),
-            members_len: 0,
+            members: Members::default(),
         };
         for series in restored.series {
             let is_ended = series.value.is_stale();
@@ -176,8 +249,8 @@ impl Registry {
             let is_changed = of_set.is_some() && !is_ended && series.value != Value::Float(0.0);
             let value = match series.value {
                 Value::Float(_) if of_set.is_some() => LiveValue::Set(HashSet::default()),
-                Value::Float(_) if is_ended => LiveValue::Float(0.0),
-                Value::Float(value) => LiveValue::Float(value),
+                Value::Float(value) if usage == Usage::Counter => LiveValue::Counter(value),
+                Value::Float(value) => LiveValue::Gauge(if is_ended { 0.0 } else { value }),
                 Value::Histogram(histogram) => LiveValue::Histogram(Arc::unwrap_or_clone(histogram)),
             };
             let writer = u64::from_str_radix(of_set.unwrap_or(&series.writer), 16).ok();
@@ -230,67 +303,58 @@ impl Registry {
     /// Applies one message, all of its values or none.
     pub fn apply(&mut self, message: &Message<'_>, writer: Option<u64>) -> Result<(), Refusal> {
         let usage = Usage::of(message.kind);
-        let at = self.route(message, usage)?;
+        self.route.clear();
+        self.route.push(usage as u8);
+        self.route.extend_from_slice(message.name);
+        self.route.push(b'|');
+        self.route.extend_from_slice(message.tags);
+        match self.routes.get(self.route.as_slice()) {
+            Some(at) => self.add(*at, message, writer),
+            None => self.apply_unrouted(message, usage, writer),
+        }
+    }
+
+    fn add(&mut self, at: usize, message: &Message<'_>, writer: Option<u64>) -> Result<(), Refusal> {
         let Some(live) = self.series.get_mut(at) else { return Ok(()) };
-        match &mut live.value {
-            LiveValue::Float(total) if usage == Usage::Counter => {
-                let mut grown = *total;
-                for value in message.values() {
-                    let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
-                    if value < 0.0 {
-                        return Err(Refusal::NegativeCounter);
-                    }
-                    grown += value * message.weight;
-                }
-                if !grown.is_finite() {
-                    return Err(Refusal::NotFinite);
-                }
-                *total = grown;
-            }
-            LiveValue::Float(last) => {
-                let before = if live.is_ended { 0.0 } else { *last };
-                let after = message.values().fold(before, |gauge, value| match value {
-                    MessageValue::Absolute(value) => value,
-                    MessageValue::Delta(delta) => gauge + delta,
-                });
-                if !after.is_finite() {
-                    return Err(Refusal::NotFinite);
-                }
-                *last = after;
-                live.is_writer_changed |= live.writer != writer;
-                live.writer = writer;
-            }
-            LiveValue::Histogram(histogram) => {
-                let factor = if message.kind == MessageType::Timer { 1e-3 } else { 1.0 };
-                let absolute = |value: MessageValue| {
-                    let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
-                    value * factor
-                };
-                let (mut count, mut sum) = (histogram.count(), histogram.sum());
-                for value in message.values() {
-                    count += message.weight;
-                    sum += absolute(value) * message.weight;
-                }
-                if !(sum.is_finite() && count.is_finite()) {
-                    return Err(Refusal::NotFinite);
-                }
-                message.values().for_each(|value| histogram.record(absolute(value), message.weight));
-            }
-            LiveValue::Set(members) => {
-                let hash = self.members.hash_one(message.member().unwrap_or_default());
-                if !members.contains(&hash) {
-                    if members.len() >= SET_MEMBERS_MAX || self.members_len >= ALL_SETS_MEMBERS_MAX {
-                        return Err(Refusal::SetLimit);
-                    }
-                    members.insert(hash);
-                    self.members_len += 1;
-                }
-                live.is_writer_changed |= live.writer != writer;
-                live.writer = writer;
-            }
+        live.value.add(message, live.is_ended, &mut self.members)?;
+        if live.usage.kind() == MetricKind::Gauge {
+            live.is_writer_changed |= live.writer != writer;
+            live.writer = writer;
         }
         live.is_ended = false;
         self.mark_changed(at);
+        Ok(())
+    }
+
+    /// A message whose raw bytes are new: it goes through the mapping. A series begins only with a message that it takes.
+    fn apply_unrouted(&mut self, message: &Message<'_>, usage: Usage, writer: Option<u64>) -> Result<(), Refusal> {
+        if message.name.len() + message.tags.len() > CONTEXT_BYTES_MAX {
+            return Err(Refusal::TooLong);
+        }
+        let (labels, fallen) = series_of(message);
+        if labels.name().starts_with(OWN_PREFIX) {
+            return Err(Refusal::ReservedName);
+        }
+        let at = if let Some(at) = self.find(&labels, usage)? {
+            self.add(at, message, writer)?;
+            at
+        } else {
+            let mut value = LiveValue::new(usage);
+            value.add(message, false, &mut self.members)?;
+            let at = self.begin(labels, usage, value);
+            if let Some(live) = self.series.get_mut(at).filter(|_| usage.kind() == MetricKind::Gauge) {
+                // That it is a set is stored with its writer, named or not.
+                live.is_writer_changed = usage == Usage::Set || writer.is_some();
+                live.writer = writer;
+            }
+            self.mark_changed(at);
+            at
+        };
+        self.tags_dropped += fallen as u64;
+        if self.routes.len() >= ROUTES_MAX {
+            self.routes.clear();
+        }
+        self.routes.insert(self.route.as_slice().into(), at);
         Ok(())
     }
 
@@ -301,53 +365,27 @@ impl Registry {
         }
     }
 
-    /// The series of a message: by its raw bytes, or through the mapping if these are new.
-    fn route(&mut self, message: &Message<'_>, usage: Usage) -> Result<usize, Refusal> {
-        self.route.clear();
-        self.route.push(usage as u8);
-        self.route.extend_from_slice(message.name);
-        self.route.push(b'|');
-        self.route.extend_from_slice(message.tags);
-        if let Some(at) = self.routes.get(self.route.as_slice()) {
-            return Ok(*at);
-        }
-        if message.name.len() + message.tags.len() > CONTEXT_BYTES_MAX {
-            return Err(Refusal::TooLong);
-        }
-        let (labels, fallen) = series_of(message);
-        if labels.name().starts_with(OWN_PREFIX) {
-            return Err(Refusal::ReservedName);
-        }
-        let at = self.series_at(labels, usage)?;
-        self.tags_dropped += fallen as u64;
-        if self.routes.len() >= ROUTES_MAX {
-            self.routes.clear();
-        }
-        self.routes.insert(self.route.as_slice().into(), at);
-        Ok(at)
-    }
-
-    fn series_at(&mut self, labels: Labels, usage: Usage) -> Result<usize, Refusal> {
+    /// The series with these labels; `None` if it may begin.
+    fn find(&self, labels: &Labels, usage: Usage) -> Result<Option<usize>, Refusal> {
         match self.usages.get(labels.name()) {
             Some(known) if *known != usage => return Err(Refusal::TypeConflict),
             None if self.meets_a_histogram(labels.name(), usage) => return Err(Refusal::TypeConflict),
             _ => {}
         }
-        if let Some(at) = self.by_labels.get(&labels) {
-            return Ok(*at);
+        match self.by_labels.get(labels) {
+            Some(at) => Ok(Some(*at)),
+            // The account must find room when nothing else does.
+            None if self.series.len() >= SERIES_MAX && !labels.name().starts_with(OWN_PREFIX) => {
+                Err(Refusal::SeriesLimit)
+            }
+            None => Ok(None),
         }
-        // The account must find room when nothing else does.
-        if self.series.len() >= SERIES_MAX && !labels.name().starts_with(OWN_PREFIX) {
-            return Err(Refusal::SeriesLimit);
-        }
+    }
+
+    fn begin(&mut self, labels: Labels, usage: Usage, value: LiveValue) -> usize {
         let id = SeriesId(self.next_id);
         self.next_id += 1;
-        let value = match usage {
-            Usage::Histogram => LiveValue::Histogram(ExponentialHistogram::default()),
-            Usage::Counter | Usage::Gauge => LiveValue::Float(0.0),
-            Usage::Set => LiveValue::Set(HashSet::default()),
-        };
-        let live = Live {
+        self.insert(Live {
             id,
             labels,
             usage,
@@ -356,10 +394,8 @@ impl Registry {
             is_new: true,
             is_changed: false,
             is_ended: false,
-            // That it is a set is stored as its writer, named or not.
-            is_writer_changed: usage == Usage::Set,
-        };
-        Ok(self.insert(live))
+            is_writer_changed: false,
+        })
     }
 
     /// Whether a new name would read like a part of a histogram's classic form, or a new histogram's like a name there is.
@@ -374,9 +410,14 @@ impl Registry {
     pub fn record_own(&mut self, kind: MetricKind, name: &str, label: Option<(&str, &str)>, value: f64) {
         let name = format!("{OWN_PREFIX}{name}");
         let labels = Labels::from_pairs(label.into_iter().chain([(METRIC_NAME, name.as_str())]));
-        let Ok(at) = self.series_at(labels, Usage::of_own(kind)) else { return };
+        let usage = Usage::of_own(kind);
+        let at = match self.find(&labels, usage) {
+            Ok(Some(at)) => at,
+            Ok(None) => self.begin(labels, usage, LiveValue::new(usage)),
+            Err(_) => return,
+        };
         let Some(live) = self.series.get_mut(at) else { return };
-        if let LiveValue::Float(current) = &mut live.value {
+        if let LiveValue::Counter(current) | LiveValue::Gauge(current) = &mut live.value {
             let next = if kind == MetricKind::Counter { *current + value } else { value };
             let is_same = next == *current && !live.is_new && !live.is_ended;
             *current = next;
@@ -434,7 +475,7 @@ impl Registry {
     /// Takes what changed since the last call, as a tick of `timestamp_ms`; series that are new began at `start_ms`.
     pub fn take_changes(&mut self, timestamp_ms: i64, start_ms: i64) -> Tick {
         let mut tick = Tick { timestamp_ms, ..Tick::default() };
-        self.members_len = 0;
+        self.members.len = 0;
         for at in std::mem::take(&mut self.changed) {
             let Some(live) = self.series.get_mut(at) else { continue };
             live.is_changed = false;
@@ -461,7 +502,7 @@ impl Registry {
                     if live.is_ended { Value::stale() } else { Value::Float(members as f64) }
                 }
                 _ if live.is_ended => Value::stale(),
-                LiveValue::Float(value) => Value::Float(*value),
+                LiveValue::Counter(value) | LiveValue::Gauge(value) => Value::Float(*value),
                 LiveValue::Histogram(histogram) => Value::Histogram(Arc::new(histogram.clone())),
             };
             tick.samples.push((live.id, value));
@@ -516,6 +557,15 @@ mod tests {
             [Some(TypeConflict), Some(NegativeCounter), Some(NotFinite), Some(NotFinite), Some(ReservedName), None]
         );
         assert_eq!(changes(&mut registry), ["m 2"]);
+    }
+
+    #[test]
+    fn a_message_that_is_refused_begins_no_series_and_takes_no_name() {
+        let mut registry = registry();
+        let got = apply(&mut registry, "m:-1|c\nm:1e308:1e308|c\nm:1|g\nx:+1e308:+1e308|g\nx:1|c");
+        use Refusal::*;
+        assert_eq!(got, [Some(NegativeCounter), Some(NotFinite), None, Some(NotFinite), None]);
+        assert_eq!((changes(&mut registry), registry.len()), (vec!["m 1".to_owned(), "x 1".to_owned()], 2));
     }
 
     #[test]

@@ -143,10 +143,14 @@ impl<'a> Messages<'a> {
                 };
             }
         }
-        Some(match split_at(line, b':') {
-            Some((name, body)) if !name.is_empty() => self.decode_sample(name, body),
-            _ => Err(DecodeError::NoName),
-        })
+        // A `|` before the first `:` ends the name too: then there is no value.
+        let end = line.iter().position(|b| matches!(b, b':' | b'|')).filter(|end| *end > 0);
+        let (Some(name), Some([b':', body @ ..])) =
+            (end.and_then(|at| line.get(..at)), end.and_then(|at| line.get(at..)))
+        else {
+            return Some(Err(DecodeError::NoName));
+        };
+        Some(self.decode_sample(name, body))
     }
 
     /// `body` is `value[:value…]|type[|section…]`, and maybe the next sample of the same name after a `:`.
