@@ -112,6 +112,15 @@ impl IntakeState {
         }
         self.totals.add(&messages.tally());
     }
+
+    /// Applies the messages of a datagram whose end did not fit into the buffer, all but the last.
+    pub fn truncated_datagram(&mut self, datagram: &[u8], now_ms: i64) {
+        let end = datagram.iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1);
+        let (whole, cut) = datagram.split_at(end);
+        self.datagram(whole, now_ms);
+        self.totals.messages += 1;
+        self.totals.drop("truncated", &"the datagram is too long, its last message was cut off", cut, now_ms);
+    }
 }
 
 impl IntakeTotals {
