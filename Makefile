@@ -32,8 +32,13 @@ torture: $(VENV)/.test ## the long tests: 10,000 forks under each Python, a coll
 	$(BIN)/python -m pytest -m torture
 
 fuzz: check-rust ## look for input that breaks the datagram's encoding or decoding, FUZZ_SECONDS=60 for each target
-	@command -v cargo-fuzz >/dev/null || { echo "installing cargo-fuzz"; cargo install --locked cargo-fuzz; }
-	for target in $$(cargo fuzz list); do cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; done
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: installing it"; cargo install --locked cargo-fuzz; }
+	@rustup toolchain list | grep -q nightly || { echo "the nightly toolchain is missing: installing it"; rustup toolchain install nightly --profile minimal; }
+	@for target in $$(cargo fuzz list); do \
+		mkdir -p fuzz/corpus/$$target && echo "fuzzing $$target for $(FUZZ_SECONDS) s" && \
+		cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -verbosity=0 -print_final_stats=1 || exit 1; \
+	done
 
 bench: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of the client costs, beside an empty method and today's clients
 	PYTHONPATH=target/bench/python $(BIN)/python benches/client.py $(BENCH)

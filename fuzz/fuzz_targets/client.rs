@@ -49,7 +49,9 @@ fuzz_target!(|calls: Vec<Call>| {
         assert_eq!((message.name, message.kind, message.weight), (name.as_bytes(), kind, 1.0));
         assert_eq!(message.tags, tags.as_str().as_bytes());
         let values: Vec<MessageValue> = message.values().collect();
-        let (&[MessageValue::Absolute(got)] | &[MessageValue::Delta(got)]) = values.as_slice() else { panic!("{values:?}") };
+        let (&[MessageValue::Absolute(got)] | &[MessageValue::Delta(got)]) = values.as_slice() else {
+            panic!("{values:?}")
+        };
         assert_eq!(got.to_bits(), value.to_bits());
     }
     assert!(messages.next().is_none(), "more came out than went in");

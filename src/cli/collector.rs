@@ -2,19 +2,20 @@
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::collector::{Intake, Listener, Published, Recorder, RecorderConfig, Registry};
+use crate::collector::{Intake, Listener, Place, Published, Recorder, RecorderConfig, Registry};
 use crate::config::{default_data_dir, parse_duration};
+use crate::dogstatsd::GaugeMinus;
 use crate::http::{self, App};
 use crate::promql::Engine;
 use crate::store::Store;
@@ -34,9 +35,19 @@ const QUERY_STACK_BYTES: usize = 8 << 20;
     after_help = "Example:\n  cortex-collector --data-dir /var/lib/cortex-metrics\n\nThen: cortex get, or open http://127.0.0.1:9102/"
 )]
 pub struct CollectorArgs {
-    /// Where datagrams are taken: an address with a port, 0 for any free one
-    #[arg(long, value_name = "ADDRESS", env = "CORTEX_COLLECTOR_LISTEN_UDP", default_value = "127.0.0.1:9125")]
-    listen_udp: SocketAddr,
+    /// Where datagrams are taken: an address with a port, 0 for any free one; several with commas between or the flag repeated
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "CORTEX_COLLECTOR_LISTEN_UDP",
+        default_value = "127.0.0.1:9125",
+        value_delimiter = ','
+    )]
+    listen_udp: Vec<SocketAddr>,
+
+    /// Where datagrams are taken too: a Unix datagram socket, made with mode 0660
+    #[arg(long, value_name = "PATH", env = "CORTEX_COLLECTOR_LISTEN_UNIX")]
+    listen_unix: Option<PathBuf>,
 
     /// Where HTTP is served: /, /metrics, /api/v1/query, /healthz. There is no login: keep it on loopback or behind a proxy
     #[arg(long, value_name = "ADDRESS", env = "CORTEX_COLLECTOR_LISTEN_HTTP", default_value = "127.0.0.1:9102")]
@@ -54,9 +65,30 @@ pub struct CollectorArgs {
     #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_INTERVAL", default_value = "10s", value_parser = interval)]
     interval: Duration,
 
+    /// What -5 says to a gauge: a change (delta), a value (absolute), or a value only in messages with DogStatsD sections (auto)
+    #[arg(long, value_name = "HOW", env = "CORTEX_COLLECTOR_GAUGE_MINUS", default_value = "auto")]
+    gauge_minus: Minus,
+
     /// What is logged to stderr: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", env = "CORTEX_COLLECTOR_LOG_LEVEL", default_value = "info")]
     log_level: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Minus {
+    Auto,
+    Delta,
+    Absolute,
+}
+
+impl From<Minus> for GaugeMinus {
+    fn from(minus: Minus) -> Self {
+        match minus {
+            Minus::Auto => Self::Auto,
+            Minus::Delta => Self::Delta,
+            Minus::Absolute => Self::Absolute,
+        }
+    }
 }
 
 fn retention(text: &str) -> Result<Duration, String> {
@@ -94,9 +126,7 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
     };
 
-    let mut listener = Listener::bind(args.listen_udp).with_context(|| {
-        format!("--listen-udp {}: cannot listen; is another collector running there?", args.listen_udp)
-    })?;
+    let mut listeners = bind(&args.listen_udp, args.listen_unix.as_deref())?;
     let http_socket = std::net::TcpListener::bind(args.listen_http)
         .with_context(|| format!("--listen-http {}: cannot listen; is another program there?", args.listen_http))?;
     http_socket.set_nonblocking(true)?;
@@ -105,11 +135,14 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
 
     let published = Arc::new(Published::new(&restored));
     let engine = Arc::new(Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()));
-    let intake = Arc::new(Intake::new(Registry::new(restored), clock.now_ms()));
+    let intake = Intake::new(Registry::new(restored), clock.now_ms()).with_gauge_minus(args.gauge_minus.into());
+    let intake = Arc::new(intake);
     let config = RecorderConfig { interval: args.interval, retention: args.retention };
     let recorder = Recorder::start(config, Arc::clone(&intake), store, Arc::clone(&published), clock.clone())?;
-    listener.start(Arc::clone(&intake), clock.clone())?;
-    announce(&listener, http_address, &data_dir)?;
+    for listener in &mut listeners {
+        listener.start(Arc::clone(&intake), clock.clone())?;
+    }
+    announce(&listeners, http_address, &data_dir)?;
 
     runtime.block_on(async {
         let (stop_http, http_stopped) = oneshot::channel::<()>();
@@ -123,7 +156,7 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         }
         // Senders are refused first, then everything the kernel had accepted is read, and only then is the last tick made.
         tokio::task::spawn_blocking(move || {
-            listener.stop();
+            listeners.into_iter().for_each(Listener::stop);
             recorder.stop();
         })
         .await?;
@@ -136,17 +169,42 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn bind(udp: &[SocketAddr], unix: Option<&Path>) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for address in udp {
+        listeners.push(
+            Listener::bind(*address).with_context(|| {
+                format!("--listen-udp {address}: cannot listen; is another collector running there?")
+            })?,
+        );
+    }
+    if let Some(path) = unix {
+        listeners.push(Listener::bind_unix(path).with_context(|| {
+            format!("--listen-unix {}: cannot listen; is another collector running there?", path.display())
+        })?);
+    }
+    Ok(listeners)
+}
+
 /// Says where it listens and where its data is: on stdout, for people and for scripts that asked for a free port.
-fn announce(listener: &Listener, http: SocketAddr, data_dir: &std::path::Path) -> io::Result<()> {
+fn announce(listeners: &[Listener], http: SocketAddr, data_dir: &Path) -> io::Result<()> {
     let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
     let mut out = io::stdout().lock();
-    writeln!(out, "metrics in:  udp://{}", listener.address())?;
+    for listener in listeners {
+        writeln!(out, "metrics in:  {}", listener.place())?;
+    }
     writeln!(out, "dashboard:   http://{http}/")?;
     writeln!(out, "data:        {}", data_dir.display())?;
     out.flush()?;
-    let buffer = listener.receive_buffer_bytes();
-    tracing::info!(receive_buffer_bytes = buffer, "taking metrics");
-    for (flag, address) in [("--listen-udp", listener.address()), ("--listen-http", http)] {
+    let mut reachable = vec![("--listen-http", http)];
+    for listener in listeners {
+        let buffer = listener.receive_buffer_bytes();
+        tracing::info!(place = %listener.place(), receive_buffer_bytes = buffer, "taking metrics");
+        if let Place::Udp(address) = listener.place() {
+            reachable.push(("--listen-udp", *address));
+        }
+    }
+    for (flag, address) in reachable {
         if !address.ip().is_loopback() {
             tracing::warn!("{flag} {address} is reachable from other hosts, and there is no login");
         }

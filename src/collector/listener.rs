@@ -2,15 +2,22 @@
 //!
 //! On stop it first connects its socket to itself: from then on the kernel refuses what others send, so that a client on
 //! this host knows at once and holds it, while everything that the kernel had accepted before is still read.
+//!
+//! One thread reads a socket, so that what one sender sends to it is applied in the order in which it was sent.
 
+use std::fmt;
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::intake::Intake;
 use super::receive::Receiver;
@@ -21,10 +28,31 @@ const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 /// A quiet listener looks so often whether it shall stop.
 const STOP_POLL: Duration = Duration::from_millis(250);
 
+/// Who may write to a Unix socket: its owner and its group.
+const UNIX_MODE: u32 = 0o660;
+
+/// Where a listener listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A UDP address, its port known.
+    Udp(SocketAddr),
+    /// The file of a Unix datagram socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Udp(address) => write!(f, "udp://{address}"),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
 /// A bound socket that nobody reads yet, or the thread that reads it.
 #[derive(Debug)]
 pub struct Listener {
-    address: SocketAddr,
+    place: Place,
     socket: Arc<Socket>,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -39,12 +67,33 @@ impl Listener {
         socket.bind(&address.into())?;
         socket.set_read_timeout(Some(STOP_POLL))?;
         let address = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the socket has no address"))?;
-        Ok(Self { address, socket: Arc::new(socket), stopping: Arc::default(), thread: None })
+        Ok(Self { place: Place::Udp(address), socket: Arc::new(socket), stopping: Arc::default(), thread: None })
+    }
+
+    /// Binds a Unix datagram socket, mode 0660, in place of one that nobody listens on. Its file goes when the listener stops.
+    ///
+    /// # Errors
+    /// Somebody listens there, something else than a socket is there, or the folder cannot be written.
+    pub fn bind_unix(path: &Path) -> io::Result<Self> {
+        // Absolute, so that a client finds it wherever it runs.
+        let path = std::path::absolute(path)?;
+        let address = SockAddr::unix(&path)?;
+        let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+        socket.bind(&address).or_else(|error| {
+            if error.kind() != ErrorKind::AddrInUse || !is_abandoned(&path) {
+                return Err(error);
+            }
+            fs::remove_file(&path)?;
+            socket.bind(&address)
+        })?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(UNIX_MODE))?;
+        socket.set_read_timeout(Some(STOP_POLL))?;
+        Ok(Self { place: Place::Unix(path), socket: Arc::new(socket), stopping: Arc::default(), thread: None })
     }
 
     /// Where it listens, with the port that the kernel gave for port 0.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// What the kernel granted for datagrams that wait, in bytes.
@@ -61,7 +110,7 @@ impl Listener {
                 // Read before receiving: what arrives before the flag is set is read after it.
                 let is_last = stopping.load(Ordering::Acquire);
                 match receiver.receive(&socket) {
-                    Ok(()) => take(&receiver, &intake, &clock),
+                    Ok(()) => take(&mut receiver, &intake, &clock),
                     Err(error) => match error.kind() {
                         ErrorKind::WouldBlock | ErrorKind::TimedOut if is_last => return,
                         ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
@@ -83,13 +132,19 @@ impl Listener {
 
     /// Refuses what is sent from now on, reads what the kernel had accepted, and ends the thread.
     pub fn stop(mut self) {
-        let ip = match self.address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip => ip,
+        let outcome = match &self.place {
+            Place::Udp(address) => {
+                let ip = match address.ip() {
+                    IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+                    IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+                    ip => ip,
+                };
+                self.socket.connect(&SocketAddr::new(ip, address.port()).into())
+            }
+            Place::Unix(path) => close_unix(&self.socket, path),
         };
-        if let Err(error) = self.socket.connect(&SocketAddr::new(ip, self.address.port()).into()) {
-            tracing::warn!(%error, "the socket could not be closed to senders before it is emptied");
+        if let Err(error) = outcome {
+            tracing::warn!(place = %self.place, %error, "the socket could not be closed to senders before it is emptied");
         }
         // From here a read that finds nothing ends the thread, without waiting.
         let _ = SockRef::from(&*self.socket).set_nonblocking(true);
@@ -100,11 +155,33 @@ impl Listener {
     }
 }
 
-fn take(receiver: &Receiver, intake: &Intake, clock: &Clock) {
+fn take(receiver: &mut Receiver, intake: &Intake, clock: &Clock) {
     let now_ms = clock.now_ms();
     let mut state = intake.lock();
-    receiver.datagrams().for_each(|datagram| state.datagram(datagram, now_ms));
-    state.totals.kernel_drops = receiver.kernel_drops();
+    for (datagram, is_whole) in receiver.datagrams() {
+        if is_whole {
+            state.datagram(datagram, now_ms);
+        } else {
+            state.truncated_datagram(datagram, now_ms);
+        }
+    }
+    state.totals.kernel_drops += receiver.take_kernel_drops();
+}
+
+/// Whether the file is a socket that nobody listens on: what a collector leaves that was killed.
+fn is_abandoned(path: &Path) -> bool {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    is_socket
+        && UnixDatagram::unbound()
+            .and_then(|probe| probe.connect(path))
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// Refuses what others send from now on, and takes the file away, so that a later collector finds none.
+fn close_unix(socket: &Socket, path: &Path) -> io::Result<()> {
+    let outcome = socket.connect(&SockAddr::unix(path)?);
+    fs::remove_file(path)?;
+    outcome
 }
 
 #[cfg(test)]
@@ -119,12 +196,17 @@ mod tests {
         Arc::new(Intake::new(Registry::new(Restored::default()), 0))
     }
 
+    fn udp(listener: &Listener) -> SocketAddr {
+        let Place::Udp(address) = listener.place() else { panic!("not UDP") };
+        *address
+    }
+
     #[test]
     fn a_stop_reads_what_was_accepted_and_refuses_what_comes_later() {
         let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let intake = intake();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        client.connect(listener.address()).unwrap();
+        client.connect(udp(&listener)).unwrap();
         for _ in 0..100 {
             client.send(b"c:1|c").unwrap();
         }
@@ -138,7 +220,7 @@ mod tests {
     #[test]
     fn a_taken_port_is_refused() {
         let first = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        assert_eq!(Listener::bind(first.address()).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert_eq!(Listener::bind(udp(&first)).unwrap_err().kind(), ErrorKind::AddrInUse);
     }
 
     #[test]
@@ -151,7 +233,7 @@ mod tests {
         listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         for _ in 0..1000 {
-            client.send_to(&[b'x'; 1000], listener.address()).unwrap();
+            client.send_to(&[b'x'; 1000], udp(&listener)).unwrap();
         }
         drop(held);
         // A datagram that is received tells of the drops before it: one that is dropped itself does not.
@@ -161,7 +243,7 @@ mod tests {
             totals.datagrams + totals.kernel_drops == sent
         };
         while !is_all_known(sent) && sent < 2000 {
-            client.send_to(b"c:1|c", listener.address()).unwrap();
+            client.send_to(b"c:1|c", udp(&listener)).unwrap();
             sent += 1;
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -169,5 +251,75 @@ mod tests {
         let totals = intake.lock().totals.clone();
         assert!(totals.kernel_drops > 0 || cfg!(not(target_os = "linux")));
         assert_eq!(totals.datagrams + totals.kernel_drops, sent);
+    }
+
+    #[test]
+    fn a_unix_socket_is_read_to_its_end_and_closed_to_later_senders() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.sock");
+        let mut listener = Listener::bind_unix(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        assert_eq!(listener.place().to_string(), format!("unix://{}", path.display()));
+        let client = UnixDatagram::unbound().unwrap();
+        client.connect(&path).unwrap();
+        // As many as the shortest queue takes.
+        (0..5).for_each(|_| assert_eq!(client.send(b"c:1|c").unwrap(), 5));
+        let intake = intake();
+        listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
+        listener.stop();
+        assert_eq!(intake.lock().totals.datagrams, 5);
+        assert!(client.send(b"c:1|c").is_err(), "one who was connected learns that nobody listens");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_a_living_one_and_a_file_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.sock");
+        drop(Listener::bind_unix(&path).unwrap());
+        assert!(path.exists(), "as a kill leaves it");
+        let living = Listener::bind_unix(&path).unwrap();
+        assert_eq!(Listener::bind_unix(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+        drop(living);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "mine").unwrap();
+        assert_eq!(Listener::bind_unix(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn of_a_datagram_that_is_too_long_the_whole_messages_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.sock");
+        let mut listener = Listener::bind_unix(&path).unwrap();
+        let client = UnixDatagram::unbound().unwrap();
+        let line = b"c:1|c\n";
+        client.send_to(&line.repeat(12_000), &path).unwrap();
+        client.send_to(&b"x".repeat(70_000), &path).unwrap();
+        let intake = intake();
+        listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
+        listener.stop();
+        let totals = intake.lock().totals.clone();
+        assert_eq!((totals.datagrams, totals.messages), (2, 65_535 / 6 + 2));
+        assert_eq!(totals.dropped["truncated"].count, 2);
+    }
+
+    #[test]
+    fn several_sockets_feed_one_intake_ipv6_too() {
+        let intake = intake();
+        let mut listeners: Vec<_> = ["127.0.0.1:0", "127.0.0.1:0", "[::1]:0"]
+            .iter()
+            .filter_map(|address| Listener::bind(address.parse().unwrap()).ok())
+            .collect();
+        assert!(listeners.len() >= 2, "a host without IPv6 has the first two");
+        for listener in &mut listeners {
+            listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
+            let client = UdpSocket::bind((udp(listener).ip(), 0)).unwrap();
+            client.send_to(b"c:1|c", udp(listener)).unwrap();
+        }
+        let sent = listeners.len() as u64;
+        listeners.into_iter().for_each(Listener::stop);
+        assert_eq!(intake.lock().totals.messages, sent);
     }
 }

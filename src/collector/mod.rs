@@ -13,8 +13,9 @@ mod recorder;
 mod registry;
 mod senders;
 
+pub(crate) use intake::printable;
 pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
-pub use listener::Listener;
+pub use listener::{Listener, Place};
 pub use published::{Health, Published, Snapshot};
 pub use recorder::{Recorder, RecorderConfig};
 pub use registry::{Refusal, Registry};

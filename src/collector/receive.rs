@@ -7,7 +7,7 @@ use std::io;
 
 use socket2::Socket;
 
-/// No UDP datagram is longer.
+/// No UDP datagram is longer. One of a Unix socket may be: then its end is cut off, and we are told.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
 
 #[cfg(target_os = "linux")]
@@ -29,7 +29,8 @@ mod linux {
     /// The buffers for one batch.
     pub(in super::super) struct Receiver {
         buffers: Vec<Box<[u8]>>,
-        lengths: Vec<usize>,
+        /// How long each datagram is, and whether that is all of it.
+        lengths: Vec<(usize, bool)>,
         kernel_drops: u64,
         kernel_drops_last: u32,
     }
@@ -92,7 +93,8 @@ mod linux {
                 return Err(io::Error::last_os_error());
             }
             for header in headers.iter().take(count as usize) {
-                self.lengths.push(header.msg_len as usize);
+                let is_whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
+                self.lengths.push((header.msg_len as usize, is_whole));
                 if let Some(drops) = drops_of(&header.msg_hdr) {
                     // The kernel's counter has 32 bits and wraps.
                     self.kernel_drops += u64::from(drops.wrapping_sub(self.kernel_drops_last));
@@ -102,14 +104,18 @@ mod linux {
             Ok(())
         }
 
-        /// The datagrams of the last batch.
-        pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
-            self.buffers.iter().zip(&self.lengths).filter_map(|(buffer, length)| buffer.get(..*length))
+        /// The datagrams of the last batch, and whether each is whole.
+        pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = (&[u8], bool)> {
+            let lengths = self.lengths.iter();
+            self.buffers
+                .iter()
+                .zip(lengths)
+                .filter_map(|(buffer, (length, whole))| Some((buffer.get(..*length)?, *whole)))
         }
 
-        /// How many datagrams the kernel has dropped on this socket.
-        pub(in super::super) fn kernel_drops(&self) -> u64 {
-            self.kernel_drops
+        /// How many datagrams the kernel has dropped on this socket since the last call.
+        pub(in super::super) fn take_kernel_drops(&mut self) -> u64 {
+            std::mem::take(&mut self.kernel_drops)
         }
     }
 
@@ -153,11 +159,13 @@ mod portable {
             Ok(())
         }
 
-        pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
-            self.length.and_then(|length| self.buffer.get(..length)).into_iter()
+        /// `recv` does not tell when it cuts: a full buffer is taken for that.
+        pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = (&[u8], bool)> {
+            let datagram = self.length.and_then(|length| self.buffer.get(..length));
+            datagram.into_iter().map(|datagram| (datagram, datagram.len() < DATAGRAM_BYTES_MAX))
         }
 
-        pub(in super::super) fn kernel_drops(&self) -> u64 {
+        pub(in super::super) fn take_kernel_drops(&mut self) -> u64 {
             0
         }
     }

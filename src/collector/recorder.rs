@@ -149,17 +149,27 @@ impl Worker {
         let mut own = vec![
             ("datagrams_total", "", totals.datagrams),
             ("messages_total", "", totals.messages),
+            ("events_total", "", totals.events),
+            ("service_checks_total", "", totals.service_checks),
             ("kernel_drops_total", "", totals.kernel_drops),
             ("payloads_missing_total", "", state.senders.missing_total()),
             ("tags_dropped_total", "", state.registry.tags_dropped()),
             ("commit_failures_total", "", self.told.get(&("commit_failures_total", "")).copied().unwrap_or(0)),
         ];
         own.extend(totals.dropped.iter().map(|(reason, dropped)| ("dropped_total", *reason, dropped.count)));
+        let ignored = [
+            ("timestamp", totals.timestamps),
+            ("unknown_field", totals.unknown_fields),
+            ("repeated_field", totals.repeated_fields),
+            ("empty_value", totals.empty_values),
+        ];
+        own.extend(ignored.map(|(part, count)| ("ignored_total", part, count)));
         for (name, reason, total) in own {
             let told = self.told.entry((name, reason)).or_default();
             let grown = total.saturating_sub(*told);
             *told = total.max(*told);
-            let label = (!reason.is_empty()).then_some(("reason", reason));
+            let label = if name == "ignored_total" { "part" } else { "reason" };
+            let label = (!reason.is_empty()).then_some((label, reason));
             state.registry.record_own(MetricKind::Counter, name, label, grown as f64);
         }
         let series = state.registry.len() as f64;

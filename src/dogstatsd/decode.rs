@@ -1,37 +1,37 @@
 //! Datagram → messages. A message that cannot be read costs itself only.
 
-use super::message::{Message, MessageType, parse_value};
+use super::message::{GaugeMinus, Message, MessageType, parse_value, split_at};
 
-/// Why a message could not be used; `as_str` is the `reason` label of the counted drop.
+/// Why a message could not be read; `as_str` is the `reason` label of the counted drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum DecodeError {
     /// No `:` or nothing before it.
     #[error("a message starts with `name:`")]
     NoName,
     /// No `|type` after the values.
-    #[error("a message has `|type` after its values: c, g, ms, h or d")]
+    #[error("a message has `|type` after its values: c, g, ms, h, d or s; was it cut off?")]
     NoType,
     /// A type that no version of the protocol has.
-    #[error("the type must be c, g, ms, h or d")]
+    #[error("the type must be c, g, ms, h, d or s")]
     UnknownType,
-    /// A value that is not a number.
-    #[error("every value must be a number")]
+    /// A value that is not a number, or none at all.
+    #[error("every value must be a decimal number")]
     BadValue,
     /// A value that is infinite or NaN, or too large for a double.
     #[error("every value must be finite")]
     NotFinite,
     /// `@rate` is not a number in (0, 1].
-    #[error("the sample rate must be in (0, 1]")]
+    #[error("the sample rate must be a number above 0 and at most 1")]
     BadRate,
-    /// `s`: sets are not stored yet.
-    #[error("sets are not supported yet")]
-    Set,
-    /// `_e{…}`: an event.
-    #[error("events are not stored")]
-    Event,
-    /// `_sc|…`: a service check.
-    #[error("service checks are not stored")]
-    ServiceCheck,
+    /// `T` is not followed by seconds since the Unix epoch.
+    #[error("a timestamp must be a whole number of seconds above 0")]
+    BadTimestamp,
+    /// `_e{…` that is not an event.
+    #[error("an event is `_e{{title bytes,text bytes}}:title|text`, the title not empty")]
+    BadEvent,
+    /// `_sc|…` that is not a service check.
+    #[error("a service check is `_sc|name|status`, the status 0 to 3")]
+    BadServiceCheck,
 }
 
 impl DecodeError {
@@ -44,83 +44,258 @@ impl DecodeError {
             Self::BadValue => "bad_value",
             Self::NotFinite => "not_finite",
             Self::BadRate => "bad_rate",
-            Self::Set => "set",
-            Self::Event => "event",
-            Self::ServiceCheck => "service_check",
+            Self::BadTimestamp => "bad_timestamp",
+            Self::BadEvent => "bad_event",
+            Self::BadServiceCheck => "bad_service_check",
         }
     }
 }
 
 /// The messages of a datagram, in their order. Blank lines and a `\r` before the newline are skipped.
+///
+/// # Examples
+/// ```
+/// use cortex_metrics::dogstatsd::{MessageValue, decode};
+///
+/// let mut messages = decode(b"hits:3|c|#page:home\n_e{5,2}:title|ok\noops\n");
+/// let hits = messages.next().unwrap().unwrap();
+/// assert_eq!((hits.name, hits.tags), (&b"hits"[..], &b"page:home"[..]));
+/// assert_eq!(hits.values().collect::<Vec<_>>(), [MessageValue::Absolute(3.0)]);
+/// assert_eq!(messages.next().unwrap().unwrap_err().as_str(), "no_name");
+/// assert_eq!((messages.line(), messages.tally().events), (&b"oops"[..], 1));
+/// assert!(messages.next().is_none());
+/// ```
 pub fn decode(datagram: &[u8]) -> Messages<'_> {
-    Messages { rest: datagram }
+    Messages {
+        rest: datagram,
+        line: &[],
+        same_name: None,
+        gauge_minus: GaugeMinus::default(),
+        tally: Tally { unknown_field: &[], ..Tally::default() },
+    }
 }
 
-/// Iterates over the messages of one datagram; made by [`decode`].
+/// Iterates over the metric messages of one datagram, readable or not; made by [`decode`]. Events and service checks,
+/// which carry no number, are counted on the way.
 #[derive(Debug, Clone)]
 pub struct Messages<'a> {
     rest: &'a [u8],
+    line: &'a [u8],
+    /// `name:1|c:2|c`: the name, and what is left of the line after a sample.
+    same_name: Option<(&'a [u8], &'a [u8])>,
+    gauge_minus: GaugeMinus,
+    tally: Tally<'a>,
+}
+
+/// What was met in a datagram beside messages, and what was passed over in them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally<'a> {
+    /// `_e{…}` lines.
+    pub events: u64,
+    /// `_sc|…` lines.
+    pub service_checks: u64,
+    /// Timestamps: the value counts when it arrives.
+    pub timestamps: u64,
+    /// Sections of a kind that is not known.
+    pub unknown_fields: u64,
+    /// Sections of which a later one of their kind was used: rates, tags.
+    pub repeated_fields: u64,
+    /// Empty texts among the values.
+    pub empty_values: u64,
+    /// The newest section of a kind that is not known; empty if there was none.
+    pub unknown_field: &'a [u8],
+}
+
+impl<'a> Messages<'a> {
+    /// Reads `-5` of gauges in this way instead of [`GaugeMinus::Auto`].
+    #[must_use]
+    pub fn with_gauge_minus(self, gauge_minus: GaugeMinus) -> Self {
+        Self { gauge_minus, ..self }
+    }
+
+    /// The line of the message that was given last.
+    pub fn line(&self) -> &'a [u8] {
+        self.line
+    }
+
+    /// What was counted until now.
+    pub fn tally(&self) -> Tally<'a> {
+        self.tally
+    }
+
+    /// What a line is; `None` for an event or a service check, now counted.
+    fn decode_line(&mut self, line: &'a [u8]) -> Option<Result<Message<'a>, DecodeError>> {
+        if line.first() == Some(&b'_') {
+            if let Some(event) = line.strip_prefix(b"_e{") {
+                return if is_event(event) {
+                    self.tally.events += 1;
+                    None
+                } else {
+                    Some(Err(DecodeError::BadEvent))
+                };
+            }
+            if let Some(check) = line.strip_prefix(b"_sc|") {
+                return if is_service_check(check) {
+                    self.tally.service_checks += 1;
+                    None
+                } else {
+                    Some(Err(DecodeError::BadServiceCheck))
+                };
+            }
+        }
+        // A `|` before the first `:` ends the name too: then there is no value.
+        let end = line.iter().position(|b| matches!(b, b':' | b'|')).filter(|end| *end > 0);
+        let (Some(name), Some([b':', body @ ..])) =
+            (end.and_then(|at| line.get(..at)), end.and_then(|at| line.get(at..)))
+        else {
+            return Some(Err(DecodeError::NoName));
+        };
+        Some(self.decode_sample(name, body))
+    }
+
+    /// `body` is `value[:value…]|type[|section…]`, and maybe the next sample of the same name after a `:`.
+    fn decode_sample(&mut self, name: &'a [u8], body: &'a [u8]) -> Result<Message<'a>, DecodeError> {
+        let (values, after) = split_at(body, b'|').ok_or(DecodeError::NoType)?;
+        let mut sections = after.split(|b| *b == b'|');
+        let text = sections.next().unwrap_or_default();
+        let mut is_last_section = false;
+        let kind = match kind_of(text) {
+            Some(kind) => kind,
+            None => match split_at(text, b':').map(|(text, _)| (kind_of(text), text.len() + 1)) {
+                Some((Some(kind), length)) => {
+                    self.same_name = after.get(length..).map(|rest| (name, rest));
+                    is_last_section = true;
+                    kind
+                }
+                _ if text.is_empty() => return Err(DecodeError::NoType),
+                _ => return Err(DecodeError::UnknownType),
+            },
+        };
+        let mut message = Message { name, kind, values, first: 0.0, weight: 1.0, tags: b"", minus_is_delta: false };
+        let mut passed = Tally { unknown_field: &[], ..Tally::default() };
+        let (mut has_rate, mut has_tags, mut is_dogstatsd) = (false, false, false);
+        let mut offset = text.len() + 1;
+        let mut bad = None;
+        while !is_last_section {
+            let Some(section) = sections.next() else { break };
+            match section {
+                [b'@', rate @ ..] => {
+                    let mut weight = decode_weight(rate);
+                    if weight.is_err()
+                        && !is_dogstatsd
+                        && let Some((rate, _)) = split_at(rate, b':')
+                        && let Ok(known) = decode_weight(rate)
+                    {
+                        weight = Ok(known);
+                        self.same_name = after.get(offset + 1 + rate.len() + 1..).map(|rest| (name, rest));
+                        is_last_section = true;
+                    }
+                    passed.repeated_fields += u64::from(std::mem::replace(&mut has_rate, true));
+                    match weight {
+                        Ok(weight) => message.weight = weight,
+                        Err(error) => bad = bad.or(Some(error)),
+                    }
+                }
+                [b'#', tags @ ..] => {
+                    passed.repeated_fields += u64::from(std::mem::replace(&mut has_tags, true));
+                    message.tags = tags;
+                    is_dogstatsd = true;
+                }
+                [b'c' | b'e', b':', ..] | [b'c', b'a', b'r', b'd', b':', ..] => is_dogstatsd = true,
+                [b'T', seconds @ ..] => {
+                    is_dogstatsd = true;
+                    passed.timestamps += 1;
+                    if !is_timestamp(seconds) {
+                        bad = bad.or(Some(DecodeError::BadTimestamp));
+                    }
+                }
+                [] => {}
+                _ => {
+                    is_dogstatsd = true;
+                    passed.unknown_fields += 1;
+                    passed.unknown_field = section;
+                }
+            }
+            offset += section.len() + 1;
+        }
+        if let Some(error) = bad {
+            return Err(error);
+        }
+        message.minus_is_delta = match self.gauge_minus {
+            GaugeMinus::Auto => !is_dogstatsd,
+            GaugeMinus::Delta => true,
+            GaugeMinus::Absolute => false,
+        };
+        if kind == MessageType::Set {
+            if values.is_empty() {
+                return Err(DecodeError::BadValue);
+            }
+        } else {
+            let mut first = None;
+            for value in values.split(|b| *b == b':') {
+                if value.is_empty() {
+                    passed.empty_values += 1;
+                    continue;
+                }
+                let value = parse_value(value)?;
+                first = first.or(Some(value));
+            }
+            message.first = first.ok_or(DecodeError::BadValue)?;
+        }
+        self.tally.add(&passed);
+        Ok(message)
+    }
+}
+
+impl Tally<'_> {
+    fn add(&mut self, passed: &Self) {
+        self.timestamps += passed.timestamps;
+        self.unknown_fields += passed.unknown_fields;
+        self.repeated_fields += passed.repeated_fields;
+        self.empty_values += passed.empty_values;
+        if !passed.unknown_field.is_empty() {
+            self.unknown_field = passed.unknown_field;
+        }
+    }
 }
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Result<Message<'a>, DecodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some((name, body)) = self.same_name.take() {
+            return Some(self.decode_sample(name, body));
+        }
         while !self.rest.is_empty() {
-            let (line, rest) = match self.rest.iter().position(|b| *b == b'\n') {
-                Some(end) => (self.rest.get(..end), self.rest.get(end + 1..)),
-                None => (Some(self.rest), None),
-            };
-            self.rest = rest.unwrap_or_default();
-            let line = line.unwrap_or_default();
+            let (line, rest) = split_at(self.rest, b'\n').unwrap_or((self.rest, &[]));
+            self.rest = rest;
             let line = line.strip_suffix(b"\r").unwrap_or(line);
-            if !line.is_empty() {
-                return Some(decode_line(line));
+            if line.trim_ascii_start().is_empty() {
+                continue;
+            }
+            self.line = line;
+            if let Some(message) = self.decode_line(line) {
+                return Some(message);
             }
         }
         None
     }
 }
 
-fn decode_line(line: &[u8]) -> Result<Message<'_>, DecodeError> {
-    if line.starts_with(b"_e{") {
-        return Err(DecodeError::Event);
-    }
-    if line.starts_with(b"_sc|") {
-        return Err(DecodeError::ServiceCheck);
-    }
-    let mut sections = line.split(|b| *b == b'|');
-    let head = sections.next().unwrap_or_default();
-    let colon = head.iter().position(|b| *b == b':').filter(|at| *at > 0).ok_or(DecodeError::NoName)?;
-    let (name, values) = head.split_at(colon);
-    let values = values.get(1..).unwrap_or_default();
-    let kind = match sections.next().ok_or(DecodeError::NoType)? {
+/// The type of that name. `StatsD` allows white space around it.
+fn kind_of(text: &[u8]) -> Option<MessageType> {
+    Some(match text {
         b"c" => MessageType::Counter,
         b"g" => MessageType::Gauge,
         b"ms" => MessageType::Timer,
         b"h" => MessageType::Histogram,
         b"d" => MessageType::Distribution,
-        b"s" => return Err(DecodeError::Set),
-        b"" => return Err(DecodeError::NoType),
-        _ => return Err(DecodeError::UnknownType),
-    };
-    let mut message = Message { name, kind, values, weight: 1.0, tags: b"", has_dogstatsd_sections: false };
-    for section in sections {
-        match section.split_first() {
-            Some((b'@', rate)) => message.weight = decode_weight(rate)?,
-            Some((b'#', tags)) => {
-                message.tags = tags;
-                message.has_dogstatsd_sections = true;
-            }
-            // Container id, external data, cardinality, timestamp: read past, the value counts on arrival.
-            Some(_) => message.has_dogstatsd_sections = true,
-            None => {}
+        b"s" => MessageType::Set,
+        _ => {
+            let trimmed = text.trim_ascii();
+            return if trimmed.len() < text.len() { kind_of(trimmed) } else { None };
         }
-    }
-    for value in values.split(|b| *b == b':') {
-        parse_value(value)?;
-    }
-    Ok(message)
+    })
 }
 
 /// `1 / rate`; within 1e-9 of an integer it is that integer, since `rate` has been through decimal text.
@@ -135,6 +310,38 @@ fn decode_weight(rate: &[u8]) -> Result<f64, DecodeError> {
     }
     let whole = weight.round();
     Ok(if (weight - whole).abs() <= 1e-9 * whole { whole } else { weight })
+}
+
+/// A whole number above 0 that fits into an `i64`.
+fn is_timestamp(text: &[u8]) -> bool {
+    number(text).is_some_and(|seconds| seconds > 0 && i64::try_from(seconds).is_ok())
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    // `parse` would take a sign.
+    text.first().filter(|b| b.is_ascii_digit())?;
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// Whether `text`, what follows `_e{`, is `title bytes,text bytes}:title|text` and maybe sections.
+fn is_event(text: &[u8]) -> bool {
+    let lengths = split_at(text, b'}').and_then(|(lengths, rest)| Some((split_at(lengths, b',')?, rest)));
+    let Some(((title, text), rest)) = lengths else { return false };
+    let (Some(title), Some(text), Some(rest)) = (number(title), number(text), rest.strip_prefix(b":")) else {
+        return false;
+    };
+    let end = title.saturating_add(1).saturating_add(text);
+    let byte_at = |at: u64| usize::try_from(at).ok().and_then(|at| rest.get(at));
+    title > 0
+        && end <= rest.len() as u64
+        && byte_at(title) == Some(&b'|')
+        && byte_at(end).is_none_or(|byte| *byte == b'|')
+}
+
+/// Whether `text`, what follows `_sc|`, is `name|status` and maybe sections.
+fn is_service_check(text: &[u8]) -> bool {
+    let mut sections = text.split(|b| *b == b'|');
+    sections.next().is_some_and(|name| !name.is_empty()) && matches!(sections.next(), Some([b'0'..=b'3']))
 }
 
 #[cfg(test)]
@@ -163,7 +370,7 @@ mod tests {
     #[test]
     fn a_message_that_cannot_be_read_costs_itself_only() {
         let got: Vec<_> = decode(
-            b"a:1|c\r\n\nbroken\n:1|c\nb:x|c\nc:1|q\nd:1\ne:1|c|@2\nf:inf|g\n_e{1,1}:a|b\n_sc|n|0\ng:1|s\nz:2|c",
+            b"a:1|c\r\n\nbroken\n:1|c\nb:x|c\nc:1|q\nd:1\ne:1|c|@2\nf:inf|g\n_e{1,1}:a|b\n_sc|n|0\n_e{9,1}:a|b\n_sc|n|9\nz:2|c",
         )
         .map(|m| m.map(|m| m.name.to_vec()))
         .collect();
@@ -179,9 +386,8 @@ mod tests {
                 Err(NoType),
                 Err(BadRate),
                 Err(NotFinite),
-                Err(Event),
-                Err(ServiceCheck),
-                Err(Set),
+                Err(BadEvent),
+                Err(BadServiceCheck),
                 Ok(b"z".to_vec()),
             ]
         );

@@ -108,6 +108,7 @@ fn encode_plain_line(out: &mut Vec<u8>, name: &[u8], kind: MessageType, values: 
         MessageType::Timer => b"|ms",
         MessageType::Histogram => b"|h",
         MessageType::Distribution => b"|d",
+        MessageType::Set => b"|s",
     });
     if weight > 1 {
         out.extend_from_slice(b"|@");

@@ -1,6 +1,6 @@
 //! What the names that are ours mean, for `# HELP`.
 
-const HELP: [(&str, &str); 21] = [
+const HELP: [(&str, &str); 24] = [
     ("cortex_api_requests_total", "Finished requests by response code."),
     ("cortex_api_request_duration_seconds", "From the first byte of the request to the last of the response."),
     ("cortex_api_request_first_byte_seconds", "From the first byte of the request to the first of the response."),
@@ -13,6 +13,9 @@ const HELP: [(&str, &str); 21] = [
     ("cortex_client_dropped_total", "Calls that clients dropped, by reason."),
     ("cortex_collector_datagrams_total", "Datagrams received."),
     ("cortex_collector_messages_total", "Messages received, dropped ones included."),
+    ("cortex_collector_events_total", "Events received. They are not kept."),
+    ("cortex_collector_service_checks_total", "Service checks received. They are not kept."),
+    ("cortex_collector_ignored_total", "Parts of messages that were passed over, by part."),
     ("cortex_collector_dropped_total", "Messages dropped, by reason."),
     ("cortex_collector_kernel_drops_total", "Datagrams that the kernel dropped since the receive buffer was full."),
     ("cortex_collector_payloads_missing_total", "Payloads that clients numbered and that never came."),

@@ -5,6 +5,7 @@ use axum::extract::State;
 use serde_json::{Map, Value, json};
 
 use super::App;
+use crate::collector::printable;
 
 /// What came in since the start, and what was dropped with one example a reason.
 pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
@@ -20,7 +21,16 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
         "data": {
             "datagrams": state.totals.datagrams,
             "messages": state.totals.messages,
+            "events": state.totals.events,
+            "serviceChecks": state.totals.service_checks,
             "dropped": dropped,
+            "timestamps": state.totals.timestamps,
+            "unknownFields": {
+                "count": state.totals.unknown_fields,
+                "example": printable(&state.totals.unknown_field),
+            },
+            "repeatedFields": state.totals.repeated_fields,
+            "emptyValues": state.totals.empty_values,
             "kernelDrops": state.totals.kernel_drops,
             "payloadsMissing": state.senders.missing_total(),
             "tagsDropped": state.registry.tags_dropped(),

@@ -1,0 +1,130 @@
+//! The program `cortex-collector` at all of its sockets: what is sent to them is in `/metrics` and in the account.
+#![cfg(feature = "collector")]
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cortex_metrics::client::{Client, ClientConfig, Endpoint, Kind, TagText};
+use serde_json::{Value, json};
+
+struct Collector {
+    child: Child,
+    /// What it said of its sockets, in its order.
+    places: Vec<String>,
+    http: String,
+}
+
+impl Collector {
+    fn start(folder: &Path, arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_cortex-collector"))
+            .args(["--listen-http", "127.0.0.1:0", "--interval", "1s", "--data-dir"])
+            .arg(folder.join("data"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut places = Vec::new();
+        let http = loop {
+            let line = lines.next().unwrap();
+            let (what, place) = line.split_once(':').unwrap();
+            match what {
+                "metrics in" => places.push(place.trim().to_owned()),
+                _ => break place.trim().trim_start_matches("http://").trim_end_matches('/').to_owned(),
+            }
+        };
+        Self { child, places, http }
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.http).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    }
+
+    /// Waits until `/metrics` has these lines: a tick is made every second.
+    fn has(&self, wanted: &[&str]) {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let text = self.get("/metrics");
+            if wanted.iter().all(|line| text.lines().any(|got| got == *line)) {
+                return;
+            }
+            assert!(Instant::now() < until, "{wanted:?} are not in\n{text}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn udp_addresses_and_a_unix_socket_feed_one_account() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.sock");
+    let socket = path.to_str().unwrap();
+    let mut collector = Collector::start(
+        folder.path(),
+        &["--listen-udp", "127.0.0.1:0,127.0.0.1:0", "--listen-unix", socket, "--gauge-minus", "absolute"],
+    );
+    let [first, second, unix] = &collector.places[..] else { panic!("{:?}", collector.places) };
+    assert_eq!(unix, &format!("unix://{socket}"));
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for place in [first, second] {
+        udp.send_to(b"hits:1|c|#from:udp\nbroken", place.trim_start_matches("udp://")).unwrap();
+    }
+    let raw = UnixDatagram::unbound().unwrap();
+    raw.send_to(b"level:7|g\nlevel:-5|g\n_e{1,1}:a|b\nhits:1|c|#from:udp|new:field\nhits:1|q|#from:unix", &path)
+        .unwrap();
+    let flush_interval = Duration::from_secs(3600);
+    let client = Client::<()>::new(ClientConfig {
+        endpoint: Endpoint::Unix(path.clone()),
+        flush_interval,
+        ..ClientConfig::default()
+    });
+    client.record(Kind::Counter, "calls", &TagText::default(), 4.0).unwrap();
+    assert!(client.flush(Duration::from_secs(5)));
+    collector.has(&[
+        "hits{from=\"udp\"} 3",
+        "level -5",
+        "calls 4",
+        "cortex_collector_events_total 1",
+        "cortex_collector_dropped_total{reason=\"no_name\"} 2",
+        "cortex_collector_ignored_total{part=\"unknown_field\"} 1",
+    ]);
+    let status: Value = serde_json::from_str(&collector.get("/api/v1/status/ingest")).unwrap();
+    let data = &status["data"];
+    assert_eq!(
+        data["dropped"],
+        json!({
+            "no_name": { "count": 2, "example": "broken" },
+            "unknown_type": { "count": 1, "example": "hits:1|q|#from:unix" },
+        })
+    );
+    assert_eq!(data["unknownFields"], json!({ "count": 1, "example": "new:field" }));
+    assert_eq!((&data["datagrams"], &data["events"], &data["kernelDrops"]), (&json!(4), &json!(1), &json!(0)));
+
+    // A set is a gauge that falls back to 0 in the tick after.
+    raw.send_to(b"visitors:ann|s\nvisitors:bob|s\nvisitors:ann|s", &path).unwrap();
+    collector.has(&["# TYPE visitors gauge", "visitors 0"]);
+    let most: Value = serde_json::from_str(&collector.get("/api/v1/query?query=max_over_time(visitors[10m])")).unwrap();
+    assert_eq!(most["data"]["result"][0]["value"][1], "2", "{most}");
+
+    let id = collector.child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    assert!(collector.child.wait().unwrap().success());
+    assert!(!path.exists(), "the socket goes with its collector");
+}
