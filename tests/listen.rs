@@ -30,15 +30,17 @@ impl Collector {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let mut places = Vec::new();
-        let http = loop {
+        let (mut places, mut http) = (Vec::new(), String::new());
+        // All that it says: it would not start if nobody read it.
+        loop {
             let line = lines.next().unwrap();
             let (what, place) = line.split_once(':').unwrap();
             match what {
                 "metrics in" => places.push(place.trim().to_owned()),
-                _ => break place.trim().trim_start_matches("http://").trim_end_matches('/').to_owned(),
+                "dashboard" => http = place.trim().trim_start_matches("http://").trim_end_matches('/').to_owned(),
+                _ => break,
             }
-        };
+        }
         Self { child, places, http }
     }
 
