@@ -426,6 +426,10 @@ fn variable(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()).filter(|value| !value.is_empty())
 }
 
+fn is_off(value: &str) -> bool {
+    ["0", "false", "no", "off"].contains(&value)
+}
+
 fn is_on(value: &str) -> bool {
     ["1", "true", "yes", "on"].contains(&value.to_ascii_lowercase().as_str())
 }
@@ -628,8 +632,14 @@ impl MetricsClient {
             client.notice_once("environment", || format!("{error}; {used} is used instead"));
             log_notices(py, &client);
         }
+        let strict_variable = variable("CORTEX_METRICS_STRICT").map(|value| value.to_ascii_lowercase());
+        if let Some(got) = strict_variable.as_ref().filter(|value| !is_on(value) && !is_off(value)) {
+            let words = format!("CORTEX_METRICS_STRICT: got {got:?}, want 1 or 0; it is taken as 0");
+            client.notice_once("CORTEX_METRICS_STRICT", || words);
+            log_notices(py, &client);
+        }
         py.import("cortex_metrics._exit")?.call_method1("watch", (Hooks(Arc::downgrade(&client)),))?;
-        Ok(Self { client, strict: strict || variable("CORTEX_METRICS_STRICT").is_some_and(|value| is_on(&value)) })
+        Ok(Self { client, strict: strict || strict_variable.is_some_and(|value| is_on(&value)) })
     }
 
     /// Adds to a counter.

@@ -37,7 +37,7 @@ impl Collector {
             let (what, place) = line.split_once(':').unwrap();
             match what {
                 "metrics in" => places.push(place.trim().to_owned()),
-                "dashboard" => http = place.trim().trim_start_matches("http://").trim_end_matches('/').to_owned(),
+                "dashboard" => place.trim().trim_start_matches("http://").trim_end_matches('/').clone_into(&mut http),
                 _ => break,
             }
         }

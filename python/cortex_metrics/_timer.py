@@ -93,6 +93,10 @@ class Timer:
 
     def __init__(self, client: Metrics, metric: str, tags: Mapping[str, object] | None = None) -> None:
         """Names the histogram of ``client`` that it records in."""
+        if callable(metric):
+            # `@metrics.timer` without its parentheses: better now than at the first prediction.
+            msg = f'got {metric!r} as the name of a timer, want @metrics.timer("name")'
+            raise TypeError(msg)
         self._client = client
         self._metric = metric
         # A copy: what the caller does to the mapping later must not change what is recorded.

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Protocol, SupportsFloat, SupportsIndex, TypedD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
 
     from ._timer import Timer
 
@@ -64,3 +67,15 @@ class Metrics(Protocol):
 
     def stats(self) -> Stats:
         """The account of calls."""
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        """Closes it."""

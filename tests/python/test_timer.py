@@ -313,3 +313,10 @@ def test_a_real_client_times_functions_too(udp: Udp) -> None:
     assert line.startswith("predict_seconds:")
     assert line.endswith("|h|#model:v1")
     assert line.count(":") == 4
+
+
+def test_a_decorator_without_its_parentheses_is_told_where_it_stands(client: CapturingClient, udp: Udp) -> None:
+    with MetricsClient(udp.url) as real:
+        for metrics in (client, real):
+            with pytest.raises(TypeError, match=r'want @metrics\.timer\("name"\)'):
+                metrics.timer(lambda: None)  # type: ignore[arg-type]
