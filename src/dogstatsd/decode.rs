@@ -426,7 +426,8 @@ mod tests {
 
         #[test]
         fn property_test_lines_like_messages_are_read_without_panic(text in "([a-z:|@#,.0-9+-]{0,40}\n?){0,6}") {
-            prop_assert!(decode(text.as_bytes()).count() <= 6);
+            // A line may hold several samples of its name, each after a colon.
+            prop_assert!(decode(text.as_bytes()).count() <= text.matches([':', '\n']).count() + 1);
         }
     }
 }
