@@ -1,6 +1,6 @@
 //! Datagram → messages. A message that cannot be read costs itself only.
 
-use super::message::{GaugeMinus, Message, MessageType, parse_value, split_at};
+use super::message::{GaugeMinus, Message, MessageType, head, parse_value, split_at};
 
 /// Why a message could not be read; `as_str` is the `reason` label of the counted drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -144,7 +144,7 @@ impl<'a> Messages<'a> {
             }
         }
         // A `|` before the first `:` ends the name too: then there is no value.
-        let end = line.iter().position(|b| matches!(b, b':' | b'|')).filter(|end| *end > 0);
+        let end = memchr::memchr2(b':', b'|', line).filter(|end| *end > 0);
         let (Some(name), Some([b':', body @ ..])) =
             (end.and_then(|at| line.get(..at)), end.and_then(|at| line.get(at..)))
         else {
@@ -156,8 +156,7 @@ impl<'a> Messages<'a> {
     /// `body` is `value[:value…]|type[|section…]`, and maybe the next sample of the same name after a `:`.
     fn decode_sample(&mut self, name: &'a [u8], body: &'a [u8]) -> Result<Message<'a>, DecodeError> {
         let (values, after) = split_at(body, b'|').ok_or(DecodeError::NoType)?;
-        let mut sections = after.split(|b| *b == b'|');
-        let text = sections.next().unwrap_or_default();
+        let (text, mut sections) = head(after, b'|');
         let mut is_last_section = false;
         let kind = match kind_of(text) {
             Some(kind) => kind,
@@ -171,13 +170,16 @@ impl<'a> Messages<'a> {
                 _ => return Err(DecodeError::UnknownType),
             },
         };
-        let mut message = Message { name, kind, values, first: 0.0, weight: 1.0, tags: b"", minus_is_delta: false };
-        let mut passed = Tally { unknown_field: &[], ..Tally::default() };
+        let mut message =
+            Message { name, kind, values, first: 0.0, is_single: false, weight: 1.0, tags: b"", minus_is_delta: false };
+        let (mut passed, mut has_passed) = (Tally { unknown_field: &[], ..Tally::default() }, false);
         let (mut has_rate, mut has_tags, mut is_dogstatsd) = (false, false, false);
         let mut offset = text.len() + 1;
         let mut bad = None;
         while !is_last_section {
-            let Some(section) = sections.next() else { break };
+            let Some(rest) = sections else { break };
+            let section;
+            (section, sections) = head(rest, b'|');
             match section {
                 [b'@', rate @ ..] => {
                     let mut weight = decode_weight(rate);
@@ -190,20 +192,24 @@ impl<'a> Messages<'a> {
                         self.same_name = after.get(offset + 1 + rate.len() + 1..).map(|rest| (name, rest));
                         is_last_section = true;
                     }
-                    passed.repeated_fields += u64::from(std::mem::replace(&mut has_rate, true));
+                    if std::mem::replace(&mut has_rate, true) {
+                        (passed.repeated_fields, has_passed) = (passed.repeated_fields + 1, true);
+                    }
                     match weight {
                         Ok(weight) => message.weight = weight,
                         Err(error) => bad = bad.or(Some(error)),
                     }
                 }
                 [b'#', tags @ ..] => {
-                    passed.repeated_fields += u64::from(std::mem::replace(&mut has_tags, true));
+                    if std::mem::replace(&mut has_tags, true) {
+                        (passed.repeated_fields, has_passed) = (passed.repeated_fields + 1, true);
+                    }
                     message.tags = tags;
                     is_dogstatsd = true;
                 }
                 [b'c' | b'e', b':', ..] | [b'c', b'a', b'r', b'd', b':', ..] => is_dogstatsd = true,
                 [b'T', seconds @ ..] => {
-                    is_dogstatsd = true;
+                    (is_dogstatsd, has_passed) = (true, true);
                     passed.timestamps += 1;
                     if !is_timestamp(seconds) {
                         bad = bad.or(Some(DecodeError::BadTimestamp));
@@ -211,7 +217,7 @@ impl<'a> Messages<'a> {
                 }
                 [] => {}
                 _ => {
-                    is_dogstatsd = true;
+                    (is_dogstatsd, has_passed) = (true, true);
                     passed.unknown_fields += 1;
                     passed.unknown_field = section;
                 }
@@ -231,10 +237,13 @@ impl<'a> Messages<'a> {
                 return Err(DecodeError::BadValue);
             }
         } else {
-            let mut first = None;
-            for value in values.split(|b| *b == b':') {
+            let (mut first, mut rest) = (None, Some(values));
+            while let Some(text) = rest {
+                let value;
+                (value, rest) = head(text, b':');
+                message.is_single = first.is_none() && rest.is_none() && value.len() == values.len();
                 if value.is_empty() {
-                    passed.empty_values += 1;
+                    (passed.empty_values, has_passed) = (passed.empty_values + 1, true);
                     continue;
                 }
                 let value = parse_value(value)?;
@@ -242,7 +251,9 @@ impl<'a> Messages<'a> {
             }
             message.first = first.ok_or(DecodeError::BadValue)?;
         }
-        self.tally.add(&passed);
+        if has_passed {
+            self.tally.add(&passed);
+        }
         Ok(message)
     }
 }
