@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::collector::{Intake, Listener, Place, Published, Recorder, RecorderConfig, Registry};
+use crate::collector::{Intake, Limits, Listener, Place, Published, Recorder, RecorderConfig, Registry};
 use crate::config::{default_data_dir, parse_duration};
 use crate::dogstatsd::GaugeMinus;
 use crate::http::{self, App};
@@ -69,6 +69,54 @@ pub struct CollectorArgs {
     #[arg(long, value_name = "HOW", env = "CORTEX_COLLECTOR_GAUGE_MINUS", default_value = "auto")]
     gauge_minus: Minus,
 
+    /// Threads that read each socket
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CORTEX_COLLECTOR_INGEST_THREADS",
+        default_value = "1",
+        value_parser = clap::value_parser!(u8).range(1..=64)
+    )]
+    ingest_threads: u8,
+
+    /// How many series there may be; what would be further ones goes into one a metric, marked as overflow
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CORTEX_COLLECTOR_SERIES_MAX",
+        default_value = "100000",
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000)
+    )]
+    series_max: u32,
+
+    /// How many series of one metric there may be
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CORTEX_COLLECTOR_SERIES_PER_METRIC_MAX",
+        default_value = "10000",
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000)
+    )]
+    series_per_metric_max: u32,
+
+    /// How long the value of a label may be, in bytes
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "CORTEX_COLLECTOR_LABEL_VALUE_BYTES_MAX",
+        default_value = "2048",
+        value_parser = clap::value_parser!(u32).range(1..=4096)
+    )]
+    label_value_bytes_max: u32,
+
+    /// Counters and histograms that were silent for so long leave memory and /metrics; they come back where they were
+    #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_SERIES_EXPIRY", default_value = "24h", value_parser = expiry)]
+    series_expiry: Duration,
+
+    /// Gauges of senders that do not name themselves end after so long a silence [default: never]
+    #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_GAUGE_EXPIRY", value_parser = expiry)]
+    gauge_expiry: Option<Duration>,
+
     /// What is logged to stderr: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", env = "CORTEX_COLLECTOR_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -93,6 +141,10 @@ impl From<Minus> for GaugeMinus {
 
 fn retention(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::from_secs(3600), Duration::from_secs(100 * 365 * 86_400), "1h to 100y")
+}
+
+fn expiry(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_secs(60), Duration::from_secs(100 * 365 * 86_400), "1m to 100y")
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
@@ -135,12 +187,20 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
 
     let published = Arc::new(Published::new(&restored));
     let engine = Arc::new(Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()));
-    let intake = Intake::new(Registry::new(restored), clock.now_ms()).with_gauge_minus(args.gauge_minus.into());
+    let limits = Limits {
+        series: args.series_max as usize,
+        series_per_metric: args.series_per_metric_max as usize,
+        label_value_bytes: args.label_value_bytes_max as usize,
+        series_expiry_ms: args.series_expiry.as_millis() as i64,
+        gauge_expiry_ms: args.gauge_expiry.map(|expiry| expiry.as_millis() as i64),
+    };
+    let intake =
+        Intake::new(Registry::with_limits(restored, limits), clock.now_ms()).with_gauge_minus(args.gauge_minus.into());
     let intake = Arc::new(intake);
     let config = RecorderConfig { interval: args.interval, retention: args.retention };
     let recorder = Recorder::start(config, Arc::clone(&intake), store, Arc::clone(&published), clock.clone())?;
     for listener in &mut listeners {
-        listener.start(Arc::clone(&intake), clock.clone())?;
+        listener.start(&intake, &clock, args.ingest_threads.into())?;
     }
     announce(&listeners, http_address, &data_dir)?;
 

@@ -1,23 +1,37 @@
-//! The intake: what all listeners share. One lock, taken once for a batch of datagrams.
+//! The intake: from a batch of datagrams to the registry.
+//!
+//! Each thread that receives has a [`Shard`], in which it reads its batch and adds up what counters and histograms get,
+//! beside the other threads. Then, in the order in which the socket gave the batches, it takes the one lock that all share
+//! for whatever depends on that order: so the messages of one sender keep theirs, whatever the number of threads.
+//! A shard is locked before the state, never the other way round, and nobody locks two shards.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::registry::Registry;
+use super::registry::{Refusal, Registry, Resolved, Usage};
 use super::senders::Senders;
-use crate::dogstatsd::{GaugeMinus, HEADER_NAME, Header, Message, MessageType, MessageValue, Tally, decode};
+use super::shard::{Batch, Effect, Op, Part, Shard, Why};
+use crate::dogstatsd::{GaugeMinus, Header, Message, Tally};
+use crate::model::{Labels, MetricKind};
+use crate::store::{Known, Tick};
+
+/// So many series are taken or given while the lock is held: some tenths of a millisecond.
+const LOCKED_MAX: usize = 1000;
 
 /// A reason is logged again after so long.
 const LOG_AGAIN_MS: i64 = 60_000;
 /// An example is cut to so many characters.
 const EXAMPLE_CHARS_MAX: usize = 200;
 
-/// The registry, the senders and the account of what came in.
+/// The registry, the senders and the account of what came in; and the shards of the threads that receive.
 #[derive(Debug)]
 pub struct Intake {
     state: Mutex<IntakeState>,
+    shards: Mutex<Vec<Arc<Mutex<Shard>>>>,
+    gauge_minus: GaugeMinus,
+    member_hasher: foldhash::quality::RandomState,
 }
 
 /// What the lock of an [`Intake`] guards.
@@ -29,7 +43,6 @@ pub struct IntakeState {
     pub senders: Senders,
     /// What came in since the start.
     pub totals: IntakeTotals,
-    gauge_minus: GaugeMinus,
 }
 
 /// What came in since the start of this process.
@@ -74,63 +87,182 @@ impl Intake {
     pub fn new(registry: Registry, now_ms: i64) -> Self {
         let mut senders = Senders::default();
         registry.writers().for_each(|writer| senders.expect(writer, now_ms));
-        let (totals, gauge_minus) = (IntakeTotals::default(), GaugeMinus::default());
-        Self { state: Mutex::new(IntakeState { registry, senders, totals, gauge_minus }) }
+        Self {
+            state: Mutex::new(IntakeState { registry, senders, totals: IntakeTotals::default() }),
+            shards: Mutex::default(),
+            gauge_minus: GaugeMinus::default(),
+            member_hasher: foldhash::quality::RandomState::default(),
+        }
     }
 
     /// Reads `-5` of gauges in this way instead of [`GaugeMinus::Auto`].
     #[must_use]
     pub fn with_gauge_minus(self, gauge_minus: GaugeMinus) -> Self {
-        self.state.lock().gauge_minus = gauge_minus;
-        self
+        Self { gauge_minus, ..self }
     }
 
-    /// Takes the lock: for a batch of datagrams, or to take what changed.
+    /// A shard for one thread that receives.
+    pub fn shard(&self) -> Arc<Mutex<Shard>> {
+        let series_max = self.lock().registry.limits().series;
+        let shard = Arc::new(Mutex::new(Shard::new(self.gauge_minus, self.member_hasher.clone(), series_max)));
+        self.shards.lock().push(Arc::clone(&shard));
+        shard
+    }
+
+    /// Applies a batch of datagrams, each with whether it is whole. What cannot be used is counted by its reason.
+    /// `turn` waits until the batches that the same socket gave before are applied.
+    pub fn receive<'a>(
+        &self,
+        shard: &Mutex<Shard>,
+        datagrams: impl Iterator<Item = (&'a [u8], bool)>,
+        kernel_drops: u64,
+        turn: impl FnOnce(),
+        now_ms: i64,
+    ) {
+        let mut shard = shard.lock();
+        let mut batch = Batch::default();
+        for (datagram, is_whole) in datagrams {
+            if is_whole {
+                shard.datagram(datagram, &mut batch);
+            } else {
+                shard.truncated_datagram(datagram, &mut batch);
+            }
+        }
+        turn();
+        self.lock().apply(&mut shard, &batch, kernel_drops, now_ms);
+    }
+
+    /// Applies one datagram, from a thread that has no shard of its own.
+    pub fn datagram(&self, datagram: &[u8], now_ms: i64) {
+        let shard = self.shards.lock().first().map(Arc::clone);
+        let shard = shard.unwrap_or_else(|| self.shard());
+        self.receive(&shard, std::iter::once((datagram, true)), 0, || (), now_ms);
+    }
+
+    /// Takes the lock: for the account, or to take what changed.
     pub fn lock(&self) -> MutexGuard<'_, IntakeState> {
         self.state.lock()
+    }
+
+    /// Gives what the shards have gathered to the registry, without holding up those who receive for long.
+    pub fn gather(&self) {
+        for shard in self.shards() {
+            let parts = shard.lock().take();
+            let mut parts = parts.into_iter().peekable();
+            while parts.peek().is_some() {
+                let mut state = self.lock();
+                let refused: u64 = parts.by_ref().take(LOCKED_MAX).map(|part| state.registry.add_part(part)).sum();
+                state.totals.refuse(refused);
+            }
+        }
+    }
+
+    /// Takes what changed since the last tick as one of `timestamp_ms`; series that are new began at `start_ms`, unless
+    /// `find` knows them from before.
+    pub fn take(&self, timestamp_ms: i64, start_ms: i64, find: impl Fn(&Labels, MetricKind) -> Option<Known>) -> Tick {
+        self.gather();
+        let mut tick = Tick { timestamp_ms, ..Tick::default() };
+        let changed = self.lock().registry.take_changed(timestamp_ms);
+        for places in changed.chunks(LOCKED_MAX) {
+            self.lock().registry.take(places, &mut tick, start_ms, &find);
+        }
+        tick
+    }
+
+    /// Lets go of the series that were silent for long, and ends them in the tick.
+    pub fn expire(&self, tick: &mut Tick) {
+        if !self.lock().registry.has_silent() {
+            return;
+        }
+        // No thread may go on to know the way to a place that is given away; whoever writes there meanwhile keeps it.
+        for shard in self.shards() {
+            let mut shard = shard.lock();
+            let mut state = self.lock();
+            let refused = shard.clear(&mut state.registry);
+            state.totals.refuse(refused);
+        }
+        self.lock().registry.remove_silent(tick);
+    }
+
+    fn shards(&self) -> Vec<Arc<Mutex<Shard>>> {
+        self.shards.lock().clone()
     }
 }
 
 impl IntakeState {
-    /// Applies all messages of one datagram. What cannot be used is counted by its reason.
-    pub fn datagram(&mut self, datagram: &[u8], now_ms: i64) {
-        self.totals.datagrams += 1;
+    /// Applies what a batch holds beside what its shard has gathered, in the order of its messages.
+    fn apply(&mut self, shard: &mut Shard, batch: &Batch<'_>, kernel_drops: u64, now_ms: i64) {
+        self.totals.datagrams += batch.datagrams;
+        self.totals.messages += batch.messages;
+        self.totals.kernel_drops += kernel_drops;
+        batch.tallies.iter().for_each(|tally| self.totals.add(tally));
         let mut writer = None;
-        let mut messages = decode(datagram).with_gauge_minus(self.gauge_minus);
-        while let Some(message) = messages.next() {
-            self.totals.messages += 1;
-            match message {
-                Ok(message) => {
-                    if let Some(header) = header_of(&message) {
-                        writer = self.senders.heard(header, now_ms).then_some(header.client_id);
-                    } else if let Err(refusal) = self.registry.apply(&message, writer) {
-                        self.totals.drop(refusal.as_str(), &refusal, messages.line(), now_ms);
+        for op in &batch.ops {
+            match op {
+                Op::From(header) => {
+                    let heard = |header: &Header| self.senders.heard(*header, now_ms).then_some(header.client_id);
+                    writer = header.as_ref().and_then(heard);
+                }
+                Op::Unrouted { message, usage, line } => {
+                    if let Err(refusal) = self.unrouted(shard, message, *usage, writer) {
+                        self.totals.drop(refusal.into(), line, now_ms);
                     }
                 }
-                Err(error) => self.totals.drop(error.as_str(), &error, messages.line(), now_ms),
+                Op::Drop { why, line } => self.totals.drop(*why, line, now_ms),
+                Op::Write { at, write, line } => {
+                    if let Err(refusal) = self.registry.write(*at, *write, writer) {
+                        self.totals.drop(refusal.into(), line, now_ms);
+                    }
+                }
             }
         }
-        self.totals.add(&messages.tally());
     }
 
-    /// Applies the messages of a datagram whose end did not fit into the buffer, all but the last.
-    pub fn truncated_datagram(&mut self, datagram: &[u8], now_ms: i64) {
-        let end = datagram.iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1);
-        let (whole, cut) = datagram.split_at(end);
-        self.datagram(whole, now_ms);
-        self.totals.messages += 1;
-        self.totals.drop("truncated", &"the datagram is too long, its last message was cut off", cut, now_ms);
+    /// A message whose raw bytes are new to the shard.
+    fn unrouted(
+        &mut self,
+        shard: &mut Shard,
+        message: &Message<'_>,
+        usage: Usage,
+        writer: Option<u64>,
+    ) -> Result<(), Refusal> {
+        let Resolved { at, is_routable } = self.registry.resolve(message, usage)?;
+        if shard.is_full() {
+            let refused = shard.clear(&mut self.registry);
+            self.totals.refuse(refused);
+        }
+        let write = if is_routable {
+            shard.route(message, usage, at)?
+        } else {
+            match shard.effect_of(message, usage)? {
+                Effect::Gather(gathered) => {
+                    let refused = self.registry.add_part(Part { at, messages: 1, gathered });
+                    self.totals.refuse(refused);
+                    None
+                }
+                Effect::Write(write) => Some(write),
+            }
+        };
+        write.map_or(Ok(()), |write| self.registry.write(at, write, writer))
     }
 }
 
 impl IntakeTotals {
-    fn drop(&mut self, reason: &'static str, words: &dyn Display, example: &[u8], now_ms: i64) {
+    fn drop(&mut self, why: Why, example: &[u8], now_ms: i64) {
+        let reason = why.as_str();
         let dropped = self.dropped.entry(reason).or_default();
         dropped.count += 1;
         if dropped.logged_ms.is_none_or(|logged| now_ms - logged >= LOG_AGAIN_MS) {
             dropped.logged_ms = Some(now_ms);
             dropped.example = printable(example);
-            tracing::warn!(reason, count = dropped.count, example = dropped.example, "message dropped: {words}");
+            tracing::warn!(reason, count = dropped.count, example = dropped.example, "message dropped: {why}");
+        }
+    }
+
+    /// Messages that were gathered, and whose total would not be finite.
+    fn refuse(&mut self, count: u64) {
+        if count > 0 {
+            self.dropped.entry(Refusal::NotFinite.as_str()).or_default().count += count;
         }
     }
 
@@ -155,16 +287,6 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).chars().take(EXAMPLE_CHARS_MAX).flat_map(char::escape_debug).collect()
 }
 
-fn header_of(message: &Message<'_>) -> Option<Header> {
-    if message.name != HEADER_NAME.as_bytes() || message.kind != MessageType::Gauge {
-        return None;
-    }
-    match message.values().next()? {
-        MessageValue::Absolute(sequence) => Header::decode(sequence, message.tags),
-        MessageValue::Delta(_) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,10 +295,10 @@ mod tests {
     #[test]
     fn a_datagram_names_its_sender_and_each_bad_message_costs_itself() {
         let intake = Intake::new(Registry::new(Restored::default()), 0);
-        let mut state = intake.lock();
         let datagram =
             b"cortex_client_payload_sequence:1|g|#client_id:00000000000000ff\ng:1|g\nbad\nbad\nworse|x\ng:1|c";
-        state.datagram(datagram, 0);
+        intake.datagram(datagram, 0);
+        let state = intake.lock();
         assert_eq!((state.totals.datagrams, state.totals.messages), (1, 6));
         let dropped: Vec<_> = state.totals.dropped.iter().map(|(reason, d)| (*reason, d.count)).collect();
         assert_eq!(dropped, [("no_name", 3), ("type_conflict", 1)]);
@@ -188,24 +310,22 @@ mod tests {
     #[test]
     fn one_example_a_reason_is_the_line_itself_and_a_newer_one_comes_after_a_minute() {
         let intake = Intake::new(Registry::new(Restored::default()), 0);
-        let mut state = intake.lock();
-        let example = |state: &IntakeState| state.totals.dropped["unknown_type"].example.clone();
-        state.datagram(b"good:1|c\nfirst:1|\xffx\ngood:1|c", 0);
-        state.datagram(b"second:1|x", LOG_AGAIN_MS - 1);
-        assert_eq!(example(&state), "first:1|\u{fffd}x");
-        state.datagram(b"third\t:1|x|#user:17", LOG_AGAIN_MS);
-        assert_eq!(example(&state), "third\\t:1|x|#user:17");
-        assert_eq!(state.totals.dropped["unknown_type"].count, 3);
-        state.datagram(&[b"a:1|", &[b'y'; 5000][..]].concat(), 2 * LOG_AGAIN_MS);
-        assert_eq!(example(&state).len(), EXAMPLE_CHARS_MAX);
+        let example = |intake: &Intake| intake.lock().totals.dropped["unknown_type"].example.clone();
+        intake.datagram(b"good:1|c\nfirst:1|\xffx\ngood:1|c", 0);
+        intake.datagram(b"second:1|x", LOG_AGAIN_MS - 1);
+        assert_eq!(example(&intake), "first:1|\u{fffd}x");
+        intake.datagram(b"third\t:1|x|#user:17", LOG_AGAIN_MS);
+        assert_eq!(example(&intake), "third\\t:1|x|#user:17");
+        assert_eq!(intake.lock().totals.dropped["unknown_type"].count, 3);
+        intake.datagram(&[b"a:1|", &[b'y'; 5000][..]].concat(), 2 * LOG_AGAIN_MS);
+        assert_eq!(example(&intake).len(), EXAMPLE_CHARS_MAX);
     }
 
     #[test]
     fn what_is_passed_over_is_counted() {
         let intake = Intake::new(Registry::new(Restored::default()), 0);
-        let mut state = intake.lock();
-        state.datagram(b"_e{1,1}:a|b\n_sc|n|0\n_sc|n|3|m:x\nc:1::2|c|@0.5|@1|T1|#a:b|#c:d|zz:9\nc:1|q|T1|yy", 0);
-        let totals = &state.totals;
+        intake.datagram(b"_e{1,1}:a|b\n_sc|n|0\n_sc|n|3|m:x\nc:1::2|c|@0.5|@1|T1|#a:b|#c:d|zz:9\nc:1|q|T1|yy", 0);
+        let totals = intake.lock().totals.clone();
         assert_eq!((totals.messages, totals.events, totals.service_checks), (2, 1, 2));
         assert_eq!((totals.timestamps, totals.repeated_fields, totals.empty_values), (1, 2, 1));
         assert_eq!((totals.unknown_fields, &*totals.unknown_field), (1, &b"zz:9"[..]), "not those of what is refused");
@@ -217,9 +337,8 @@ mod tests {
             [(GaugeMinus::Auto, 4.0, -6.0), (GaugeMinus::Delta, 4.0, 4.0), (GaugeMinus::Absolute, -6.0, -6.0)]
         {
             let intake = Intake::new(Registry::new(Restored::default()), 0).with_gauge_minus(gauge_minus);
-            let mut state = intake.lock();
-            state.datagram(b"p:10|g\np:-6|g\nt:10|g|#a:b\nt:-6|g|#a:b", 0);
-            let tick = state.registry.take_changes(20, 10);
+            intake.datagram(b"p:10|g\np:-6|g\nt:10|g|#a:b\nt:-6|g|#a:b", 0);
+            let tick = intake.take(20, 10, |_, _| None);
             let values: Vec<_> = tick.samples.iter().map(|(_, value)| value.as_float().unwrap()).collect();
             assert_eq!(values, [plain, tagged], "{gauge_minus:?}");
         }

@@ -1,9 +1,10 @@
-//! The listener: a thread that empties one socket into the intake.
+//! The listener: the threads that empty one socket into the intake.
 //!
 //! On stop it first connects its socket to itself: from then on the kernel refuses what others send, so that a client on
 //! this host knows at once and holds it, while everything that the kernel had accepted before is still read.
 //!
-//! One thread reads a socket, so that what one sender sends to it is applied in the order in which it was sent.
+//! Several threads may read one socket. One at a time receives a batch and numbers it; then it reads the messages while the
+//! next thread receives; what depends on the order is applied in that of the numbers.
 
 use std::fmt;
 use std::fs;
@@ -17,7 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use parking_lot::{Condvar, Mutex};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::intake::Intake;
 use super::receive::Receiver;
@@ -49,13 +51,105 @@ impl fmt::Display for Place {
     }
 }
 
-/// A bound socket that nobody reads yet, or the thread that reads it.
+/// A bound socket that nobody reads yet, or the threads that read it.
 #[derive(Debug)]
 pub struct Listener {
     place: Place,
-    socket: Arc<Socket>,
-    stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    source: Arc<Source>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the threads of one socket share.
+#[derive(Debug)]
+struct Source {
+    socket: Socket,
+    stopping: AtomicBool,
+    /// Held by the thread that receives.
+    receiving: Mutex<Received>,
+    /// How many batches have been applied.
+    applied: Mutex<u64>,
+    was_applied: Condvar,
+}
+
+/// What a socket has given until now.
+#[derive(Debug, Default)]
+struct Received {
+    batches: u64,
+    /// The kernel's counter, which has 32 bits and wraps.
+    kernel_drops: u32,
+}
+
+/// A batch's place in the order of its socket; the next one's turn comes when it is dropped.
+struct Turn<'a> {
+    source: &'a Source,
+    number: u64,
+}
+
+impl Turn<'_> {
+    fn wait(&self) {
+        let mut applied = self.source.applied.lock();
+        while *applied != self.number {
+            self.source.was_applied.wait(&mut applied);
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.wait();
+        *self.source.applied.lock() += 1;
+        self.source.was_applied.notify_all();
+    }
+}
+
+impl Source {
+    fn new(socket: Socket) -> Arc<Self> {
+        Arc::new(Self {
+            socket,
+            stopping: AtomicBool::new(false),
+            receiving: Mutex::default(),
+            applied: Mutex::new(0),
+            was_applied: Condvar::new(),
+        })
+    }
+
+    /// Waits for a batch; its number, and how many datagrams the kernel dropped before it and after the last.
+    fn receive(&self, buffers: &mut Receiver) -> io::Result<(Turn<'_>, u64)> {
+        let mut received = self.receiving.lock();
+        buffers.receive(&self.socket)?;
+        let kernel_drops = buffers.kernel_drops().unwrap_or(received.kernel_drops);
+        let dropped = kernel_drops.wrapping_sub(received.kernel_drops);
+        received.kernel_drops = kernel_drops;
+        let turn = Turn { source: self, number: received.batches };
+        received.batches += 1;
+        Ok((turn, u64::from(dropped)))
+    }
+
+    /// Takes batch after batch until the listener stops.
+    fn run(&self, mut receiver: Receiver, intake: &Intake, clock: &Clock) {
+        let shard = intake.shard();
+        loop {
+            // Read before receiving: what arrives before the flag is set is read after it.
+            let is_last = self.stopping.load(Ordering::Acquire);
+            match self.receive(&mut receiver) {
+                Ok((turn, kernel_drops)) => {
+                    intake.receive(&shard, receiver.datagrams(), kernel_drops, || turn.wait(), clock.now_ms());
+                }
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut if is_last => return,
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
+                    // The refusal of something we never sent, or the like: costs nothing, must not spin.
+                    _ => {
+                        tracing::warn!(%error, "receiving failed");
+                        thread::sleep(STOP_POLL);
+                        if is_last {
+                            return;
+                        }
+                    }
+                },
+            }
+        }
+    }
 }
 
 impl Listener {
@@ -67,7 +161,7 @@ impl Listener {
         socket.bind(&address.into())?;
         socket.set_read_timeout(Some(STOP_POLL))?;
         let address = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the socket has no address"))?;
-        Ok(Self { place: Place::Udp(address), socket: Arc::new(socket), stopping: Arc::default(), thread: None })
+        Ok(Self { place: Place::Udp(address), source: Source::new(socket), threads: Vec::new() })
     }
 
     /// Binds a Unix datagram socket, mode 0660, in place of one that nobody listens on. Its file goes when the listener stops.
@@ -88,7 +182,7 @@ impl Listener {
         })?;
         fs::set_permissions(&path, fs::Permissions::from_mode(UNIX_MODE))?;
         socket.set_read_timeout(Some(STOP_POLL))?;
-        Ok(Self { place: Place::Unix(path), socket: Arc::new(socket), stopping: Arc::default(), thread: None })
+        Ok(Self { place: Place::Unix(path), source: Source::new(socket), threads: Vec::new() })
     }
 
     /// Where it listens, with the port that the kernel gave for port 0.
@@ -98,40 +192,22 @@ impl Listener {
 
     /// What the kernel granted for datagrams that wait, in bytes.
     pub fn receive_buffer_bytes(&self) -> usize {
-        self.socket.recv_buffer_size().unwrap_or(0)
+        self.source.socket.recv_buffer_size().unwrap_or(0)
     }
 
-    /// Starts the thread.
-    pub fn start(&mut self, intake: Arc<Intake>, clock: Clock) -> io::Result<()> {
-        let mut receiver = Receiver::new(&self.socket)?;
-        let (socket, stopping) = (Arc::clone(&self.socket), Arc::clone(&self.stopping));
-        let thread = thread::Builder::new().name("cortex-listener".into()).spawn(move || {
-            loop {
-                // Read before receiving: what arrives before the flag is set is read after it.
-                let is_last = stopping.load(Ordering::Acquire);
-                match receiver.receive(&socket) {
-                    Ok(()) => take(&mut receiver, &intake, &clock),
-                    Err(error) => match error.kind() {
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut if is_last => return,
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
-                        // The refusal of something we never sent, or the like: costs nothing, must not spin.
-                        _ => {
-                            tracing::warn!(%error, "receiving failed");
-                            thread::sleep(STOP_POLL);
-                            if is_last {
-                                return;
-                            }
-                        }
-                    },
-                }
-            }
-        })?;
-        self.thread = Some(thread);
+    /// Starts so many threads, at least one.
+    pub fn start(&mut self, intake: &Arc<Intake>, clock: &Clock, threads: usize) -> io::Result<()> {
+        for _ in 0..threads.max(1) {
+            let receiver = Receiver::new(&self.source.socket)?;
+            let (source, intake, clock) = (Arc::clone(&self.source), Arc::clone(intake), clock.clone());
+            let thread = thread::Builder::new().name("cortex-listener".into());
+            self.threads.push(thread.spawn(move || source.run(receiver, &intake, &clock))?);
+        }
         Ok(())
     }
 
-    /// Refuses what is sent from now on, reads what the kernel had accepted, and ends the thread.
-    pub fn stop(mut self) {
+    /// Refuses what is sent from now on, reads what the kernel had accepted, and ends the threads.
+    pub fn stop(self) {
         let outcome = match &self.place {
             Place::Udp(address) => {
                 let ip = match address.ip() {
@@ -139,33 +215,20 @@ impl Listener {
                     IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
                     ip => ip,
                 };
-                self.socket.connect(&SocketAddr::new(ip, address.port()).into())
+                self.source.socket.connect(&SocketAddr::new(ip, address.port()).into())
             }
-            Place::Unix(path) => close_unix(&self.socket, path),
+            Place::Unix(path) => close_unix(&self.source.socket, path),
         };
         if let Err(error) = outcome {
             tracing::warn!(place = %self.place, %error, "the socket could not be closed to senders before it is emptied");
         }
-        // From here a read that finds nothing ends the thread, without waiting.
-        let _ = SockRef::from(&*self.socket).set_nonblocking(true);
-        self.stopping.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
+        // From here a read that finds nothing ends its thread, without waiting.
+        let _ = self.source.socket.set_nonblocking(true);
+        self.source.stopping.store(true, Ordering::Release);
+        for thread in self.threads {
             let _ = thread.join();
         }
     }
-}
-
-fn take(receiver: &mut Receiver, intake: &Intake, clock: &Clock) {
-    let now_ms = clock.now_ms();
-    let mut state = intake.lock();
-    for (datagram, is_whole) in receiver.datagrams() {
-        if is_whole {
-            state.datagram(datagram, now_ms);
-        } else {
-            state.truncated_datagram(datagram, now_ms);
-        }
-    }
-    state.totals.kernel_drops += receiver.take_kernel_drops();
 }
 
 /// Whether the file is a socket that nobody listens on: what a collector leaves that was killed.
@@ -186,6 +249,7 @@ fn close_unix(socket: &Socket, path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::net::UdpSocket;
 
     use super::super::registry::Registry;
@@ -210,7 +274,7 @@ mod tests {
         for _ in 0..100 {
             client.send(b"c:1|c").unwrap();
         }
-        listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
+        listener.start(&intake, &Clock::manual(0), 1).unwrap();
         listener.stop();
         assert_eq!(intake.lock().totals.datagrams, 100);
         let _ = client.send(b"c:1|c");
@@ -226,11 +290,11 @@ mod tests {
     #[test]
     fn what_the_kernel_drops_is_counted() {
         let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        SockRef::from(&*listener.socket).set_recv_buffer_size(1).unwrap();
+        listener.source.socket.set_recv_buffer_size(1).unwrap();
         let intake = intake();
         // The option must be on before the drops: the thread starts, then waits for the lock.
         let held = intake.lock();
-        listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
+        listener.start(&intake, &Clock::manual(0), 1).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         for _ in 0..1000 {
             client.send_to(&[b'x'; 1000], udp(&listener)).unwrap();
@@ -265,7 +329,7 @@ mod tests {
         // As many as the shortest queue takes.
         (0..5).for_each(|_| assert_eq!(client.send(b"c:1|c").unwrap(), 5));
         let intake = intake();
-        listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
+        listener.start(&intake, &Clock::manual(0), 1).unwrap();
         listener.stop();
         assert_eq!(intake.lock().totals.datagrams, 5);
         assert!(client.send(b"c:1|c").is_err(), "one who was connected learns that nobody listens");
@@ -298,7 +362,7 @@ mod tests {
         client.send_to(&line.repeat(12_000), &path).unwrap();
         client.send_to(&b"x".repeat(70_000), &path).unwrap();
         let intake = intake();
-        listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
+        listener.start(&intake, &Clock::manual(0), 1).unwrap();
         listener.stop();
         let totals = intake.lock().totals.clone();
         assert_eq!((totals.datagrams, totals.messages), (2, 65_535 / 6 + 2));
@@ -314,12 +378,47 @@ mod tests {
             .collect();
         assert!(listeners.len() >= 2, "a host without IPv6 has the first two");
         for listener in &mut listeners {
-            listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
+            listener.start(&intake, &Clock::manual(0), 1).unwrap();
             let client = UdpSocket::bind((udp(listener).ip(), 0)).unwrap();
             client.send_to(b"c:1|c", udp(listener)).unwrap();
         }
         let sent = listeners.len() as u64;
         listeners.into_iter().for_each(Listener::stop);
         assert_eq!(intake.lock().totals.messages, sent);
+    }
+
+    #[test]
+    fn messages_of_a_sender_keep_their_order_whatever_the_number_of_threads() {
+        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let intake = intake();
+        listener.start(&intake, &Clock::manual(0), 4).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect(udp(&listener)).unwrap();
+        const SENT: u64 = 20_000;
+        for i in 1..=SENT {
+            // A gauge is set, changed and set again; each number is a series that is new, then known.
+            let text = format!("g:{i}|g|#a:b\nd:{i}|g|#a:b\nd:+1|g|#a:b\nc:1|c\nnew:{i}|g|#n:{}\nh:{i}|h", i / 10);
+            client.send(text.as_bytes()).unwrap();
+            while i % 50 == 0 && intake.lock().totals.datagrams < i.saturating_sub(100) {
+                thread::yield_now();
+            }
+        }
+        listener.stop();
+        let totals = intake.lock().totals.clone();
+        assert_eq!((totals.datagrams, totals.messages, totals.dropped.len()), (SENT, 6 * SENT, 0));
+        let tick = intake.take(20, 10, |_, _| None);
+        let names: HashMap<_, _> =
+            tick.started.iter().map(|started| (started.id, started.labels.to_string())).collect();
+        let values: HashMap<_, _> = tick.samples.iter().map(|(id, value)| (names[id].clone(), value)).collect();
+        let value_of = |series: &str| values[series];
+        let last = SENT as f64;
+        assert_eq!(value_of(r#"g{a="b"}"#).as_float(), Some(last));
+        assert_eq!(value_of(r#"d{a="b"}"#).as_float(), Some(last + 1.0));
+        assert_eq!(value_of("c").as_float(), Some(last));
+        assert_eq!(value_of("h").as_histogram().unwrap().count(), last);
+        for n in 0..SENT / 10 {
+            let newest = (10 * n + 9) as f64;
+            assert_eq!(value_of(&format!("new{{n=\"{n}\"}}")).as_float(), Some(newest), "{n}");
+        }
     }
 }

@@ -28,10 +28,14 @@ pub(super) fn metric_name(name: &[u8]) -> String {
     identifier(name)
 }
 
-/// The label name for a tag's key. Names that Prometheus uses itself get the prefix `tag_`.
+/// The label of the series that takes what is beyond a limit.
+pub(super) const OVERFLOW_LABEL: &str = "cortex_overflow";
+
+/// The label name for a tag's key. Names that Prometheus and the registry use themselves get the prefix `tag_`.
 fn label_name(key: &[u8]) -> String {
     let name = identifier(key);
-    if name == "le" || name == "quantile" || name.starts_with("__") { format!("tag_{name}") } else { name }
+    let is_taken = ["le", "quantile", OVERFLOW_LABEL].contains(&name.as_str()) || name.starts_with("__");
+    if is_taken { format!("tag_{name}") } else { name }
 }
 
 fn identifier(bytes: &[u8]) -> String {

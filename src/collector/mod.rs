@@ -1,7 +1,7 @@
 //! The collector: from a datagram to a committed sample.
 //!
-//! [`Listener`] threads take datagrams from their sockets and apply their messages to the [`Registry`], which holds every
-//! live series. Every 10 s the [`Recorder`] takes what changed, commits it to the store as one tick and only then
+//! [`Listener`] threads take datagrams from their sockets, add up in a [`Shard`] of their own what can be added up, and give
+//! the rest to the [`Registry`], which holds every live series. Every 10 s the [`Recorder`] takes what changed, commits it to the store as one tick and only then
 //! publishes it: whoever reads (`/metrics`, queries) sees what has been committed, so that no counter ever goes back.
 
 mod intake;
@@ -12,11 +12,13 @@ mod receive;
 mod recorder;
 mod registry;
 mod senders;
+mod shard;
 
 pub(crate) use intake::printable;
 pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
 pub use listener::{Listener, Place};
 pub use published::{Health, Published, Snapshot};
 pub use recorder::{Recorder, RecorderConfig};
-pub use registry::{Refusal, Registry};
+pub use registry::{Limit, Limits, Overflow, Refusal, Registry};
 pub use senders::{SenderStatus, Senders};
+pub use shard::Shard;

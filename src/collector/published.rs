@@ -70,6 +70,9 @@ impl Published {
             snapshot.ids.insert(started.id, (started.labels.clone(), started.kind));
         }
         tick.samples.iter().for_each(|(id, value)| snapshot.set(*id, value));
+        for id in &tick.ended {
+            snapshot.ids.remove(id);
+        }
     }
 
     pub(super) fn set_health(&self, health: Health) {

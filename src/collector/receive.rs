@@ -31,11 +31,11 @@ mod linux {
         buffers: Vec<Box<[u8]>>,
         /// How long each datagram is, and whether that is all of it.
         lengths: Vec<(usize, bool)>,
-        kernel_drops: u64,
-        kernel_drops_last: u32,
+        kernel_drops: Option<u32>,
     }
 
     impl Receiver {
+        /// The buffers, for a socket that from now on tells what the kernel drops.
         #[allow(unsafe_code)]
         pub(in super::super) fn new(socket: &Socket) -> io::Result<Self> {
             let on: libc::c_int = 1;
@@ -53,13 +53,14 @@ mod linux {
                 return Err(io::Error::last_os_error());
             }
             let buffers = vec![vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice(); BATCH];
-            Ok(Self { buffers, lengths: Vec::with_capacity(BATCH), kernel_drops: 0, kernel_drops_last: 0 })
+            Ok(Self { buffers, lengths: Vec::with_capacity(BATCH), kernel_drops: None })
         }
 
         /// Waits for at least one datagram, as long as the socket's read timeout, and takes what is there.
         #[allow(unsafe_code)]
         pub(in super::super) fn receive(&mut self, socket: &Socket) -> io::Result<()> {
             self.lengths.clear();
+            self.kernel_drops = None;
             let mut controls = [[0_u64; CONTROL_WORDS]; BATCH];
             let mut vectors: Vec<libc::iovec> = self
                 .buffers
@@ -95,11 +96,7 @@ mod linux {
             for header in headers.iter().take(count as usize) {
                 let is_whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
                 self.lengths.push((header.msg_len as usize, is_whole));
-                if let Some(drops) = drops_of(&header.msg_hdr) {
-                    // The kernel's counter has 32 bits and wraps.
-                    self.kernel_drops += u64::from(drops.wrapping_sub(self.kernel_drops_last));
-                    self.kernel_drops_last = drops;
-                }
+                self.kernel_drops = drops_of(&header.msg_hdr).or(self.kernel_drops);
             }
             Ok(())
         }
@@ -113,9 +110,10 @@ mod linux {
                 .filter_map(|(buffer, (length, whole))| Some((buffer.get(..*length)?, *whole)))
         }
 
-        /// How many datagrams the kernel has dropped on this socket since the last call.
-        pub(in super::super) fn take_kernel_drops(&mut self) -> u64 {
-            std::mem::take(&mut self.kernel_drops)
+        /// How many datagrams the kernel had dropped on this socket until the last batch, in 32 bits that wrap; `None`
+        /// if it did not say: none yet.
+        pub(in super::super) fn kernel_drops(&self) -> Option<u32> {
+            self.kernel_drops
         }
     }
 
@@ -165,8 +163,8 @@ mod portable {
             datagram.into_iter().map(|datagram| (datagram, datagram.len() < DATAGRAM_BYTES_MAX))
         }
 
-        pub(in super::super) fn take_kernel_drops(&mut self) -> u64 {
-            0
+        pub(in super::super) fn kernel_drops(&self) -> Option<u32> {
+            None
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A tick that the disk refuses is kept and merged with the next; meanwhile live values are published and the health says
 //! so. No tick is at or before the one before it, whatever the clock does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
-use super::intake::Intake;
+use super::intake::{Intake, IntakeState};
 use super::published::{Health, Published};
 use crate::clock::Clock;
-use crate::model::MetricKind;
-use crate::store::{Store, Tick};
+use crate::model::{Labels, MetricKind};
+use crate::store::{Known, Store, Tick};
 
 /// Old samples are removed so often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
@@ -141,10 +141,11 @@ impl Worker {
     fn take(&mut self, timestamp_ms: i64, start_ms: i64, now_ms: i64) -> Tick {
         let size_bytes = self.store.size_bytes();
         let intake = Arc::clone(&self.intake);
+        intake.gather();
         let mut state = intake.lock();
-        let state = &mut *state;
-        state.registry.end_gauges(&state.senders, now_ms);
-        state.senders.forget(now_ms);
+        let IntakeState { registry, senders, .. } = &mut *state;
+        registry.end_gauges(senders, now_ms);
+        senders.forget(now_ms);
         let totals = state.totals.clone();
         let mut own = vec![
             ("datagrams_total", "", totals.datagrams),
@@ -156,6 +157,7 @@ impl Worker {
             ("tags_dropped_total", "", state.registry.tags_dropped()),
             ("commit_failures_total", "", self.told.get(&("commit_failures_total", "")).copied().unwrap_or(0)),
         ];
+        own.extend(state.registry.overflow_messages().iter().map(|(limit, count)| ("overflow_total", *limit, *count)));
         own.extend(totals.dropped.iter().map(|(reason, dropped)| ("dropped_total", *reason, dropped.count)));
         let ignored = [
             ("timestamp", totals.timestamps),
@@ -168,14 +170,32 @@ impl Worker {
             let told = self.told.entry((name, reason)).or_default();
             let grown = total.saturating_sub(*told);
             *told = total.max(*told);
-            let label = if name == "ignored_total" { "part" } else { "reason" };
+            let label = match name {
+                "ignored_total" => "part",
+                "overflow_total" => "limit",
+                _ => "reason",
+            };
             let label = (!reason.is_empty()).then_some((label, reason));
             state.registry.record_own(MetricKind::Counter, name, label, grown as f64);
         }
         let series = state.registry.len() as f64;
         state.registry.record_own(MetricKind::Gauge, "series", None, series);
         state.registry.record_own(MetricKind::Gauge, "store_size_bytes", None, size_bytes as f64);
-        state.registry.take_changes(timestamp_ms, start_ms)
+        drop(state);
+        let mut tick = intake.take(timestamp_ms, start_ms, |labels, kind| self.find(labels, kind));
+        // While the disk refuses, the store does not know the last value of a series that leaves.
+        if self.published.health().store_error.is_none() {
+            intake.expire(&mut tick);
+        }
+        tick
+    }
+
+    /// What the store knows of a series that is new to the registry.
+    fn find(&self, labels: &Labels, kind: MetricKind) -> Option<Known> {
+        self.store.find(labels, kind).unwrap_or_else(|error| {
+            tracing::error!(%error, series = %labels, "the series begins anew");
+            None
+        })
     }
 
     /// Adds to a counter that the recorder itself keeps.
@@ -193,7 +213,10 @@ impl Worker {
         let retention_ms = i64::try_from(self.config.retention.as_millis()).unwrap_or(i64::MAX);
         match self.store.expire(now_ms.saturating_sub(retention_ms)) {
             Ok(gone) if gone.is_empty() => {}
-            Ok(gone) => self.intake.lock().registry.forget(&gone.into_iter().collect()),
+            Ok(gone) => {
+                let gone = gone.into_iter().collect();
+                self.intake.lock().registry.forget(&gone, |name| self.store.has_name(name));
+            }
             Err(error) => tracing::error!(%error, "old samples could not be removed; the next hour tries again"),
         }
     }
@@ -207,11 +230,14 @@ fn merge(earlier: Tick, later: Tick) -> Tick {
     samples.extend(later.samples);
     let mut writers: BTreeMap<_, _> = earlier.writers.into_iter().collect();
     writers.extend(later.writers);
+    let is_back: HashSet<_> = started.iter().map(|started| started.id).collect();
+    let ended = earlier.ended.into_iter().filter(|id| !is_back.contains(id)).chain(later.ended).collect();
     Tick {
         timestamp_ms: later.timestamp_ms,
         started,
         samples: samples.into_iter().collect(),
         writers: writers.into_iter().collect(),
+        ended,
     }
 }
 
@@ -236,7 +262,7 @@ mod tests {
 
     impl Worker {
         fn receive(&self, datagram: &str) {
-            self.intake.lock().datagram(datagram.as_bytes(), self.clock.now_ms());
+            self.intake.datagram(datagram.as_bytes(), self.clock.now_ms());
         }
 
         fn tick_at(&mut self, now_ms: i64) {

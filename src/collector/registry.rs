@@ -1,27 +1,30 @@
 //! The registry: every live series and its value.
 //!
-//! A message finds its series by the raw bytes of its type, name and tags, one hash look-up; only the first message with
-//! these bytes goes through the mapping. Counters and histograms are cumulative and never go back. What changed since the
-//! last tick is what the recorder takes. A set is a gauge to all who read: how many different members came in the tick.
+//! Counters and histograms are cumulative and never go back. What changed since the last tick is what the recorder takes. A
+//! set is a gauge to all who read: how many different members came in the tick. Past a limit, what would be a new series goes
+//! into one series of its name, with the label `cortex_overflow="true"`: totals stay exact, and memory stays bounded.
+//! A series that was silent for long leaves the registry; it comes back with the value that the store has of it.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasher as _;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::mapping::series_of;
+use super::mapping::{OVERFLOW_LABEL, metric_name, series_of};
 use super::senders::Senders;
-use crate::dogstatsd::{Message, MessageType, MessageValue};
+use super::shard::{Gathered, Part, Write, check};
+use crate::dogstatsd::{Message, MessageType};
 use crate::model::{ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value};
-use crate::store::{Restored, StartedSeries, Tick};
+use crate::store::{Known, Restored, StartedSeries, Tick};
 
-/// How many series there may be. A sender with an unbounded tag must not take the memory of the others.
-const SERIES_MAX: usize = 100_000;
-/// How many spellings of names and tags are remembered; then they are learned anew.
-const ROUTES_MAX: usize = 4 * SERIES_MAX;
-/// The longest name with tags that becomes a series, in bytes. What is longer is no metric, and takes the memory of many.
+/// The longest name with tags that becomes a series of its own, in bytes.
 const CONTEXT_BYTES_MAX: usize = 4096;
+/// The longest name, in bytes.
+const NAME_BYTES_MAX: usize = 1024;
+/// So many names there may be that have nothing but a series for what is beyond a limit, as a part of all series.
+const OVERFLOW_SHARE: usize = 10;
+/// So many metrics beyond a limit are told of.
+const OVERFLOWS_TOLD_MAX: usize = 1000;
 /// So many members of a set are told apart in a tick.
 const SET_MEMBERS_MAX: usize = 10_000;
 /// So many of all sets together: at 16 bytes or so each, they never take more than some 20 MB.
@@ -33,12 +36,47 @@ const CLASSIC_SUFFIXES: [&str; 3] = ["_bucket", "_count", "_sum"];
 /// The prefix that no sender may use: what the collector says of itself.
 const OWN_PREFIX: &str = "cortex_collector_";
 
+/// The bounds of a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Series in all, the collector's own and those for what is beyond not counted. Default 100,000.
+    pub series: usize,
+    /// Series of one name. Default 10,000.
+    pub series_per_metric: usize,
+    /// The longest value of a label, in bytes. Default 2048, as in Mimir.
+    pub label_value_bytes: usize,
+    /// Counters, histograms and sets that were silent for so long leave memory, in milliseconds. Default 24 h.
+    pub series_expiry_ms: i64,
+    /// Gauges of senders that do not name themselves end after so long a silence, in milliseconds. Default: never.
+    pub gauge_expiry_ms: Option<i64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            series: 100_000,
+            series_per_metric: 10_000,
+            label_value_bytes: 2048,
+            series_expiry_ms: 86_400_000,
+            gauge_expiry_ms: None,
+        }
+    }
+}
+
 /// Why a well-formed message is not stored; `as_str` is the `reason` of the counted drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
     /// The name is already used with another type.
-    #[error("the name is already used with another type")]
-    TypeConflict,
+    #[error("the name is already used as a {known}, not as a {got}")]
+    TypeConflict {
+        /// What it is.
+        known: &'static str,
+        /// What the message would have it be.
+        got: &'static str,
+    },
+    /// The name reads like a part of a histogram, or is that of a histogram whose parts are other metrics.
+    #[error("the name meets those of a histogram: <name>_bucket, _count and _sum are its own")]
+    PartOfHistogram,
     /// The name is reserved for the collector itself.
     #[error("names that start with {OWN_PREFIX} are the collector's own")]
     ReservedName,
@@ -48,14 +86,14 @@ pub enum Refusal {
     /// The value, or what it would make of the total, is not finite.
     #[error("the total would not be finite")]
     NotFinite,
-    /// Name and tags are too long.
-    #[error("name and tags take more than {CONTEXT_BYTES_MAX} bytes")]
+    /// The name is too long.
+    #[error("the name takes more than {NAME_BYTES_MAX} bytes")]
     TooLong,
     /// The set, or all sets together, have as many members as are told apart in a tick.
     #[error("the set has {SET_MEMBERS_MAX} values already in this tick, or all sets {ALL_SETS_MEMBERS_MAX}")]
     SetLimit,
-    /// There are too many series.
-    #[error("there are {SERIES_MAX} series already; is a tag unbounded?")]
+    /// There are too many series, and too many names among them.
+    #[error("there are as many series as --series-max allows, and as many names beyond it; is a name made of data?")]
     SeriesLimit,
 }
 
@@ -63,7 +101,7 @@ impl Refusal {
     /// The word for it in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::TypeConflict => "type_conflict",
+            Self::TypeConflict { .. } | Self::PartOfHistogram => "type_conflict",
             Self::ReservedName => "reserved_name",
             Self::NegativeCounter => "negative_counter",
             Self::NotFinite => "total_not_finite",
@@ -74,9 +112,46 @@ impl Refusal {
     }
 }
 
+/// A limit that a new series would pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// [`Limits::series`].
+    Series,
+    /// [`Limits::series_per_metric`].
+    SeriesPerMetric,
+    /// [`Limits::label_value_bytes`], or that of name and tags in all.
+    LabelValueBytes,
+}
+
+impl Limit {
+    /// The word for it in metrics: the flag that sets it, as far as there is one.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Series => "series",
+            Self::SeriesPerMetric => "series_per_metric",
+            Self::LabelValueBytes => "label_value_bytes",
+        }
+    }
+}
+
+/// What became of one metric beyond a limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overflow {
+    /// The limit that it met first.
+    pub limit: Limit,
+    /// How many messages went into its `cortex_overflow` series.
+    pub messages: u64,
+    /// The metric with the label that takes the most values: itself, unless all series together are too many.
+    pub metric: String,
+    /// That label; empty if there is none.
+    pub label: String,
+    /// How many values the label had when the limit was met.
+    pub values: usize,
+}
+
 /// What a name is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Usage {
+pub(super) enum Usage {
     Counter,
     Gauge,
     Set,
@@ -84,7 +159,7 @@ enum Usage {
 }
 
 impl Usage {
-    fn of(message: MessageType) -> Self {
+    pub(super) fn of(message: MessageType) -> Self {
         match message {
             MessageType::Counter => Self::Counter,
             MessageType::Gauge => Self::Gauge,
@@ -109,24 +184,39 @@ impl Usage {
             Self::Histogram => MetricKind::Histogram,
         }
     }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Set => "set",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// What a value is multiplied by: timers come in milliseconds and are kept in seconds.
+pub(super) fn timer_factor(kind: MessageType) -> f64 {
+    if kind == MessageType::Timer { 1e-3 } else { 1.0 }
+}
+
+/// Where the values of a message go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Resolved {
+    /// The place of the series.
+    pub(super) at: u32,
+    /// Whether the way there may be remembered: what is beyond a limit comes in too many spellings.
+    pub(super) is_routable: bool,
 }
 
 #[derive(Debug)]
 enum LiveValue {
     Counter(f64),
     Gauge(f64),
-    Histogram(ExponentialHistogram),
+    /// Shared with what was published until it changes.
+    Histogram(Arc<ExponentialHistogram>),
     /// Hashes of the members that came since the last tick. That two of 10,000 have the same is less likely than 3e-12.
     Set(HashSet<u64, RandomState>),
-}
-
-/// What all sets share.
-#[derive(Debug, Default)]
-struct Members {
-    /// The slower variant, whose hashes are spread over all 64 bits.
-    hasher: foldhash::quality::RandomState,
-    /// How many there are in all sets since the last tick.
-    len: usize,
 }
 
 impl LiveValue {
@@ -134,67 +224,9 @@ impl LiveValue {
         match usage {
             Usage::Counter => Self::Counter(0.0),
             Usage::Gauge => Self::Gauge(0.0),
-            Usage::Histogram => Self::Histogram(ExponentialHistogram::default()),
+            Usage::Histogram => Self::Histogram(Arc::default()),
             Usage::Set => Self::Set(HashSet::default()),
         }
-    }
-
-    /// Adds all values of a message, or none. A change to a gauge that has ended starts from 0.
-    fn add(&mut self, message: &Message<'_>, is_ended: bool, all: &mut Members) -> Result<(), Refusal> {
-        match self {
-            Self::Counter(total) => {
-                let mut grown = *total;
-                for value in message.values() {
-                    let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
-                    if value < 0.0 {
-                        return Err(Refusal::NegativeCounter);
-                    }
-                    grown += value * message.weight;
-                }
-                if !grown.is_finite() {
-                    return Err(Refusal::NotFinite);
-                }
-                *total = grown;
-            }
-            Self::Gauge(last) => {
-                let before = if is_ended { 0.0 } else { *last };
-                let after = message.values().fold(before, |gauge, value| match value {
-                    MessageValue::Absolute(value) => value,
-                    MessageValue::Delta(delta) => gauge + delta,
-                });
-                if !after.is_finite() {
-                    return Err(Refusal::NotFinite);
-                }
-                *last = after;
-            }
-            Self::Histogram(histogram) => {
-                let factor = if message.kind == MessageType::Timer { 1e-3 } else { 1.0 };
-                let absolute = |value: MessageValue| {
-                    let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
-                    value * factor
-                };
-                let (mut count, mut sum) = (histogram.count(), histogram.sum());
-                for value in message.values() {
-                    count += message.weight;
-                    sum += absolute(value) * message.weight;
-                }
-                if !(sum.is_finite() && count.is_finite()) {
-                    return Err(Refusal::NotFinite);
-                }
-                message.values().for_each(|value| histogram.record(absolute(value), message.weight));
-            }
-            Self::Set(members) => {
-                let hash = all.hasher.hash_one(message.member().unwrap_or_default());
-                if !members.contains(&hash) {
-                    if members.len() >= SET_MEMBERS_MAX || all.len >= ALL_SETS_MEMBERS_MAX {
-                        return Err(Refusal::SetLimit);
-                    }
-                    members.insert(hash);
-                    all.len += 1;
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -206,65 +238,100 @@ struct Live {
     value: LiveValue,
     /// For a gauge or a set, the process that wrote it last; `None` if it did not name itself.
     writer: Option<u64>,
+    /// When it last changed, by the time of the tick.
+    changed_ms: i64,
     is_new: bool,
     is_changed: bool,
     is_ended: bool,
     is_writer_changed: bool,
 }
 
+impl Live {
+    fn is_own(&self) -> bool {
+        self.labels.name().starts_with(OWN_PREFIX)
+    }
+
+    fn is_overflow(&self) -> bool {
+        self.labels.get(OVERFLOW_LABEL).is_some()
+    }
+}
+
+/// What is known of a name.
+#[derive(Debug)]
+struct Name {
+    usage: Usage,
+    /// How many series it has in the registry.
+    series: usize,
+}
+
 /// Every live series.
 #[derive(Debug)]
 pub struct Registry {
-    series: Vec<Live>,
-    by_labels: HashMap<Labels, usize, RandomState>,
-    usages: HashMap<Box<str>, Usage, RandomState>,
-    /// Raw type, name and tags → place in `series`.
-    routes: HashMap<Box<[u8]>, usize, RandomState>,
-    route: Vec<u8>,
+    limits: Limits,
+    /// A place stays a series' own as long as a shard may remember the way there.
+    series: Vec<Option<Live>>,
+    free: Vec<u32>,
+    by_labels: HashMap<Labels, u32, RandomState>,
+    names: HashMap<Box<str>, Name, RandomState>,
     next_id: u64,
-    changed: Vec<usize>,
+    changed: Vec<u32>,
     tags_dropped: u64,
-    members: Members,
+    /// Members in all sets since the last tick.
+    members: usize,
+    own: usize,
+    overflows: BTreeMap<String, Overflow>,
+    overflow_series: usize,
+    /// By limit.
+    overflow_messages: BTreeMap<&'static str, u64>,
+    now_ms: i64,
 }
 
 impl Registry {
     /// A registry that goes on where the store ended: totals as last committed, gauges until their writers turn out to be gone.
+    /// Series that had ended stay in the store until somebody writes to them.
     pub fn new(restored: Restored) -> Self {
+        Self::with_limits(restored, Limits::default())
+    }
+
+    /// The same with other bounds than the default ones.
+    pub fn with_limits(restored: Restored, limits: Limits) -> Self {
         let mut registry = Self {
-            series: Vec::with_capacity(restored.series.len()),
+            limits,
+            series: Vec::new(),
+            free: Vec::new(),
             by_labels: HashMap::default(),
-            usages: HashMap::default(),
-            routes: HashMap::default(),
-            route: Vec::new(),
+            names: HashMap::default(),
             next_id: restored.next_id,
             changed: Vec::new(),
             tags_dropped: 0,
-            members: Members::default(),
+            members: 0,
+            own: 0,
+            overflows: BTreeMap::new(),
+            overflow_series: 0,
+            overflow_messages: BTreeMap::new(),
+            now_ms: restored.last_tick_ms.unwrap_or(0),
         };
         for series in restored.series {
-            let is_ended = series.value.is_stale();
             let of_set = series.writer.strip_prefix(SET_WRITER);
             let usage = if of_set.is_some() { Usage::Set } else { Usage::of_own(series.kind) };
+            if series.value.is_stale() {
+                registry.names.entry(series.labels.name().into()).or_insert(Name { usage, series: 0 });
+                continue;
+            }
             // The members of before are gone with the tick that counted them.
-            let is_changed = of_set.is_some() && !is_ended && series.value != Value::Float(0.0);
+            let is_changed = of_set.is_some() && series.value != Value::Float(0.0);
             let value = match series.value {
                 Value::Float(_) if of_set.is_some() => LiveValue::Set(HashSet::default()),
                 Value::Float(value) if usage == Usage::Counter => LiveValue::Counter(value),
-                Value::Float(value) => LiveValue::Gauge(if is_ended { 0.0 } else { value }),
-                Value::Histogram(histogram) => LiveValue::Histogram(Arc::unwrap_or_clone(histogram)),
+                Value::Float(value) => LiveValue::Gauge(value),
+                Value::Histogram(histogram) => LiveValue::Histogram(histogram),
             };
             let writer = u64::from_str_radix(of_set.unwrap_or(&series.writer), 16).ok();
-            let at = registry.insert(Live {
-                id: series.id,
-                labels: series.labels,
-                usage,
-                value,
-                writer,
-                is_new: false,
-                is_changed: false,
-                is_ended,
-                is_writer_changed: false,
-            });
+            let at = registry.insert(series.id, series.labels, usage, value);
+            if let Some(live) = registry.live_mut(at) {
+                live.writer = writer;
+                live.is_new = false;
+            }
             if is_changed {
                 registry.mark_changed(at);
             }
@@ -272,22 +339,65 @@ impl Registry {
         registry
     }
 
-    fn insert(&mut self, live: Live) -> usize {
-        let at = self.series.len();
-        self.usages.insert(live.labels.name().into(), live.usage);
-        self.by_labels.insert(live.labels.clone(), at);
-        self.series.push(live);
+    fn live_mut(&mut self, at: u32) -> Option<&mut Live> {
+        self.series.get_mut(at as usize)?.as_mut()
+    }
+
+    fn lives(&self) -> impl Iterator<Item = (u32, &Live)> {
+        self.series.iter().enumerate().filter_map(|(at, live)| Some((at as u32, live.as_ref()?)))
+    }
+
+    /// A series that is new to the registry, and until a tick says otherwise to the store.
+    fn insert(&mut self, id: SeriesId, labels: Labels, usage: Usage, value: LiveValue) -> u32 {
+        let live = Live {
+            id,
+            labels: labels.clone(),
+            usage,
+            value,
+            writer: None,
+            changed_ms: self.now_ms,
+            is_new: true,
+            is_changed: false,
+            is_ended: false,
+            is_writer_changed: false,
+        };
+        self.own += usize::from(live.is_own());
+        self.overflow_series += usize::from(live.is_overflow());
+        self.names.entry(labels.name().into()).or_insert(Name { usage, series: 0 }).series += 1;
+        let at = self.free.pop().unwrap_or(self.series.len() as u32);
+        match self.series.get_mut(at as usize) {
+            Some(place) => *place = Some(live),
+            None => self.series.push(Some(live)),
+        }
+        self.by_labels.insert(labels, at);
         at
+    }
+
+    fn remove(&mut self, at: u32) -> Option<Live> {
+        let live = self.series.get_mut(at as usize)?.take()?;
+        self.free.push(at);
+        self.by_labels.remove(&live.labels);
+        self.own -= usize::from(live.is_own());
+        self.overflow_series -= usize::from(live.is_overflow());
+        if let Some(name) = self.names.get_mut(live.labels.name()) {
+            name.series -= 1;
+        }
+        Some(live)
     }
 
     /// How many series there are.
     pub fn len(&self) -> usize {
-        self.series.len()
+        self.series.len() - self.free.len()
     }
 
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
-        self.series.is_empty()
+        self.len() == 0
+    }
+
+    /// The bounds.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// How many tags fell away since the start: those without a key and those whose label was taken.
@@ -295,115 +405,206 @@ impl Registry {
         self.tags_dropped
     }
 
+    /// The metrics beyond a limit, the first thousand of them.
+    pub fn overflows(&self) -> &BTreeMap<String, Overflow> {
+        &self.overflows
+    }
+
+    /// How many messages went into `cortex_overflow` series, by limit.
+    pub fn overflow_messages(&self) -> &BTreeMap<&'static str, u64> {
+        &self.overflow_messages
+    }
+
     /// The writers of the gauges that live.
     pub fn writers(&self) -> impl Iterator<Item = u64> {
-        self.series.iter().filter(|live| !live.is_ended).filter_map(|live| live.writer)
+        self.lives().filter(|(_, live)| !live.is_ended).filter_map(|(_, live)| live.writer)
     }
 
-    /// Applies one message, all of its values or none.
-    pub fn apply(&mut self, message: &Message<'_>, writer: Option<u64>) -> Result<(), Refusal> {
-        let usage = Usage::of(message.kind);
-        self.route.clear();
-        self.route.push(usage as u8);
-        self.route.extend_from_slice(message.name);
-        self.route.push(b'|');
-        self.route.extend_from_slice(message.tags);
-        match self.routes.get(self.route.as_slice()) {
-            Some(at) => self.add(*at, message, writer),
-            None => self.apply_unrouted(message, usage, writer),
-        }
-    }
-
-    fn add(&mut self, at: usize, message: &Message<'_>, writer: Option<u64>) -> Result<(), Refusal> {
-        let Some(live) = self.series.get_mut(at) else { return Ok(()) };
-        live.value.add(message, live.is_ended, &mut self.members)?;
-        if live.usage.kind() == MetricKind::Gauge {
-            live.is_writer_changed |= live.writer != writer;
-            live.writer = writer;
-        }
-        live.is_ended = false;
-        self.mark_changed(at);
-        Ok(())
-    }
-
-    /// A message whose raw bytes are new: it goes through the mapping. A series begins only with a message that it takes.
-    fn apply_unrouted(&mut self, message: &Message<'_>, usage: Usage, writer: Option<u64>) -> Result<(), Refusal> {
-        if message.name.len() + message.tags.len() > CONTEXT_BYTES_MAX {
+    /// The series of a message, made if it may begin: only a message that is taken begins one.
+    pub(super) fn resolve(&mut self, message: &Message<'_>, usage: Usage) -> Result<Resolved, Refusal> {
+        check(message, usage)?;
+        if message.name.len() > NAME_BYTES_MAX {
             return Err(Refusal::TooLong);
         }
-        let (labels, fallen) = series_of(message);
+        let is_too_long = message.name.len() + message.tags.len() > CONTEXT_BYTES_MAX;
+        let (labels, fallen) = if is_too_long {
+            (Labels::from_pairs([(METRIC_NAME, metric_name(message.name))]), 0)
+        } else {
+            series_of(message)
+        };
         if labels.name().starts_with(OWN_PREFIX) {
             return Err(Refusal::ReservedName);
         }
-        let at = if let Some(at) = self.find(&labels, usage)? {
-            self.add(at, message, writer)?;
-            at
+        self.check_type(labels.name(), usage)?;
+        if !is_too_long && let Some(at) = self.by_labels.get(&labels).copied() {
+            self.tags_dropped += fallen as u64;
+            return Ok(Resolved { at, is_routable: true });
+        }
+        let series = self.names.get(labels.name()).map_or(0, |name| name.series);
+        let has_long_value =
+            || labels.iter().any(|(name, v)| name != METRIC_NAME && v.len() > self.limits.label_value_bytes);
+        let limit = if is_too_long || has_long_value() {
+            Some(Limit::LabelValueBytes)
+        } else if series >= self.limits.series_per_metric {
+            Some(Limit::SeriesPerMetric)
+        } else if self.len() - self.own - self.overflow_series >= self.limits.series {
+            Some(Limit::Series)
         } else {
-            let mut value = LiveValue::new(usage);
-            value.add(message, false, &mut self.members)?;
-            let at = self.begin(labels, usage, value);
-            if let Some(live) = self.series.get_mut(at).filter(|_| usage.kind() == MetricKind::Gauge) {
-                // That it is a set is stored with its writer, named or not.
-                live.is_writer_changed = usage == Usage::Set || writer.is_some();
-                live.writer = writer;
-            }
-            self.mark_changed(at);
-            at
+            None
+        };
+        let at = match limit {
+            Some(limit) => self.overflow(labels.name(), usage, limit)?,
+            None => self.begin(labels, usage),
         };
         self.tags_dropped += fallen as u64;
-        if self.routes.len() >= ROUTES_MAX {
-            self.routes.clear();
-        }
-        self.routes.insert(self.route.as_slice().into(), at);
-        Ok(())
+        Ok(Resolved { at, is_routable: limit.is_none() })
     }
 
-    fn mark_changed(&mut self, at: usize) {
-        if let Some(live) = self.series.get_mut(at).filter(|live| !live.is_changed) {
-            live.is_changed = true;
-            self.changed.push(at);
-        }
-    }
-
-    /// The series with these labels; `None` if it may begin.
-    fn find(&self, labels: &Labels, usage: Usage) -> Result<Option<usize>, Refusal> {
-        match self.usages.get(labels.name()) {
-            Some(known) if *known != usage => return Err(Refusal::TypeConflict),
-            None if self.meets_a_histogram(labels.name(), usage) => return Err(Refusal::TypeConflict),
-            _ => {}
-        }
-        match self.by_labels.get(labels) {
-            Some(at) => Ok(Some(*at)),
-            // The account must find room when nothing else does.
-            None if self.series.len() >= SERIES_MAX && !labels.name().starts_with(OWN_PREFIX) => {
-                Err(Refusal::SeriesLimit)
-            }
-            None => Ok(None),
-        }
-    }
-
-    fn begin(&mut self, labels: Labels, usage: Usage, value: LiveValue) -> usize {
+    fn begin(&mut self, labels: Labels, usage: Usage) -> u32 {
         let id = SeriesId(self.next_id);
         self.next_id += 1;
-        self.insert(Live {
-            id,
-            labels,
-            usage,
-            value,
-            writer: None,
-            is_new: true,
-            is_changed: false,
-            is_ended: false,
-            is_writer_changed: false,
-        })
+        let at = self.insert(id, labels, usage, LiveValue::new(usage));
+        if let Some(live) = self.live_mut(at).filter(|_| usage == Usage::Set) {
+            // That it is a set is stored with its writer, named or not.
+            live.is_writer_changed = true;
+        }
+        self.mark_changed(at);
+        at
+    }
+
+    /// The series for what is beyond a limit.
+    fn overflow(&mut self, name: &str, usage: Usage, limit: Limit) -> Result<u32, Refusal> {
+        let labels = Labels::from_pairs([(METRIC_NAME, name), (OVERFLOW_LABEL, "true")]);
+        let is_new_name = self.names.get(name).is_none_or(|name| name.series == 0);
+        let at = match self.by_labels.get(&labels) {
+            Some(at) => *at,
+            // A name that has series may have one more; of names there are only so many.
+            None if is_new_name && self.overflow_series > self.limits.series / OVERFLOW_SHARE => {
+                return Err(Refusal::SeriesLimit);
+            }
+            None => self.begin(labels, usage),
+        };
+        *self.overflow_messages.entry(limit.as_str()).or_default() += 1;
+        if let Some(overflow) = self.overflows.get_mut(name) {
+            overflow.messages += 1;
+        } else if self.overflows.len() < OVERFLOWS_TOLD_MAX {
+            let overflow = self.explain(name, limit);
+            let Overflow { metric, label, values, .. } = &overflow;
+            tracing::warn!(
+                metric = name,
+                limit = limit.as_str(),
+                widest_metric = metric,
+                label,
+                values,
+                "a limit of series is met: what would be new series of this metric goes into one with {OVERFLOW_LABEL}=\"true\""
+            );
+            self.overflows.insert(name.to_owned(), overflow);
+        }
+        Ok(at)
+    }
+
+    /// Which label it is that takes so many values.
+    fn explain(&self, name: &str, limit: Limit) -> Overflow {
+        let widest = match limit {
+            Limit::Series => self.names.iter().max_by_key(|(_, name)| name.series).map_or(name, |(name, _)| name),
+            _ => name,
+        };
+        let mut values: BTreeMap<&str, HashSet<&str, RandomState>> = BTreeMap::new();
+        for (_, live) in self.lives().filter(|(_, live)| live.labels.name() == widest) {
+            for (label, value) in live.labels.iter().filter(|(label, _)| *label != METRIC_NAME) {
+                values.entry(label).or_default().insert(value);
+            }
+        }
+        let (label, values) = values
+            .iter()
+            .map(|(label, values)| (*label, values.len()))
+            .max_by_key(|(_, values)| *values)
+            .unwrap_or(("", 0));
+        Overflow { limit, messages: 1, metric: widest.to_owned(), label: label.to_owned(), values }
+    }
+
+    fn check_type(&self, name: &str, usage: Usage) -> Result<(), Refusal> {
+        match self.names.get(name) {
+            Some(known) if known.usage != usage => {
+                Err(Refusal::TypeConflict { known: known.usage.as_str(), got: usage.as_str() })
+            }
+            None if self.meets_a_histogram(name, usage) => Err(Refusal::PartOfHistogram),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a new name would read like a part of a histogram's classic form, or a new histogram's like a name there is.
     fn meets_a_histogram(&self, name: &str, usage: Usage) -> bool {
         CLASSIC_SUFFIXES.iter().any(|suffix| match usage {
-            Usage::Histogram => self.usages.contains_key(format!("{name}{suffix}").as_str()),
-            _ => name.strip_suffix(suffix).is_some_and(|base| self.usages.get(base) == Some(&Usage::Histogram)),
+            Usage::Histogram => self.names.contains_key(format!("{name}{suffix}").as_str()),
+            _ => name
+                .strip_suffix(suffix)
+                .and_then(|base| self.names.get(base))
+                .is_some_and(|base| base.usage == Usage::Histogram),
         })
+    }
+
+    fn mark_changed(&mut self, at: u32) {
+        let Some(live) = self.live_mut(at) else { return };
+        if !std::mem::replace(&mut live.is_changed, true) {
+            self.changed.push(at);
+        }
+    }
+
+    /// Adds what a shard gathered; how many messages of it had to be refused, since the total would not be finite.
+    pub(super) fn add_part(&mut self, part: Part) -> u64 {
+        let Part { at, messages, gathered } = part;
+        let Some(live) = self.live_mut(at) else { return messages };
+        match (&mut live.value, gathered) {
+            (LiveValue::Counter(total), Gathered::Count(sum)) => {
+                let grown = *total + sum;
+                if !grown.is_finite() {
+                    return messages;
+                }
+                *total = grown;
+            }
+            (LiveValue::Histogram(total), Gathered::Values(values)) => {
+                if !(total.sum() + values.sum()).is_finite() || !(total.count() + values.count()).is_finite() {
+                    return messages;
+                }
+                Arc::make_mut(total).merge(&values);
+            }
+            _ => return messages,
+        }
+        live.is_ended = false;
+        self.mark_changed(at);
+        0
+    }
+
+    /// Writes to a gauge or a set. A change to a gauge that has ended starts from 0.
+    pub(super) fn write(&mut self, at: u32, write: Write, writer: Option<u64>) -> Result<(), Refusal> {
+        let all_members = self.members;
+        let Some(live) = self.live_mut(at) else { return Ok(()) };
+        let mut grown = 0;
+        match (&mut live.value, write) {
+            (LiveValue::Gauge(last), Write::Set(value)) => *last = value,
+            (LiveValue::Gauge(last), Write::Change(delta)) => {
+                let after = if live.is_ended { delta } else { *last + delta };
+                if !after.is_finite() {
+                    return Err(Refusal::NotFinite);
+                }
+                *last = after;
+            }
+            (LiveValue::Set(members), Write::Member(hash)) if !members.contains(&hash) => {
+                if members.len() >= SET_MEMBERS_MAX || all_members >= ALL_SETS_MEMBERS_MAX {
+                    return Err(Refusal::SetLimit);
+                }
+                members.insert(hash);
+                grown = 1;
+            }
+            _ => {}
+        }
+        live.is_writer_changed |= live.writer != writer;
+        live.writer = writer;
+        live.is_ended = false;
+        self.members += grown;
+        self.mark_changed(at);
+        Ok(())
     }
 
     /// Adds to one of the collector's own counters (`delta`), or sets one of its gauges.
@@ -411,12 +612,12 @@ impl Registry {
         let name = format!("{OWN_PREFIX}{name}");
         let labels = Labels::from_pairs(label.into_iter().chain([(METRIC_NAME, name.as_str())]));
         let usage = Usage::of_own(kind);
-        let at = match self.find(&labels, usage) {
-            Ok(Some(at)) => at,
-            Ok(None) => self.begin(labels, usage, LiveValue::new(usage)),
-            Err(_) => return,
+        let at = match self.by_labels.get(&labels) {
+            Some(at) => *at,
+            None if self.check_type(&name, usage).is_err() => return,
+            None => self.begin(labels, usage),
         };
-        let Some(live) = self.series.get_mut(at) else { return };
+        let Some(live) = self.live_mut(at) else { return };
         if let LiveValue::Counter(current) | LiveValue::Gauge(current) = &mut live.value {
             let next = if kind == MetricKind::Counter { *current + value } else { value };
             let is_same = next == *current && !live.is_new && !live.is_ended;
@@ -428,64 +629,96 @@ impl Registry {
         }
     }
 
-    /// Ends the gauges whose writers are no longer alive. Gauges of senders that do not name themselves stay.
+    /// Ends the gauges whose writers are no longer alive, and those of senders that do not name themselves if they were
+    /// silent for longer than [`Limits::gauge_expiry_ms`].
     pub fn end_gauges(&mut self, senders: &Senders, now_ms: i64) {
-        let gone: Vec<usize> = self
-            .series
-            .iter()
-            .enumerate()
-            .filter(|(_, live)| live.usage.kind() == MetricKind::Gauge && !live.is_ended)
-            .filter(|(_, live)| live.writer.is_some_and(|writer| !senders.is_alive(writer, now_ms)))
+        let expiry_ms = self.limits.gauge_expiry_ms;
+        let is_gone = |live: &Live| match live.writer {
+            Some(writer) => !senders.is_alive(writer, now_ms),
+            None => expiry_ms.is_some_and(|expiry_ms| now_ms - live.changed_ms > expiry_ms) && !live.is_changed,
+        };
+        let gone: Vec<u32> = self
+            .lives()
+            .filter(|(_, live)| live.usage.kind() == MetricKind::Gauge && !live.is_ended && !live.is_own())
+            .filter(|(_, live)| is_gone(live))
             .map(|(at, _)| at)
             .collect();
         for at in gone {
-            if let Some(live) = self.series.get_mut(at) {
+            if let Some(live) = self.live_mut(at) {
                 live.is_ended = true;
             }
             self.mark_changed(at);
         }
     }
 
-    /// Forgets series that are gone from the store. One that has come back since begins anew.
-    pub fn forget(&mut self, gone: &HashSet<SeriesId>) {
-        let old = std::mem::take(&mut self.series);
-        self.by_labels.clear();
-        self.usages.clear();
-        self.routes.clear();
-        self.changed.clear();
-        for mut live in old {
-            let is_gone = gone.contains(&live.id);
-            if is_gone && live.is_ended {
-                continue;
+    /// The series that were silent for longer than [`Limits::series_expiry_ms`], or ended so long ago. Before they are let
+    /// go all shards must be cleared.
+    fn silent(&self) -> impl Iterator<Item = u32> {
+        let oldest_ms = self.now_ms.saturating_sub(self.limits.series_expiry_ms);
+        let is_silent = move |live: &Live| {
+            (live.is_ended || live.usage != Usage::Gauge)
+                && !live.is_changed
+                && live.changed_ms < oldest_ms
+                && !live.is_own()
+        };
+        self.lives().filter(move |(_, live)| is_silent(live)).map(|(at, _)| at)
+    }
+
+    /// Whether there is any series to let go.
+    pub(super) fn has_silent(&self) -> bool {
+        self.silent().next().is_some()
+    }
+
+    /// Lets go of the series that are silent even now, when no shard remembers the way to any, and ends them in the tick.
+    pub(super) fn remove_silent(&mut self, tick: &mut Tick) {
+        let silent: Vec<u32> = self.silent().collect();
+        for live in silent.into_iter().filter_map(|at| self.remove(at)) {
+            if !live.is_ended {
+                tick.samples.push((live.id, Value::stale()));
             }
-            if is_gone {
-                live.id = SeriesId(self.next_id);
-                self.next_id += 1;
-                live.is_new = true;
-                live.is_changed = true;
-            }
-            let is_changed = live.is_changed;
-            let at = self.insert(live);
-            if is_changed {
-                self.changed.push(at);
-            }
+            tick.ended.push(live.id);
         }
     }
 
-    /// Takes what changed since the last call, as a tick of `timestamp_ms`; series that are new began at `start_ms`.
-    pub fn take_changes(&mut self, timestamp_ms: i64, start_ms: i64) -> Tick {
-        let mut tick = Tick { timestamp_ms, ..Tick::default() };
-        self.members.len = 0;
-        for at in std::mem::take(&mut self.changed) {
-            let Some(live) = self.series.get_mut(at) else { continue };
+    /// Series are gone from the store: those that live begin anew there, and names that nobody has any more are free.
+    pub fn forget(&mut self, gone: &HashSet<SeriesId>, is_known: impl Fn(&str) -> bool) {
+        let mut again = Vec::new();
+        for (at, live) in self.series.iter_mut().enumerate() {
+            if let Some(live) = live.as_mut().filter(|live| gone.contains(&live.id)) {
+                live.id = SeriesId(self.next_id);
+                self.next_id += 1;
+                live.is_new = true;
+                if !live.is_ended {
+                    again.push(at as u32);
+                }
+            }
+        }
+        again.into_iter().for_each(|at| self.mark_changed(at));
+        self.names.retain(|name, known| known.series > 0 || is_known(name));
+    }
+
+    /// Begins a tick: the places of the series that changed since the last one.
+    pub(super) fn take_changed(&mut self, timestamp_ms: i64) -> Vec<u32> {
+        self.now_ms = timestamp_ms;
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Takes the values of some of them into the tick. A series that is new to the registry began at `start_ms`, unless
+    /// `find` knows it from before: then it goes on from there.
+    pub(super) fn take(
+        &mut self,
+        places: &[u32],
+        tick: &mut Tick,
+        start_ms: i64,
+        find: impl Fn(&Labels, MetricKind) -> Option<Known>,
+    ) {
+        for &at in places {
+            let Some(live) = self.series.get_mut(at as usize).and_then(Option::as_mut) else { continue };
             live.is_changed = false;
+            live.changed_ms = tick.timestamp_ms;
+            let kind = live.usage.kind();
             if std::mem::take(&mut live.is_new) {
-                tick.started.push(StartedSeries {
-                    id: live.id,
-                    labels: live.labels.clone(),
-                    kind: live.usage.kind(),
-                    start_ms,
-                });
+                tick.started.push(live.start(start_ms, find(&live.labels, kind)));
             }
             if std::mem::take(&mut live.is_writer_changed) {
                 let id = live.writer.map_or_else(String::new, |id| format!("{id:016x}"));
@@ -494,6 +727,7 @@ impl Registry {
             let value = match &mut live.value {
                 LiveValue::Set(members) => {
                     let members = std::mem::take(members).len();
+                    self.members -= members;
                     // The next tick counts anew, if only to say that nothing came.
                     if members > 0 && !live.is_ended {
                         live.is_changed = true;
@@ -503,144 +737,305 @@ impl Registry {
                 }
                 _ if live.is_ended => Value::stale(),
                 LiveValue::Counter(value) | LiveValue::Gauge(value) => Value::Float(*value),
-                LiveValue::Histogram(histogram) => Value::Histogram(Arc::new(histogram.clone())),
+                LiveValue::Histogram(histogram) => Value::Histogram(Arc::clone(histogram)),
             };
             tick.samples.push((live.id, value));
         }
-        tick
+    }
+}
+
+impl Live {
+    /// Begins in the store, at 0 or where it was.
+    fn start(&mut self, start_ms: i64, known: Option<Known>) -> StartedSeries {
+        let mut level = None;
+        if let Some(known) = known {
+            self.id = known.id;
+            match (&mut self.value, known.value) {
+                (LiveValue::Counter(total), Some(Value::Float(before))) if (*total + before).is_finite() => {
+                    *total += before;
+                    level = Some(Value::Float(before));
+                }
+                (LiveValue::Histogram(total), Some(Value::Histogram(before))) => {
+                    Arc::make_mut(total).merge(&before);
+                    level = Some(Value::Histogram(before));
+                }
+                _ => {}
+            }
+        }
+        StartedSeries { id: self.id, labels: self.labels.clone(), kind: self.usage.kind(), start_ms, level }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::intake::Intake;
     use super::*;
-    use crate::dogstatsd::{Header, decode};
     use crate::store::RestoredSeries;
 
-    fn registry() -> Registry {
-        Registry::new(Restored::default())
+    fn intake() -> Intake {
+        limited(Limits::default())
     }
 
-    fn apply(registry: &mut Registry, text: &str) -> Vec<Option<Refusal>> {
-        decode(text.as_bytes()).map(|m| registry.apply(&m.unwrap(), None).err()).collect()
+    fn limited(limits: Limits) -> Intake {
+        Intake::new(Registry::with_limits(Restored::default(), limits), 0)
     }
 
-    fn changes(registry: &mut Registry) -> Vec<String> {
-        let names: HashMap<SeriesId, String> = registry.series.iter().map(|l| (l.id, l.labels.to_string())).collect();
-        let tick = registry.take_changes(20, 10);
+    /// Why each line was refused, if it was.
+    fn apply(intake: &Intake, text: &str) -> Vec<Option<&'static str>> {
+        let dropped =
+            || -> BTreeMap<_, _> { intake.lock().totals.dropped.iter().map(|(r, d)| (*r, d.count)).collect() };
+        let refusal = |line: &str| {
+            let before = dropped();
+            intake.datagram(line.as_bytes(), 0);
+            dropped().into_iter().find(|(reason, count)| before.get(reason) != Some(count)).map(|(reason, _)| reason)
+        };
+        text.lines().map(refusal).collect()
+    }
+
+    fn tick(intake: &Intake, timestamp_ms: i64) -> Tick {
+        intake.take(timestamp_ms, timestamp_ms - 10, |_, _| None)
+    }
+
+    fn changes(intake: &Intake) -> Vec<String> {
+        intake.gather();
+        let names: HashMap<SeriesId, String> =
+            intake.lock().registry.lives().map(|(_, live)| (live.id, live.labels.to_string())).collect();
         let text = |value: &Value| match value {
             v if v.is_stale() => "stale".to_owned(),
             Value::Float(v) => v.to_string(),
             Value::Histogram(h) => format!("count {} sum {}", h.count(), h.sum()),
         };
-        tick.samples.iter().map(|(id, value)| format!("{} {}", names[id], text(value))).collect()
+        let mut changes: Vec<String> =
+            tick(intake, 20).samples.iter().map(|(id, value)| format!("{} {}", names[id], text(value))).collect();
+        changes.sort();
+        changes
     }
 
     #[test]
     fn messages_of_one_series_add_up_whatever_the_order_of_their_tags() {
-        let mut registry = registry();
-        assert_eq!(apply(&mut registry, "c:1|c|#a:1,b:2\nc:2|c|@0.5|#b:2,a:1\nc:1:2|c|#a:1,b:2"), [None; 3]);
-        apply(&mut registry, "g:5|g\ng:+2|g\ng:-1|g\nt:1500|ms\nt:0.5|h\nh:2|d|@0.25");
-        assert_eq!(changes(&mut registry), [r#"c{a="1", b="2"} 8"#, "g 6", "t count 2 sum 2", "h count 4 sum 8"]);
-        assert_eq!(changes(&mut registry), [""; 0], "what was taken has not changed");
+        let intake = intake();
+        assert_eq!(apply(&intake, "c:1|c|#a:1,b:2\nc:2|c|@0.5|#b:2,a:1\nc:1:2|c|#a:1,b:2"), [None; 3]);
+        apply(&intake, "g:5|g\ng:+2|g\ng:-1|g\nt:1500|ms\nt:0.5|h\nh:2|d|@0.25");
+        assert_eq!(changes(&intake), [r#"c{a="1", b="2"} 8"#, "g 6", "h count 4 sum 8", "t count 2 sum 2"]);
+        assert_eq!(changes(&intake), [""; 0], "what was taken has not changed");
     }
 
     #[test]
     fn a_message_that_is_refused_changes_nothing() {
-        let mut registry = registry();
-        apply(&mut registry, "m:1|c");
-        let got =
-            apply(&mut registry, "m:1|g\nm:1:-1|c\nm:1e308:1e308|c\nh:1:1|h|@1e-308\ncortex_collector_x:1|c\nm:1|c");
-        use Refusal::*;
+        let intake = intake();
+        apply(&intake, "m:1|c");
+        let got = apply(&intake, "m:1|g\nm:1:-1|c\nm:1e308:1e308|c\nh:1:1|h|@1e-308\ncortex_collector_x:1|c\nm:1|c");
+        let not_finite = Some("total_not_finite");
+        let want =
+            [Some("type_conflict"), Some("negative_counter"), not_finite, not_finite, Some("reserved_name"), None];
+        assert_eq!(got, want);
+        assert_eq!(changes(&intake), ["m 2"]);
+    }
+
+    #[test]
+    fn a_total_that_would_not_be_finite_keeps_what_it_has_and_counts_what_it_lost() {
+        let intake = intake();
+        assert_eq!(apply(&intake, "m:1.7e308|c\nh:1.7e308|h"), [None; 2]);
+        assert_eq!(changes(&intake).len(), 2);
         assert_eq!(
-            got,
-            [Some(TypeConflict), Some(NegativeCounter), Some(NotFinite), Some(NotFinite), Some(ReservedName), None]
+            apply(&intake, "m:1e307|c\nm:1e307|c\nh:1e308|h\ng:1e308|g\ng:+1e308|g"),
+            [None, None, None, None, Some("total_not_finite")]
         );
-        assert_eq!(changes(&mut registry), ["m 2"]);
+        assert_eq!(changes(&intake), [format!("g {}", 1e308)]);
+        assert_eq!(intake.lock().totals.dropped["total_not_finite"].count, 4);
+        assert_eq!(apply(&intake, "m:1|c"), [None]);
+        assert_eq!(changes(&intake), [format!("m {}", 1.7e308)]);
     }
 
     #[test]
     fn a_message_that_is_refused_begins_no_series_and_takes_no_name() {
-        let mut registry = registry();
-        let got = apply(&mut registry, "m:-1|c\nm:1e308:1e308|c\nm:1|g\nx:+1e308:+1e308|g\nx:1|c");
-        use Refusal::*;
-        assert_eq!(got, [Some(NegativeCounter), Some(NotFinite), None, Some(NotFinite), None]);
-        assert_eq!((changes(&mut registry), registry.len()), (vec!["m 1".to_owned(), "x 1".to_owned()], 2));
+        let intake = intake();
+        let got = apply(&intake, "m:-1|c\nm:1e308:1e308|c\nm:1|g\nx:+1e308:+1e308|g\nx:1|c");
+        let not_finite = Some("total_not_finite");
+        assert_eq!(got, [Some("negative_counter"), not_finite, None, not_finite, None]);
+        assert_eq!((changes(&intake), intake.lock().registry.len()), (vec!["m 1".to_owned(), "x 1".to_owned()], 2));
     }
 
     #[test]
     fn a_name_that_reads_like_a_part_of_a_histogram_is_a_conflict() {
-        let mut registry = registry();
-        let conflict = Some(Refusal::TypeConflict);
-        let got = apply(&mut registry, "h:1|h\nh_count:1|c\nh_sum:1|g\nh_max:1|g\nx_bucket:1|c\nx:1|h\nx:1|c");
+        let intake = intake();
+        let conflict = Some("type_conflict");
+        let got = apply(&intake, "h:1|h\nh_count:1|c\nh_sum:1|g\nh_max:1|g\nx_bucket:1|c\nx:1|h\nx:1|c");
         assert_eq!(got, [None, conflict, conflict, None, None, conflict, None]);
     }
 
     #[test]
-    fn a_name_with_tags_beyond_all_measure_is_refused() {
-        let mut registry = registry();
+    fn a_conflict_is_told_with_both_types() {
+        let refusal = Refusal::TypeConflict { known: "counter", got: "set" };
+        assert_eq!(refusal.to_string(), "the name is already used as a counter, not as a set");
+        let intake = intake();
+        let got = apply(&intake, "n:1|c\nn:1|s\nn:1|ms\nm:1|ms\nm:1|h\nm:1|d");
+        let conflict = Some("type_conflict");
+        assert_eq!(got, [None, conflict, conflict, None, None, None]);
+    }
+
+    #[test]
+    fn past_a_limit_what_would_be_a_new_series_goes_into_one_of_its_name() {
+        let intake = limited(Limits { series: 6, series_per_metric: 3, ..Limits::default() });
+        let lines: String = (0..10).map(|i| format!("c:1|c|#zone:a,user:{i}\nh:{i}|h|#user:{i}\n")).collect();
+        assert_eq!(apply(&intake, &lines), vec![None; 20]);
+        let got = changes(&intake);
+        let is_own = |text: &str| got.iter().any(|line| line == text);
+        assert_eq!(got.len(), 8, "three of each name, and one for the rest");
+        assert!(
+            is_own(r#"c{cortex_overflow="true"} 7"#) && is_own(r#"h{cortex_overflow="true"} count 7 sum 42"#),
+            "{got:?}"
+        );
+        // All series together are too many, whatever their name; what is there goes on.
+        assert_eq!(
+            apply(&intake, "g:7|g|#a:1\ng:8|g|#a:2\ns:x|s\ns:y|s|#a:1\nc:1|c|#zone:a,user:0"),
+            [Some("series_limit"), Some("series_limit"), Some("series_limit"), Some("series_limit"), None]
+        );
+        assert_eq!(changes(&intake), [r#"c{user="0", zone="a"} 2"#]);
+        let state = intake.lock();
+        let overflow = &state.registry.overflows()["c"];
+        assert_eq!((overflow.limit, overflow.messages), (Limit::SeriesPerMetric, 7));
+        assert_eq!((overflow.label.as_str(), overflow.values), ("user", 3), "the label that explodes");
+    }
+
+    #[test]
+    fn a_value_beyond_all_measure_overflows_too_and_its_total_is_exact() {
+        let intake = intake();
+        let long = "v".repeat(2049);
         let tags: String = (0..2000).map(|i| format!("t{i}:v,")).collect();
-        assert_eq!(apply(&mut registry, &format!("m:1|c|#{tags}\nm:1|c")), [Some(Refusal::TooLong), None]);
-        assert_eq!(registry.len(), 1);
+        let name = "n".repeat(1025);
+        let text = format!("m:1|c|#a:{long}\nm:2|c|#{tags}\nm:4|c|#cortex_overflow:true\nm:8|c\n{name}:1|c");
+        assert_eq!(apply(&intake, &text), [None, None, None, None, Some("too_long")]);
+        let want = ["m 8", r#"m{cortex_overflow="true"} 3"#, r#"m{tag_cortex_overflow="true"} 4"#];
+        assert_eq!(changes(&intake), want);
+    }
+
+    #[test]
+    fn a_million_series_of_one_metric_take_the_memory_of_few() {
+        let intake = limited(Limits { series_per_metric: 100, ..Limits::default() });
+        let before = "kept:1|c|#a:1";
+        assert_eq!(apply(&intake, before), [None]);
+        for i in 0..10_000 {
+            intake.datagram(format!("c:1|c|#user:{i},other:{}\nn{i}:1|g", i % 7).as_bytes(), 0);
+        }
+        assert_eq!(apply(&intake, before), [None]);
+        intake.gather();
+        let got = changes(&intake);
+        assert!(got.contains(&r#"c{cortex_overflow="true"} 9900"#.to_owned()));
+        assert!(got.contains(&r#"kept{a="1"} 2"#.to_owned()));
+        assert!(intake.shard().lock().is_empty(), "a thread begins with nothing");
+    }
+
+    #[test]
+    fn silent_series_leave_and_come_back_where_they_were() {
+        let intake = limited(Limits { series_expiry_ms: 1000, ..Limits::default() });
+        apply(&intake, "c:5|c|#a:1\nh:2|h\ng:7|g\nbusy:1|c");
+        let mut first = tick(&intake, 1000);
+        intake.expire(&mut first);
+        assert_eq!((first.started.len(), first.ended.len()), (4, 0));
+        apply(&intake, "busy:1|c");
+        let mut second = tick(&intake, 2001);
+        // What comes while the series is on its way out keeps it.
+        assert!(intake.lock().registry.has_silent());
+        apply(&intake, "h:3|h");
+        intake.expire(&mut second);
+        let value_of = |tick: &Tick, id| tick.samples.iter().find(|(i, _)| *i == id).map(|(_, value)| value.clone());
+        let id_of = |name: &str| first.started.iter().find(|s| s.labels.name() == name).unwrap().id;
+        assert_eq!(second.ended, [id_of("c")]);
+        assert!(value_of(&second, id_of("c")).unwrap().is_stale());
+        assert_eq!(intake.lock().registry.len(), 3, "the gauge stays: nobody said that it is over");
+        assert_eq!(apply(&intake, "c:1|g\nc:2|c|#a:1\nc:1|c|#a:2"), [Some("type_conflict"), None, None]);
+        let known = |labels: &Labels, _| {
+            (labels.get("a") == Some("1")).then(|| Known { id: id_of("c"), value: Some(Value::Float(5.0)) })
+        };
+        let third = intake.take(3000, 2001, known);
+        assert_eq!(value_of(&third, id_of("c")), Some(Value::Float(7.0)));
+        let level = |a: &str| third.started.iter().find(|s| s.labels.get("a") == Some(a)).unwrap().level.clone();
+        assert_eq!((level("1"), level("2")), (Some(Value::Float(5.0)), None));
+        assert_eq!(value_of(&third, id_of("h")).unwrap().as_histogram().unwrap().count(), 2.0);
+    }
+
+    #[test]
+    fn places_given_away_are_not_written_to_by_those_who_knew_the_way() {
+        let intake = limited(Limits { series_expiry_ms: 1000, ..Limits::default() });
+        apply(&intake, "old:1|c");
+        tick(&intake, 1000);
+        intake.expire(&mut tick(&intake, 3000));
+        assert_eq!(intake.lock().registry.len(), 0);
+        apply(&intake, "new:1|c\nold:1|c");
+        assert_eq!(changes(&intake), ["new 1", "old 1"]);
     }
 
     #[test]
     fn gauges_end_with_their_writer_and_come_back_with_the_next() {
-        let mut registry = registry();
-        let mut senders = Senders::default();
-        senders.heard(Header { client_id: 1, sequence: 1 }, 0);
-        for (text, writer) in [("a:1|g", Some(1)), ("b:1|g", None), ("c:1|c", Some(1))] {
-            registry.apply(&decode(text.as_bytes()).next().unwrap().unwrap(), writer).unwrap();
-        }
-        registry.end_gauges(&senders, 30_000);
-        assert_eq!(changes(&mut registry), ["a 1", "b 1", "c 1"]);
-        registry.end_gauges(&senders, 30_001);
-        assert_eq!(changes(&mut registry), ["a stale"]);
-        apply(&mut registry, "a:+3|g");
-        assert_eq!(changes(&mut registry), ["a 3"], "a delta starts from 0 again");
+        let intake = intake();
+        intake.datagram(b"cortex_client_payload_sequence:1|g|#client_id:0000000000000001\na:1|g\nc:1|c", 0);
+        apply(&intake, "b:1|g");
+        let end = |now_ms| {
+            let mut state = intake.lock();
+            let super::super::intake::IntakeState { registry, senders, .. } = &mut *state;
+            registry.end_gauges(senders, now_ms);
+        };
+        end(30_000);
+        assert_eq!(changes(&intake), ["a 1", "b 1", "c 1"]);
+        end(30_001);
+        assert_eq!(changes(&intake), ["a stale"]);
+        apply(&intake, "a:+3|g");
+        assert_eq!(changes(&intake), ["a 3"], "a delta starts from 0 again");
+    }
+
+    #[test]
+    fn gauges_without_a_writer_end_if_a_flag_says_when() {
+        let intake = limited(Limits { gauge_expiry_ms: Some(60_000), ..Limits::default() });
+        apply(&intake, "a:1|g\nb:1|g");
+        tick(&intake, 10_000);
+        apply(&intake, "b:1|g");
+        tick(&intake, 20_000);
+        let end = |now_ms| {
+            intake.lock().registry.end_gauges(&Senders::default(), now_ms);
+            changes(&intake)
+        };
+        assert_eq!(end(70_000), [""; 0]);
+        assert_eq!(end(70_001), ["a stale"]);
+        apply(&intake, "a:+2|g");
+        assert_eq!(changes(&intake), ["a 2"]);
     }
 
     #[test]
     fn a_set_counts_different_members_in_each_tick() {
-        let mut registry = registry();
-        assert_eq!(apply(&mut registry, "s:a|s\ns:b|s\ns:a|s|@0.1\ns:a:b|s\ns:1|s|#k:v"), [None; 5]);
-        assert_eq!(changes(&mut registry), ["s 3", r#"s{k="v"} 1"#]);
-        apply(&mut registry, "s:b|s");
-        assert_eq!(changes(&mut registry), ["s 1", r#"s{k="v"} 0"#], "the next tick counts anew");
-        assert_eq!(changes(&mut registry), ["s 0"]);
-        assert_eq!(changes(&mut registry), [""; 0], "a quiet set stays at 0");
-        assert_eq!(
-            apply(&mut registry, "s:1|g\nx:1|g\nx:1|s"),
-            [Some(Refusal::TypeConflict), None, Some(Refusal::TypeConflict)]
-        );
+        let intake = intake();
+        assert_eq!(apply(&intake, "s:a|s\ns:b|s\ns:a|s|@0.1\ns:a:b|s\ns:1|s|#k:v"), [None; 5]);
+        assert_eq!(changes(&intake), ["s 3", r#"s{k="v"} 1"#]);
+        apply(&intake, "s:b|s");
+        assert_eq!(changes(&intake), ["s 1", r#"s{k="v"} 0"#], "the next tick counts anew");
+        assert_eq!(changes(&intake), ["s 0"]);
+        assert_eq!(changes(&intake), [""; 0], "a quiet set stays at 0");
+        assert_eq!(apply(&intake, "s:1|g\nx:1|g\nx:1|s"), [Some("type_conflict"), None, Some("type_conflict")]);
     }
 
     #[test]
     fn a_set_is_exact_up_to_its_bound_and_tells_of_what_is_beyond() {
-        let mut registry = registry();
-        let fill = |registry: &mut Registry, set: usize| {
-            (0..SET_MEMBERS_MAX)
-                .map(|i| apply(registry, &format!("s{set}:user-{i}|s")))
-                .for_each(|got| assert_eq!(got, [None]));
+        let intake = intake();
+        let fill = |set: usize| {
+            (0..SET_MEMBERS_MAX).for_each(|i| intake.datagram(format!("s{set}:user-{i}|s").as_bytes(), 0));
+            assert!(intake.lock().totals.dropped.get("set_limit").is_none_or(|dropped| dropped.count == 1));
         };
-        fill(&mut registry, 0);
-        let got = apply(&mut registry, "s0:user-7|s\ns0:one more|s");
-        assert_eq!(got, [None, Some(Refusal::SetLimit)], "what is a member already is none too many");
-        assert_eq!(changes(&mut registry), [format!("s0 {SET_MEMBERS_MAX}")]);
-        for set in 0..ALL_SETS_MEMBERS_MAX / SET_MEMBERS_MAX {
-            fill(&mut registry, set);
-        }
-        assert_eq!(apply(&mut registry, "small:a|s"), [Some(Refusal::SetLimit)], "all sets together have a bound too");
-        changes(&mut registry);
-        assert_eq!(apply(&mut registry, "small:a|s"), [None]);
+        fill(0);
+        let got = apply(&intake, "s0:user-7|s\ns0:one more|s");
+        assert_eq!(got, [None, Some("set_limit")], "what is a member already is none too many");
+        assert_eq!(changes(&intake), [format!("s0 {SET_MEMBERS_MAX}")]);
+        (0..ALL_SETS_MEMBERS_MAX / SET_MEMBERS_MAX).for_each(fill);
+        assert_eq!(apply(&intake, "small:a|s"), [Some("set_limit")], "all sets together have a bound too");
+        changes(&intake);
+        assert_eq!(apply(&intake, "small:a|s"), [None]);
     }
 
     #[test]
     fn a_set_of_before_a_restart_is_counted_anew_and_ends_with_its_writer() {
-        let mut before = registry();
-        before.apply(&decode(b"s:a|s").next().unwrap().unwrap(), Some(255)).unwrap();
-        before.apply(&decode(b"anonymous:a|s").next().unwrap().unwrap(), None).unwrap();
-        let tick = before.take_changes(20, 10);
+        let before = intake();
+        before.datagram(b"cortex_client_payload_sequence:1|g|#client_id:00000000000000ff\ns:a|s", 0);
+        before.datagram(b"anonymous:a|s", 0);
+        let tick = tick(&before, 20);
         let series = tick.started.iter().zip(&tick.samples).zip(&tick.writers).map(|((started, sample), writer)| {
             assert_eq!(started.kind, MetricKind::Gauge);
             RestoredSeries {
@@ -651,12 +1046,13 @@ mod tests {
                 writer: writer.1.clone(),
             }
         });
-        let mut after = Registry::new(Restored { last_tick_ms: Some(20), next_id: 9, series: series.collect() });
-        assert_eq!(after.writers().collect::<Vec<_>>(), [255]);
-        assert_eq!(apply(&mut after, "anonymous:b|s\nanonymous:1|g"), [None, Some(Refusal::TypeConflict)]);
-        assert_eq!(changes(&mut after), ["s 0", "anonymous 1"]);
-        after.end_gauges(&Senders::default(), 30_001);
-        assert_eq!(changes(&mut after), ["anonymous 0", "s stale"]);
+        let restored = Restored { last_tick_ms: Some(20), next_id: 9, series: series.collect() };
+        let after = Intake::new(Registry::new(restored), 0);
+        assert_eq!(after.lock().registry.writers().collect::<Vec<_>>(), [255]);
+        assert_eq!(apply(&after, "anonymous:b|s\nanonymous:1|g"), [None, Some("type_conflict")]);
+        assert_eq!(changes(&after), ["anonymous 1", "s 0"]);
+        after.lock().registry.end_gauges(&Senders::default(), 30_001);
+        assert_eq!(changes(&after), ["anonymous 0", "s stale"]);
     }
 
     #[test]
@@ -668,18 +1064,20 @@ mod tests {
             value,
             writer: "00000000000000ff".to_owned(),
         };
-        let mut registry = Registry::new(Restored {
+        let restored = Restored {
             last_tick_ms: Some(5),
             next_id: 9,
             series: vec![
                 series(1, "c", MetricKind::Counter, Value::Float(41.0)),
                 series(2, "g", MetricKind::Gauge, Value::stale()),
+                series(3, "alive", MetricKind::Gauge, Value::Float(1.0)),
             ],
-        });
-        assert_eq!(registry.writers().collect::<Vec<_>>(), [255]);
-        apply(&mut registry, "c:1|c\nnew:1|c");
-        let tick = registry.take_changes(20, 10);
-        assert_eq!(tick.samples, [(SeriesId(1), Value::Float(42.0)), (SeriesId(9), Value::Float(1.0))]);
-        assert_eq!(tick.started.len(), 1);
+        };
+        let intake = Intake::new(Registry::new(restored), 0);
+        assert_eq!(intake.lock().registry.writers().collect::<Vec<_>>(), [255, 255]);
+        assert_eq!(apply(&intake, "c:1|c\nnew:1|c\ng:1|c"), [None, None, Some("type_conflict")]);
+        let tick = tick(&intake, 20);
+        assert!(tick.samples.contains(&(SeriesId(1), Value::Float(42.0))));
+        assert_eq!((tick.samples.len(), tick.started.len()), (2, 1));
     }
 }

@@ -156,8 +156,7 @@ pub(super) fn parse_value(text: &[u8]) -> Result<f64, DecodeError> {
 fn parse_short(text: &[u8]) -> Option<f64> {
     let (is_negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
-        [b'+', digits @ ..] => (false, digits),
-        digits => (false, digits),
+        [b'+', digits @ ..] | digits => (false, digits),
     };
     if digits.len() > 15 {
         return None;

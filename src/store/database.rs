@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::codec::{decode_kind, decode_labels, decode_value, encode_kind, encode_labels, encode_value};
 use super::reader::Reader;
-use super::{Restored, RestoredSeries, StartedSeries, StoreError, Tick};
+use super::{Known, Restored, RestoredSeries, StartedSeries, StoreError, Tick};
 use crate::model::{ExponentialHistogram, Labels, MetricKind, SeriesId, Value};
 
 /// `ctMx`: says that a database is ours.
@@ -39,20 +39,24 @@ const SCHEMA: &str = "
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub(super) labels: HashMap<SeriesId, Labels>,
+    by_labels: HashMap<Labels, SeriesId>,
     pub(super) by_name: HashMap<String, Vec<SeriesId>>,
 }
 
 impl Index {
     fn insert(&mut self, id: SeriesId, labels: &Labels) {
         if self.labels.insert(id, labels.clone()).is_none() {
+            self.by_labels.insert(labels.clone(), id);
             self.by_name.entry(labels.name().to_owned()).or_default().push(id);
         }
     }
 
     fn remove(&mut self, id: SeriesId) {
-        if let Some(labels) = self.labels.remove(&id)
-            && let Some(ids) = self.by_name.get_mut(labels.name())
-        {
+        let Some(labels) = self.labels.remove(&id) else { return };
+        if self.by_labels.get(&labels) == Some(&id) {
+            self.by_labels.remove(&labels);
+        }
+        if let Some(ids) = self.by_name.get_mut(labels.name()) {
             ids.retain(|other| *other != id);
             if ids.is_empty() {
                 self.by_name.remove(labels.name());
@@ -194,12 +198,12 @@ impl Store {
             transaction
                 .execute("INSERT OR IGNORE INTO ticks (timestamp) VALUES (?1)", [tick.timestamp_ms])
                 .map_err(&failed)?;
-            for StartedSeries { id, labels, kind, start_ms } in &tick.started {
+            for StartedSeries { id, labels, kind, start_ms, level } in &tick.started {
                 let id = id.0.cast_signed();
                 insert_series
                     .execute(params![id, encode_labels(labels), encode_kind(*kind), start_ms])
                     .map_err(&failed)?;
-                if let Some(value) = start_value(*kind) {
+                if let Some(value) = level.clone().or_else(|| start_value(*kind)) {
                     insert_sample.execute(params![id, start_ms, encode_value(&value)]).map_err(&failed)?;
                 }
             }
@@ -259,6 +263,41 @@ impl Store {
         let mut index = self.index.write();
         gone.iter().for_each(|id| index.remove(*id));
         Ok(gone)
+    }
+
+    /// The series with these labels, if there is one of this kind, with the last value that it had.
+    pub fn find(&self, labels: &Labels, kind: MetricKind) -> Result<Option<Known>, StoreError> {
+        let Some(id) = self.index.read().by_labels.get(labels).copied() else { return Ok(None) };
+        let failed = self.failed();
+        let number = id.0.cast_signed();
+        let is_of_kind = |found: &i64| decode_kind(*found) == Some(kind);
+        let found: Option<i64> = self
+            .connection
+            .prepare_cached("SELECT kind FROM series WHERE id = ?1")
+            .and_then(|mut query| query.query_row([number], |row| row.get(0)).optional())
+            .map_err(&failed)?;
+        if !found.as_ref().is_some_and(is_of_kind) {
+            return Ok(None);
+        }
+        // The newest is a stale marker if the series has ended, and there are never two in a row.
+        let newest: Vec<Vec<u8>> = self
+            .connection
+            .prepare_cached("SELECT value FROM samples WHERE series = ?1 ORDER BY timestamp DESC LIMIT 2")
+            .and_then(|mut query| query.query_map([number], |row| row.get(0))?.collect())
+            .map_err(&failed)?;
+        let mut values = Vec::new();
+        for bytes in newest {
+            values.push(decode_value(&bytes).ok_or_else(|| StoreError::Damaged {
+                path: self.path.clone(),
+                what: format!("the last value of series {number}"),
+            })?);
+        }
+        Ok(Some(Known { id, value: values.into_iter().find(|value| !value.is_stale()) }))
+    }
+
+    /// Whether any series has this name.
+    pub fn has_name(&self, name: &str) -> bool {
+        self.index.read().by_name.contains_key(name)
     }
 
     /// What reads beside the writer: as many as wanted.

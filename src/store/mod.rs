@@ -25,18 +25,29 @@ use crate::model::{Labels, METRIC_NAME, MetricKind, Sample, SeriesId, Value};
 pub struct Tick {
     /// Milliseconds since the Unix epoch, later than every tick before it.
     pub timestamp_ms: i64,
-    /// Series that have their first sample in this tick.
+    /// Series that have their first sample in this tick, or come back with it.
     pub started: Vec<StartedSeries>,
     /// New values, each series at most once; the stale marker ends a series until its next sample.
     pub samples: Vec<(SeriesId, Value)>,
     /// Gauges whose last writer changed, with the id of that writer (empty: one that does not name itself).
     pub writers: Vec<(SeriesId, String)>,
+    /// Series that left the registry with this tick: readers of the newest values may forget them.
+    pub ended: Vec<SeriesId>,
+}
+
+/// What a store knows of a series that is new to the registry.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Its number.
+    pub id: SeriesId,
+    /// Its last value that is not a stale marker.
+    pub value: Option<Value>,
 }
 
 /// A series that begins.
 #[derive(Debug, Clone)]
 pub struct StartedSeries {
-    /// Its number, never used before in this data directory.
+    /// Its number; of a new one never used before in this data directory.
     pub id: SeriesId,
     /// Its name and labels.
     pub labels: Labels,
@@ -44,6 +55,8 @@ pub struct StartedSeries {
     pub kind: MetricKind,
     /// When it began, before the tick: counters and histograms get an explicit zero here, so that the first increment is seen.
     pub start_ms: i64,
+    /// For one that comes back, the value that it had; `None`: it is new.
+    pub level: Option<Value>,
 }
 
 /// What a store held when it was opened: where the registry goes on.

@@ -13,7 +13,7 @@ fn labels(name: &str) -> Labels {
 }
 
 fn started(id: u64, kind: MetricKind, start_ms: i64) -> StartedSeries {
-    StartedSeries { id: SeriesId(id), labels: labels(&format!("m{id}")), kind, start_ms }
+    StartedSeries { id: SeriesId(id), labels: labels(&format!("m{id}")), kind, start_ms, level: None }
 }
 
 fn select(store: &Store, name: &str, start_ms: i64, end_ms: i64) -> Vec<(i64, Value)> {
@@ -30,7 +30,7 @@ fn floats(samples: &[(i64, Value)]) -> Vec<(i64, f64)> {
 
 fn tick(timestamp_ms: i64, started: Vec<StartedSeries>, samples: Vec<(u64, Value)>) -> Tick {
     let samples = samples.into_iter().map(|(id, value)| (SeriesId(id), value)).collect();
-    Tick { timestamp_ms, started, samples, writers: Vec::new() }
+    Tick { timestamp_ms, started, samples, ..Tick::default() }
 }
 
 #[test]
