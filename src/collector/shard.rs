@@ -1,10 +1,11 @@
 //! A shard: what one ingest thread holds for itself.
 //!
-//! A message finds its series by the raw bytes of its type, name and tags, one hash look-up. What a counter or a histogram
-//! gets is added up here, where no other thread comes, until the recorder takes it: sums do not depend on their order.
+//! A message finds its series by the raw bytes around its value, one hash look-up: what the sections say was read when
+//! they came for the first time. What a counter or a histogram gets is added up here, where no other thread comes, until the recorder takes it: sums do not depend on their order.
 //! Whatever does depend on the order of the messages of one sender (gauges, sets, headers, new series, refusals) becomes
 //! an [`Op`], and those are applied to the registry batch after batch.
 
+use std::borrow::Cow;
 use std::hash::{BuildHasher as _, Hasher as _};
 
 use foldhash::fast::RandomState;
@@ -89,6 +90,7 @@ pub(super) enum Gathered {
 struct Slot {
     /// The place of the series in the registry.
     at: u32,
+    kind: MessageType,
     usage: Usage,
     /// How many messages are in `gathered`.
     messages: u64,
@@ -97,8 +99,9 @@ struct Slot {
 
 #[derive(Debug)]
 struct Route {
-    /// Type, name, `|`, tags.
+    /// The name, and what follows the value: `type|#tags` and whatever else does not differ from message to message.
     key: Box<[u8]>,
+    name_bytes: u32,
     slot: u32,
 }
 
@@ -154,20 +157,36 @@ impl Shard {
         batch.datagrams += 1;
         let mut messages = decode(datagram).with_gauge_minus(self.gauge_minus);
         let before = batch.ops.len();
-        while let Some(message) = messages.next() {
-            batch.messages += 1;
-            let op = match message {
-                Ok(message) => match header_of(&message) {
-                    Some(header) => Some(Op::From(Some(header))),
-                    None => self.message(message, messages.line()),
-                },
-                Err(error) => Some(Op::Drop { why: error.into(), line: messages.line() }),
-            };
-            if let Some(op) = op {
-                if batch.ops.len() == before && !matches!(op, Op::From(_)) {
-                    batch.ops.push(Op::From(None));
+        let push = |batch: &mut Batch<'a>, op| {
+            if batch.ops.len() == before && !matches!(op, Op::From(_)) {
+                batch.ops.push(Op::From(None));
+            }
+            batch.ops.push(op);
+        };
+        while messages.next_line() {
+            let line = messages.line();
+            if let Some(plain) = messages.plain()
+                && let Some(slot) = self.find(plain.name, plain.sections)
+                && let Some(kind) = self.slots.get(slot as usize).map(|slot| slot.kind)
+            {
+                batch.messages += 1;
+                if let Some(op) = self.known(slot, &plain.message(kind), line) {
+                    push(batch, op);
                 }
-                batch.ops.push(op);
+                continue;
+            }
+            while let Some(message) = messages.next_of_line() {
+                batch.messages += 1;
+                let op = match message {
+                    Ok(message) => match header_of(&message) {
+                        Some(header) => Some(Op::From(Some(header))),
+                        None => self.message(message, line),
+                    },
+                    Err(error) => Some(Op::Drop { why: error.into(), line }),
+                };
+                if let Some(op) = op {
+                    push(batch, op);
+                }
             }
         }
         let tally = messages.tally();
@@ -186,25 +205,25 @@ impl Shard {
     }
 
     fn message<'a>(&mut self, message: Message<'a>, line: &'a [u8]) -> Option<Op<'a>> {
-        let usage = Usage::of(message.kind);
-        let hash = self.hash(usage, &message);
-        let Some(route) = self.routes.find(hash, |route| is_key_of(&route.key, usage, &message)) else {
-            return Some(Op::Unrouted { message, usage, line });
-        };
-        let slot = route.slot;
-        match self.add(slot, &message) {
+        match self.find(message.name, &sections_of(&message)) {
+            Some(slot) => self.known(slot, &message, line),
+            None => Some(Op::Unrouted { message, usage: Usage::of(message.kind), line }),
+        }
+    }
+
+    #[inline]
+    fn known<'a>(&mut self, slot: u32, message: &Message<'a>, line: &'a [u8]) -> Option<Op<'a>> {
+        match self.add(slot, message) {
             Ok(None) => None,
             Ok(Some((at, write))) => Some(Op::Write { at, write, line }),
             Err(refusal) => Some(Op::Drop { why: refusal.into(), line }),
         }
     }
 
-    fn hash(&self, usage: Usage, message: &Message<'_>) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write(message.name);
-        hasher.write_u8(usage as u8);
-        hasher.write(message.tags);
-        hasher.finish()
+    #[inline]
+    fn find(&self, name: &[u8], sections: &[u8]) -> Option<u32> {
+        let hash = hash_of(&self.hasher, name, sections);
+        Some(self.routes.find(hash, |route| route.is(name, sections))?.slot)
     }
 
     /// Adds all values of a message, or none; what cannot be gathered is returned.
@@ -245,22 +264,22 @@ impl Shard {
 
     /// Adds a message whose series is at `at` and remembers the way there.
     pub(super) fn route(&mut self, message: &Message<'_>, usage: Usage, at: u32) -> Result<Option<Write>, Refusal> {
-        let hash = self.hash(usage, message);
+        let sections = sections_of(message);
         // An earlier message of the same batch may have been the first.
-        if let Some(route) = self.routes.find(hash, |route| is_key_of(&route.key, usage, message)) {
-            let slot = route.slot;
-            return Ok(self.add(slot, message)?.map(|(_, write)| write));
-        }
-        let slot = self.slots.len() as u32;
-        self.slots.push(Slot { at, usage, messages: 0, gathered: Gathered::Nothing });
-        let mut key = Vec::with_capacity(message.name.len() + message.tags.len() + 2);
-        key.push(usage as u8);
-        key.extend_from_slice(message.name);
-        key.push(b'|');
-        key.extend_from_slice(message.tags);
-        self.key_bytes += key.len();
-        let Self { routes, hasher, .. } = self;
-        routes.insert_unique(hash, Route { key: key.into(), slot }, |route| hash_of_key(hasher, &route.key));
+        let slot = self.find(message.name, &sections).unwrap_or_else(|| {
+            let slot = self.slots.len() as u32;
+            self.slots.push(Slot { at, kind: message.kind, usage, messages: 0, gathered: Gathered::Nothing });
+            let key = [message.name, &*sections].concat();
+            self.key_bytes += key.len();
+            let Self { routes, hasher, .. } = self;
+            let hash = hash_of(hasher, message.name, &sections);
+            let route = Route { key: key.into(), name_bytes: message.name.len() as u32, slot };
+            routes.insert_unique(hash, route, |route| {
+                let (name, sections) = route.parts();
+                hash_of(hasher, name, sections)
+            });
+            slot
+        });
         Ok(self.add(slot, message)?.map(|(_, write)| write))
     }
 
@@ -314,24 +333,32 @@ impl Shard {
     }
 }
 
-fn is_key_of(key: &[u8], usage: Usage, message: &Message<'_>) -> bool {
-    let name_end = message.name.len() + 1;
-    key.len() == name_end + 1 + message.tags.len()
-        && key.first() == Some(&(usage as u8))
-        && key.get(1..name_end) == Some(message.name)
-        && key.get(name_end + 1..) == Some(message.tags)
+impl Route {
+    fn parts(&self) -> (&[u8], &[u8]) {
+        self.key.split_at_checked(self.name_bytes as usize).unwrap_or_default()
+    }
+
+    #[inline]
+    fn is(&self, name: &[u8], sections: &[u8]) -> bool {
+        self.parts() == (name, sections)
+    }
 }
 
-fn hash_of_key(hasher: &RandomState, key: &[u8]) -> u64 {
-    let (usage, rest) = key.split_first().unwrap_or((&0, &[]));
-    // No name has a `|`.
-    let name_end = rest.iter().position(|b| *b == b'|').unwrap_or(rest.len());
-    let (name, tags) = rest.split_at(name_end);
+#[inline]
+fn hash_of(hasher: &RandomState, name: &[u8], sections: &[u8]) -> u64 {
     let mut hasher = hasher.build_hasher();
     hasher.write(name);
-    hasher.write_u8(*usage);
-    hasher.write(tags.get(1..).unwrap_or_default());
+    hasher.write(sections);
     hasher.finish()
+}
+
+/// What stands for all messages of this name, type and tags.
+fn sections_of<'a>(message: &Message<'a>) -> Cow<'a, [u8]> {
+    if !message.sections.is_empty() {
+        return message.sections.into();
+    }
+    let kind = message.kind.as_str().as_bytes();
+    if message.tags.is_empty() { kind.into() } else { [kind, b"|#", message.tags].concat().into() }
 }
 
 /// What a message adds to a counter.
