@@ -289,6 +289,9 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
     use crate::store::Restored;
 
@@ -341,6 +344,44 @@ mod tests {
             let tick = intake.take(20, 10, |_, _| None);
             let values: Vec<_> = tick.samples.iter().map(|(_, value)| value.as_float().unwrap()).collect();
             assert_eq!(values, [plain, tagged], "{gauge_minus:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn property_test_what_is_known_counts_as_what_is_new(lines in proptest::collection::vec((
+            select(&["a", "b", "a:"][..]),
+            select(&["1", "2", "2.5", "007", ".5", "-1", "+1", "1:2", "1::2", "", "x", "1e3", "0000000000000012"][..]),
+            select(&["c", "g", "h", "ms", "d", "s", " c", "q"][..]),
+            select(&[
+                "", "|#t:1", "|@0.5", "|@0.5|#t:1", "|#t:1|@0.25", "|#t:1|c:box", "|T5|#t:1", "|#t:1|T0", "|zz:1",
+                "|#t:1|#t:2", ":3|c", "|", "\r",
+            ][..]),
+        ), 1..60)) {
+            let lines: Vec<String> = lines.iter().map(|(name, value, kind, after)| format!("{name}:{value}|{kind}{after}")).collect();
+            // All through one shard; then each through one that knows nothing.
+            let outcomes = [false, true].map(|is_anew| {
+                let intake = Intake::new(Registry::new(Restored::default()), 0);
+                for line in &lines {
+                    if is_anew {
+                        intake.receive(&intake.shard(), std::iter::once((line.as_bytes(), true)), 0, || (), 0);
+                    } else {
+                        intake.datagram(line.as_bytes(), 0);
+                    }
+                }
+                let tick = intake.take(20, 10, |_, _| None);
+                let values: Vec<_> = tick.samples.iter().map(|(id, value)| {
+                    let labels = tick.started.iter().find(|series| series.id == *id).unwrap().labels.to_string();
+                    let buckets = value.as_histogram().map(|histogram| (histogram.count(), histogram.buckets()));
+                    (labels, value.as_float(), buckets)
+                }).collect();
+                let totals = intake.lock().totals.clone();
+                let dropped: Vec<_> = totals.dropped.iter().map(|(reason, dropped)| (*reason, dropped.count)).collect();
+                let counts = (totals.messages, totals.timestamps, totals.unknown_fields, totals.repeated_fields, totals.empty_values);
+                (values, dropped, counts)
+            });
+            let [known, anew] = outcomes;
+            prop_assert_eq!(known, anew);
         }
     }
 }

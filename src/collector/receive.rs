@@ -62,24 +62,24 @@ mod linux {
             self.lengths.clear();
             self.kernel_drops = None;
             let mut controls = [[0_u64; CONTROL_WORDS]; BATCH];
-            let mut vectors: Vec<libc::iovec> = self
-                .buffers
-                .iter_mut()
-                .map(|buffer| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() })
-                .collect();
-            let mut headers: Vec<libc::mmsghdr> = vectors
-                .iter_mut()
-                .zip(controls.iter_mut())
-                .map(|(vector, control)| {
-                    // SAFETY: mmsghdr is a C struct of integers and pointers, for which zeros are valid.
-                    let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            let mut buffers = self.buffers.iter_mut();
+            let mut vectors: [libc::iovec; BATCH] = std::array::from_fn(|_| {
+                let (start, length) =
+                    buffers.next().map_or((std::ptr::null_mut(), 0), |buffer| (buffer.as_mut_ptr(), buffer.len()));
+                libc::iovec { iov_base: start.cast(), iov_len: length }
+            });
+            let mut parts = vectors.iter_mut().zip(controls.iter_mut());
+            let mut headers: [libc::mmsghdr; BATCH] = std::array::from_fn(|_| {
+                // SAFETY: mmsghdr is a C struct of integers and pointers, for which zeros are valid.
+                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+                if let Some((vector, control)) = parts.next() {
                     header.msg_hdr.msg_iov = vector;
                     header.msg_hdr.msg_iovlen = 1;
                     header.msg_hdr.msg_control = control.as_mut_ptr().cast();
                     header.msg_hdr.msg_controllen = size_of_val(control) as _;
-                    header
-                })
-                .collect();
+                }
+                header
+            });
             // SAFETY: every header points to a buffer, a vector and a control area that live until after the call.
             let count = unsafe {
                 libc::recvmmsg(

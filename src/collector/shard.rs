@@ -86,8 +86,13 @@ pub(super) enum Gathered {
     Values(Box<ExponentialHistogram>),
 }
 
+/// All that a message of a known series touches, side by side in memory.
 #[derive(Debug)]
 struct Slot {
+    /// Where in `keys` the name is, and after it the sections.
+    key_at: usize,
+    name_bytes: u32,
+    sections_bytes: u32,
     /// The place of the series in the registry.
     at: u32,
     kind: MessageType,
@@ -95,14 +100,6 @@ struct Slot {
     /// How many messages are in `gathered`.
     messages: u64,
     gathered: Gathered,
-}
-
-#[derive(Debug)]
-struct Route {
-    /// The name, and what follows the value: `type|#tags` and whatever else does not differ from message to message.
-    key: Box<[u8]>,
-    name_bytes: u32,
-    slot: u32,
 }
 
 /// What a shard gathered for one series.
@@ -123,11 +120,14 @@ pub(super) enum Effect {
 /// One ingest thread's own.
 #[derive(Debug)]
 pub struct Shard {
-    routes: HashTable<Route>,
+    /// The numbers of the slots, by their keys.
+    routes: HashTable<u32>,
     hasher: RandomState,
+    /// The keys, one after the other in few pages of memory: what is spread costs more to look up than all the rest. Each
+    /// is the name and what follows the value: `type|#tags` and whatever else does not differ from message to message.
+    keys: Vec<u8>,
     /// The same in all shards: members of a set must meet.
     member_hasher: foldhash::quality::RandomState,
-    key_bytes: usize,
     slots: Vec<Slot>,
     changed: Vec<u32>,
     gauge_minus: GaugeMinus,
@@ -144,7 +144,7 @@ impl Shard {
             routes: HashTable::new(),
             hasher: RandomState::default(),
             member_hasher,
-            key_bytes: 0,
+            keys: Vec::new(),
             slots: Vec::new(),
             changed: Vec::new(),
             gauge_minus,
@@ -223,7 +223,11 @@ impl Shard {
     #[inline]
     fn find(&self, name: &[u8], sections: &[u8]) -> Option<u32> {
         let hash = hash_of(&self.hasher, name, sections);
-        Some(self.routes.find(hash, |route| route.is(name, sections))?.slot)
+        let is_it = |slot: &u32| {
+            let key = self.slots.get(*slot as usize).and_then(|slot| slot.key(&self.keys));
+            key == Some((name, sections))
+        };
+        self.routes.find(hash, is_it).copied()
     }
 
     /// Adds all values of a message, or none; what cannot be gathered is returned.
@@ -267,18 +271,25 @@ impl Shard {
         let sections = sections_of(message);
         // An earlier message of the same batch may have been the first.
         let slot = self.find(message.name, &sections).unwrap_or_else(|| {
-            let slot = self.slots.len() as u32;
-            self.slots.push(Slot { at, kind: message.kind, usage, messages: 0, gathered: Gathered::Nothing });
-            let key = [message.name, &*sections].concat();
-            self.key_bytes += key.len();
-            let Self { routes, hasher, .. } = self;
-            let hash = hash_of(hasher, message.name, &sections);
-            let route = Route { key: key.into(), name_bytes: message.name.len() as u32, slot };
-            routes.insert_unique(hash, route, |route| {
-                let (name, sections) = route.parts();
+            let number = self.slots.len() as u32;
+            self.slots.push(Slot {
+                key_at: self.keys.len(),
+                name_bytes: message.name.len() as u32,
+                sections_bytes: sections.len() as u32,
+                at,
+                kind: message.kind,
+                usage,
+                messages: 0,
+                gathered: Gathered::Nothing,
+            });
+            self.keys.extend_from_slice(message.name);
+            self.keys.extend_from_slice(&sections);
+            let Self { routes, hasher, slots, keys, .. } = self;
+            routes.insert_unique(hash_of(hasher, message.name, &sections), number, |slot| {
+                let (name, sections) = slots.get(*slot as usize).and_then(|slot| slot.key(keys)).unwrap_or_default();
                 hash_of(hasher, name, sections)
             });
-            slot
+            number
         });
         Ok(self.add(slot, message)?.map(|(_, write)| write))
     }
@@ -303,7 +314,7 @@ impl Shard {
     /// Whether so many spellings are remembered that they must be learned anew.
     pub(super) fn is_full(&self) -> bool {
         self.slots.len() >= ROUTES_PER_SERIES * self.series_max.max(1024)
-            || self.key_bytes >= ROUTE_BYTES_PER_SERIES * self.series_max.max(1024)
+            || self.keys.len() >= ROUTE_BYTES_PER_SERIES * self.series_max.max(1024)
     }
 
     /// Whether nothing is remembered.
@@ -328,19 +339,16 @@ impl Shard {
         let refused = self.take().into_iter().map(|part| registry.add_part(part)).sum();
         self.routes = HashTable::new();
         self.slots = Vec::new();
-        self.key_bytes = 0;
+        self.keys = Vec::new();
         refused
     }
 }
 
-impl Route {
-    fn parts(&self) -> (&[u8], &[u8]) {
-        self.key.split_at_checked(self.name_bytes as usize).unwrap_or_default()
-    }
-
+impl Slot {
     #[inline]
-    fn is(&self, name: &[u8], sections: &[u8]) -> bool {
-        self.parts() == (name, sections)
+    fn key<'k>(&self, keys: &'k [u8]) -> Option<(&'k [u8], &'k [u8])> {
+        let (name, rest) = keys.get(self.key_at..)?.split_at_checked(self.name_bytes as usize)?;
+        Some((name, rest.get(..self.sections_bytes as usize)?))
     }
 }
 

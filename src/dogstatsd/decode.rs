@@ -281,30 +281,38 @@ impl<'a> Messages<'a> {
             GaugeMinus::Delta => true,
             GaugeMinus::Absolute => false,
         };
-        if kind == MessageType::Set {
-            if values.is_empty() {
-                return Err(DecodeError::BadValue);
-            }
-        } else {
-            let (mut first, mut rest) = (None, Some(values));
-            while let Some(text) = rest {
-                let value;
-                (value, rest) = head(text, b':');
-                message.is_single = first.is_none() && rest.is_none() && value.len() == values.len();
-                if value.is_empty() {
-                    (passed.empty_values, has_passed) = (passed.empty_values + 1, true);
-                    continue;
-                }
-                let value = parse_value(value)?;
-                first = first.or(Some(value));
-            }
-            message.first = first.ok_or(DecodeError::BadValue)?;
+        let empty = read_values(&mut message)?;
+        if empty > 0 {
+            (passed.empty_values, has_passed) = (empty, true);
         }
         if has_passed {
             self.tally.add(&passed);
         }
         Ok(message)
     }
+}
+
+/// Reads the values of a message of which the rest is known; how many empty texts are among them.
+#[inline]
+fn read_values(message: &mut Message<'_>) -> Result<u64, DecodeError> {
+    let values = message.values;
+    if message.kind == MessageType::Set {
+        return if values.is_empty() { Err(DecodeError::BadValue) } else { Ok(0) };
+    }
+    let (mut first, mut rest, mut empty) = (None, Some(values), 0);
+    while let Some(text) = rest {
+        let value;
+        (value, rest) = head(text, b':');
+        message.is_single = first.is_none() && rest.is_none() && value.len() == values.len();
+        if value.is_empty() {
+            empty += 1;
+            continue;
+        }
+        let value = parse_value(value)?;
+        first = first.or(Some(value));
+    }
+    message.first = first.ok_or(DecodeError::BadValue)?;
+    Ok(empty)
 }
 
 impl Tally<'_> {
