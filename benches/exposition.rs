@@ -32,8 +32,7 @@ mod linux {
     const NAMES: usize = 20;
     const PAYLOAD_BYTES: usize = 1_432;
 
-    const PROTOBUF: &str =
-        "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
+    const PROTOBUF: &str = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
     /// What is asked for, and the headers that ask.
     const FORMATS: [(&str, &str, &str); 4] = [
         ("text", "text/plain", "identity"),

@@ -17,6 +17,7 @@ use crate::collector::{Intake, Listener, Place, Published, Recorder, RecorderCon
 use crate::config::{default_data_dir, parse_duration};
 use crate::dogstatsd::GaugeMinus;
 use crate::http::{self, App};
+use crate::model::Ladder;
 use crate::promql::Engine;
 use crate::store::Store;
 use crate::telemetry;
@@ -68,6 +69,17 @@ pub struct CollectorArgs {
     /// What -5 says to a gauge: a change (delta), a value (absolute), or a value only in messages with DogStatsD sections (auto)
     #[arg(long, value_name = "HOW", env = "CORTEX_COLLECTOR_GAUGE_MINUS", default_value = "auto")]
     gauge_minus: Minus,
+
+    /// Upper bounds of the classic buckets that histograms have for scrapers without native ones and as NAME_bucket in queries: at
+    /// most 200 ascending numbers with commas between [default: the powers of two from 2^-14 to 2^20]
+    #[arg(
+        long,
+        value_name = "BOUNDS",
+        env = "CORTEX_COLLECTOR_CLASSIC_BUCKETS",
+        value_parser = Ladder::parse,
+        allow_hyphen_values = true
+    )]
+    classic_buckets: Option<Ladder>,
 
     /// What is logged to stderr: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", env = "CORTEX_COLLECTOR_LOG_LEVEL", default_value = "info")]
@@ -134,7 +146,9 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     let (store, restored) = Store::open(&data_dir)?;
 
     let published = Arc::new(Published::new(&restored));
-    let engine = Arc::new(Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()));
+    let ladder = args.classic_buckets.unwrap_or_default();
+    let engine = Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()).with_ladder(ladder.clone());
+    let engine = Arc::new(engine);
     let intake = Intake::new(Registry::new(restored), clock.now_ms()).with_gauge_minus(args.gauge_minus.into());
     let intake = Arc::new(intake);
     let config = RecorderConfig { interval: args.interval, retention: args.retention };
@@ -146,7 +160,7 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
 
     runtime.block_on(async {
         let (stop_http, http_stopped) = oneshot::channel::<()>();
-        let router = http::router(App::new(engine, published, intake));
+        let router = http::router(App::new(engine, published, intake, ladder));
         let server = axum::serve(TcpListener::from_std(http_socket)?, router)
             .with_graceful_shutdown(async { drop(http_stopped.await) });
         let server = tokio::spawn(async move { server.await });

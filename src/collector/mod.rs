@@ -16,7 +16,7 @@ mod senders;
 pub(crate) use intake::printable;
 pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
 pub use listener::{Listener, Place};
-pub use published::{Health, Published, Snapshot};
+pub use published::{Health, Published};
 pub use recorder::{Recorder, RecorderConfig};
 pub use registry::{Refusal, Registry};
 pub use senders::{SenderStatus, Senders};

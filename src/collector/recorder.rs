@@ -193,7 +193,10 @@ impl Worker {
         let retention_ms = i64::try_from(self.config.retention.as_millis()).unwrap_or(i64::MAX);
         match self.store.expire(now_ms.saturating_sub(retention_ms)) {
             Ok(gone) if gone.is_empty() => {}
-            Ok(gone) => self.intake.lock().registry.forget(&gone.into_iter().collect()),
+            Ok(gone) => {
+                self.published.forget(&gone);
+                self.intake.lock().registry.forget(&gone.into_iter().collect());
+            }
             Err(error) => tracing::error!(%error, "old samples could not be removed; the next hour tries again"),
         }
     }
@@ -255,7 +258,7 @@ mod tests {
         }
 
         fn published(&self, name: &str) -> Option<f64> {
-            self.published.snapshot().families.get(name)?.series.values().next()?.as_float()
+            self.published.snapshot().series(name).next()?.value.as_float()
         }
     }
 

@@ -647,6 +647,7 @@ mod tests {
                 id: started.id,
                 labels: started.labels.clone(),
                 kind: started.kind,
+                start_ms: started.start_ms,
                 value: sample.1.clone(),
                 writer: writer.1.clone(),
             }
@@ -665,6 +666,7 @@ mod tests {
             id: SeriesId(id),
             labels: Labels::from_pairs([(METRIC_NAME, name)]),
             kind,
+            start_ms: 1,
             value,
             writer: "00000000000000ff".to_owned(),
         };

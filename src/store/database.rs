@@ -148,8 +148,10 @@ impl Store {
             .connection
             .prepare("SELECT timestamp, value FROM samples WHERE series = ?1 ORDER BY timestamp DESC LIMIT 1")
             .map_err(&failed)?;
-        let mut all =
-            self.connection.prepare("SELECT id, labels, kind, writer FROM series ORDER BY id").map_err(&failed)?;
+        let mut all = self
+            .connection
+            .prepare("SELECT id, labels, kind, start, writer FROM series ORDER BY id")
+            .map_err(&failed)?;
         let mut rows = all.query([]).map_err(&failed)?;
         let mut series = Vec::new();
         while let Some(row) = rows.next().map_err(&failed)? {
@@ -170,8 +172,9 @@ impl Store {
                     .ok_or_else(|| damaged(&format!("the value at {timestamp}")))?,
                 None => start_value(kind).unwrap_or_else(Value::stale),
             };
-            let writer = row.get(3).map_err(&failed)?;
-            series.push(RestoredSeries { id: SeriesId(id.cast_unsigned()), labels, kind, value, writer });
+            let start_ms = row.get(3).map_err(&failed)?;
+            let writer = row.get(4).map_err(&failed)?;
+            series.push(RestoredSeries { id: SeriesId(id.cast_unsigned()), labels, kind, start_ms, value, writer });
         }
         Ok(Restored { last_tick_ms, next_id: next_id.cast_unsigned(), series })
     }

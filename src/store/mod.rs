@@ -66,6 +66,8 @@ pub struct RestoredSeries {
     pub labels: Labels,
     /// What its name is.
     pub kind: MetricKind,
+    /// When it began, in milliseconds since the Unix epoch.
+    pub start_ms: i64,
     /// Its last committed value.
     pub value: Value,
     /// For a gauge, the id of its last writer; empty if that one does not name itself.
