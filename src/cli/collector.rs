@@ -70,8 +70,8 @@ pub struct CollectorArgs {
     #[arg(long, value_name = "HOW", env = "CORTEX_COLLECTOR_GAUGE_MINUS", default_value = "auto")]
     gauge_minus: Minus,
 
-    /// Upper bounds of the classic buckets that histograms have for scrapers without native ones and as NAME_bucket in queries: at
-    /// most 200 ascending numbers with commas between [default: the powers of two from 2^-14 to 2^20]
+    /// Upper bounds of histograms' classic buckets, in scrapes and in queries: at most 200 ascending numbers with commas between
+    /// [default: the powers of two from 2^-14 to 2^20]
     #[arg(
         long,
         value_name = "BOUNDS",
