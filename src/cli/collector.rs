@@ -17,6 +17,7 @@ use crate::collector::{Intake, Listener, Place, Published, Recorder, RecorderCon
 use crate::config::{default_data_dir, parse_duration};
 use crate::dogstatsd::GaugeMinus;
 use crate::http::{self, App};
+use crate::memory;
 use crate::model::Ladder;
 use crate::promql::Engine;
 use crate::store::Store;
@@ -121,6 +122,7 @@ fn bounded(text: &str, least: Duration, most: Duration, range: &str) -> Result<D
 /// # Errors
 /// A port that is taken, a data directory that cannot be used, a signal handler that cannot be installed.
 pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
+    memory::return_early();
     telemetry::init(&args.log_level).map_err(anyhow::Error::msg)?;
     let clock = Clock::System;
     let Some(data_dir) = args.data_dir.or_else(|| default_data_dir(|name| std::env::var_os(name))) else {

@@ -204,6 +204,9 @@ impl Worker {
 
 /// One tick that says what both say: of equal series the later value.
 fn merge(earlier: Tick, later: Tick) -> Tick {
+    if earlier.timestamp_ms == Tick::default().timestamp_ms {
+        return later; // nothing was held
+    }
     let mut started = earlier.started;
     started.extend(later.started);
     let mut samples: BTreeMap<_, _> = earlier.samples.into_iter().collect();
