@@ -1,6 +1,7 @@
 //! What has been published: the newest committed value of every series, for whoever reads.
 
 use std::collections::HashMap;
+use std::num::NonZeroI64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -36,7 +37,8 @@ impl Published {
         snapshot.tick_ms = restored.last_tick_ms;
         let mut places = HashMap::default();
         for RestoredSeries { id, labels, kind, start_ms, value, .. } in &restored.series {
-            let series = PublishedSeries { labels: labels.clone(), start_ms: Some(*start_ms), value: value.clone() };
+            let series =
+                PublishedSeries { labels: labels.clone(), start_ms: NonZeroI64::new(*start_ms), value: value.clone() };
             places.insert(*id, snapshot.insert(*kind, series));
         }
         snapshot.settle();
@@ -69,7 +71,8 @@ impl Published {
         self.newest_ms.store(tick.timestamp_ms, Ordering::Relaxed);
         for StartedSeries { id, labels, kind, start_ms } in &tick.started {
             // Its first value is among the samples.
-            let series = PublishedSeries { labels: labels.clone(), start_ms: Some(*start_ms), value: Value::stale() };
+            let series =
+                PublishedSeries { labels: labels.clone(), start_ms: NonZeroI64::new(*start_ms), value: Value::stale() };
             places.entry(*id).or_insert_with(|| snapshot.insert(*kind, series));
         }
         for (id, value) in &tick.samples {
@@ -142,7 +145,7 @@ mod tests {
         let labels = Labels::from_pairs([(METRIC_NAME, "c")]);
         let started = StartedSeries { id: SeriesId(7), labels, kind: MetricKind::Counter, start_ms: 5 };
         published.publish(&tick(1, vec![started]));
-        assert_eq!(published.snapshot().series("c").next().unwrap().start_ms, Some(5));
+        assert_eq!(published.snapshot().series("c").next().unwrap().start_ms, NonZeroI64::new(5));
         published.forget(&[SeriesId(7), SeriesId(8)]);
         assert!(published.snapshot().family("c").is_none() && published.places.lock().is_empty());
     }

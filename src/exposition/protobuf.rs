@@ -154,7 +154,7 @@ fn family_head(name: &str, family: &Family) -> Vec<u8> {
 /// A `Metric`: labels (1), and a gauge (2), a counter (3) or a histogram (7).
 fn encode_metric(out: &mut Vec<u8>, kind: MetricKind, series: &PublishedSeries, ladder: &Ladder) {
     encode_labels(out, &series.labels);
-    let start = series.start_ms.map(Timestamp::of);
+    let start = series.start_ms.map(|start_ms| Timestamp::of(start_ms.get()));
     match &series.value {
         Value::Float(value) if kind == MetricKind::Counter => {
             encode_message(out, 3, &Number { value: Some(*value), start });
@@ -256,6 +256,7 @@ fn deltas(counts: &[f64]) -> Vec<i64> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::num::NonZeroI64;
 
     use proptest::prelude::*;
 
@@ -296,6 +297,7 @@ mod tests {
     fn snapshot(series: impl IntoIterator<Item = (MetricKind, Labels, Option<i64>, Value)>) -> Arc<Snapshot> {
         let mut snapshot = Snapshot::default();
         for (kind, labels, start_ms, value) in series {
+            let start_ms = start_ms.and_then(NonZeroI64::new);
             snapshot.insert(kind, PublishedSeries { labels, start_ms, value });
         }
         snapshot.settle();

@@ -171,6 +171,8 @@ def test_a_series_begins_with_a_zero_at_its_start_and_a_restart_is_no_reset(
             (native, "latency_seconds", "latency_seconds"),
         ]
         until(lambda: all(len(server.samples(selector)) >= 3 for server, selector, _ in looked_at), 30)
+        # 1 for native histograms: Prometheus takes the zero that it wrote for one.
+        resets = [server.query(f"resets({selector}[5m])") for server, selector, _ in looked_at]
         collector.stop()
         again = collector.again()
         with MetricsClient(f"udp://{again.udp}", tags={"zone": "a"}) as client:
@@ -184,7 +186,8 @@ def test_a_series_begins_with_a_zero_at_its_start_and_a_restart_is_no_reset(
             assert later[0][1] > 0, selector
             counts = [count for _, count in later]
             assert counts == sorted(counts), selector
-            assert set(server.query(f"resets({selector}[5m])").values()) == {0}, selector
+        assert resets == [server.query(f"resets({selector}[5m])") for server, selector, _ in looked_at]
+        assert resets[0] == {"model=v1,zone=a": 0}
         assert all(value == -21.5 for _, value in classic.samples(gauge))
     finally:
         for server in servers:
