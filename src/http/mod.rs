@@ -152,6 +152,25 @@ async fn healthz(State(app): State<App>) -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collector::Registry;
+    use crate::promql::Limits;
+    use crate::store::{Restored, Store};
+
+    #[test]
+    fn scrapers_that_do_not_read_hold_a_place_until_they_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(folder.path()).unwrap();
+        let engine = Engine::new(Arc::new(store.reader()), Limits::default());
+        let intake = Intake::new(Registry::new(Restored::default()), 0);
+        let app = App::new(Arc::new(engine), Arc::default(), Arc::new(intake), Ladder::default());
+        let answer = || scrape(&app, &HeaderMap::new(), |app| app.published.snapshot());
+        let mut held: Vec<Response> = (0..SCRAPES_MAX).map(|_| answer()).collect();
+        assert!(held.iter().all(|response| response.status() == StatusCode::OK));
+        assert_eq!(answer().status(), StatusCode::SERVICE_UNAVAILABLE);
+        held.pop();
+        assert_eq!(answer().status(), StatusCode::OK);
+        assert_eq!(answer().status(), StatusCode::OK, "the one before is gone");
+    }
 
     #[test]
     fn a_scraper_gets_the_format_that_it_prefers() {
