@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-ingest bench-instructions demo test test-rust test-python test-matrix torture fuzz lint fmt wheel check-rust clean
+.PHONY: help bench bench-exposition bench-ingest bench-instructions demo test test-rust test-python test-matrix torture fuzz lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -45,6 +45,9 @@ bench: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of
 
 bench-ingest: check-rust ## what the collector takes to receive, beside a loop that only counts (BENCH=quick for a look)
 	cargo bench --locked --bench ingest -- $(BENCH)
+
+bench-exposition: check-rust ## what a scrape of 99,000 series takes, in time and memory (BENCH=quick for a look)
+	cargo bench --locked --bench exposition -- $(BENCH)
 
 # With names of functions, which the wheel does not have.
 bench-instructions: target/bench/python/empty_method.abi3.so $(BIN)/python ## the instructions of a call, counted by valgrind

@@ -17,6 +17,8 @@ use crate::collector::{Intake, Limits, Listener, Place, Published, Recorder, Rec
 use crate::config::{default_data_dir, parse_duration};
 use crate::dogstatsd::GaugeMinus;
 use crate::http::{self, App};
+use crate::memory;
+use crate::model::Ladder;
 use crate::promql::Engine;
 use crate::store::Store;
 use crate::telemetry;
@@ -117,6 +119,17 @@ pub struct CollectorArgs {
     #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_GAUGE_EXPIRY", value_parser = expiry)]
     gauge_expiry: Option<Duration>,
 
+    /// Upper bounds of histograms' classic buckets, in scrapes and in queries: at most 200 ascending numbers with commas between
+    /// [default: the powers of two from 2^-14 to 2^20]
+    #[arg(
+        long,
+        value_name = "BOUNDS",
+        env = "CORTEX_COLLECTOR_CLASSIC_BUCKETS",
+        value_parser = Ladder::parse,
+        allow_hyphen_values = true
+    )]
+    classic_buckets: Option<Ladder>,
+
     /// What is logged to stderr: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", env = "CORTEX_COLLECTOR_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -161,6 +174,7 @@ fn bounded(text: &str, least: Duration, most: Duration, range: &str) -> Result<D
 /// # Errors
 /// A port that is taken, a data directory that cannot be used, a signal handler that cannot be installed.
 pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
+    memory::return_early();
     telemetry::init(&args.log_level).map_err(anyhow::Error::msg)?;
     let clock = Clock::System;
     let Some(data_dir) = args.data_dir.or_else(|| default_data_dir(|name| std::env::var_os(name))) else {
@@ -186,7 +200,9 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     let (store, restored) = Store::open(&data_dir)?;
 
     let published = Arc::new(Published::new(&restored));
-    let engine = Arc::new(Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()));
+    let ladder = args.classic_buckets.unwrap_or_default();
+    let engine = Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()).with_ladder(ladder.clone());
+    let engine = Arc::new(engine);
     let limits = Limits {
         series: args.series_max as usize,
         series_per_metric: args.series_per_metric_max as usize,
@@ -206,7 +222,7 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
 
     runtime.block_on(async {
         let (stop_http, http_stopped) = oneshot::channel::<()>();
-        let router = http::router(App::new(engine, published, intake));
+        let router = http::router(App::new(engine, published, intake, ladder));
         let server = axum::serve(TcpListener::from_std(http_socket)?, router)
             .with_graceful_shutdown(async { drop(http_stopped.await) });
         let server = tokio::spawn(async move { server.await });

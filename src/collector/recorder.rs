@@ -214,6 +214,7 @@ impl Worker {
         match self.store.expire(now_ms.saturating_sub(retention_ms)) {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => {
+                self.published.forget(&gone);
                 let gone = gone.into_iter().collect();
                 self.intake.lock().registry.forget(&gone, |name| self.store.has_name(name));
             }
@@ -224,6 +225,9 @@ impl Worker {
 
 /// One tick that says what both say: of equal series the later value.
 fn merge(earlier: Tick, later: Tick) -> Tick {
+    if earlier.timestamp_ms == Tick::default().timestamp_ms {
+        return later; // nothing was held
+    }
     let mut started = earlier.started;
     started.extend(later.started);
     let mut samples: BTreeMap<_, _> = earlier.samples.into_iter().collect();
@@ -281,7 +285,7 @@ mod tests {
         }
 
         fn published(&self, name: &str) -> Option<f64> {
-            self.published.snapshot().families.get(name)?.series.values().next()?.as_float()
+            self.published.snapshot().series(name).next()?.value.as_float()
         }
     }
 

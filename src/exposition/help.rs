@@ -1,6 +1,6 @@
 //! What the names that are ours mean, for `# HELP`.
 
-const HELP: [(&str, &str); 24] = [
+const HELP: [(&str, &str); 29] = [
     ("cortex_api_requests_total", "Finished requests by response code."),
     ("cortex_api_request_duration_seconds", "From the first byte of the request to the last of the response."),
     ("cortex_api_request_first_byte_seconds", "From the first byte of the request to the first of the response."),
@@ -24,6 +24,11 @@ const HELP: [(&str, &str); 24] = [
     ("cortex_collector_series", "Series in memory."),
     ("cortex_collector_store_size_bytes", "Size of the store on disk."),
     ("cortex_api_request_queue_seconds", "From accepting a request to its prediction."),
+    ("process_cpu_seconds_total", "Processor time that the process took, in user and in system mode."),
+    ("process_open_fds", "Open file descriptors."),
+    ("process_resident_memory_bytes", "Memory that the process holds."),
+    ("process_start_time_seconds", "When the process started, in seconds since the Unix epoch."),
+    ("process_virtual_memory_bytes", "Address space that the process has taken."),
     ("cortex_client_payload_sequence", "The number of a client's newest payload."),
 ];
 
