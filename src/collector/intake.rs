@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
 use super::registry::Registry;
 use super::senders::Senders;
+use super::socket_account::SocketAccount;
 use crate::dogstatsd::{GaugeMinus, HEADER_NAME, Header, Message, MessageType, MessageValue, Tally, decode};
 
 /// A reason is logged again after so long.
@@ -18,6 +20,7 @@ const EXAMPLE_CHARS_MAX: usize = 200;
 #[derive(Debug)]
 pub struct Intake {
     state: Mutex<IntakeState>,
+    sockets: Vec<Arc<SocketAccount>>,
 }
 
 /// What the lock of an [`Intake`] guards.
@@ -55,8 +58,6 @@ pub struct IntakeTotals {
     pub empty_values: u64,
     /// Messages dropped, by reason.
     pub dropped: BTreeMap<&'static str, Dropped>,
-    /// Datagrams that the kernel dropped because the receive buffer was full (`SO_RXQ_OVFL`).
-    pub kernel_drops: u64,
 }
 
 /// Messages dropped for one reason.
@@ -75,7 +76,7 @@ impl Intake {
         let mut senders = Senders::default();
         registry.writers().for_each(|writer| senders.expect(writer, now_ms));
         let (totals, gauge_minus) = (IntakeTotals::default(), GaugeMinus::default());
-        Self { state: Mutex::new(IntakeState { registry, senders, totals, gauge_minus }) }
+        Self { state: Mutex::new(IntakeState { registry, senders, totals, gauge_minus }), sockets: Vec::new() }
     }
 
     /// Reads `-5` of gauges in this way instead of [`GaugeMinus::Auto`].
@@ -83,6 +84,17 @@ impl Intake {
     pub fn with_gauge_minus(self, gauge_minus: GaugeMinus) -> Self {
         self.state.lock().gauge_minus = gauge_minus;
         self
+    }
+
+    /// Shows these sockets in the account.
+    #[must_use]
+    pub fn with_sockets(self, sockets: Vec<Arc<SocketAccount>>) -> Self {
+        Self { sockets, ..self }
+    }
+
+    /// The sockets that feed it.
+    pub fn sockets(&self) -> &[Arc<SocketAccount>] {
+        &self.sockets
     }
 
     /// Takes the lock: for a batch of datagrams, or to take what changed.

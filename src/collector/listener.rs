@@ -20,11 +20,10 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::intake::Intake;
-use super::receive::Receiver;
+use super::receive::{self, Receiver};
+use super::socket_account::SocketAccount;
 use crate::clock::Clock;
 
-/// Asked of the kernel for what arrives while we are busy; it grants at most `net.core.rmem_max`.
-const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 /// A quiet listener looks so often whether it shall stop.
 const STOP_POLL: Duration = Duration::from_millis(250);
 
@@ -53,21 +52,26 @@ impl fmt::Display for Place {
 #[derive(Debug)]
 pub struct Listener {
     place: Place,
+    account: Arc<SocketAccount>,
     socket: Arc<Socket>,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Listener {
-    /// Binds a UDP socket. A port that is taken is an error: two collectors never share one.
-    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+    /// Binds a UDP socket, with room for `receive_buffer_bytes` of datagrams that wait while we are busy if the kernel grants
+    /// as much. A port that is taken is an error: two collectors never share one.
+    pub fn bind(address: SocketAddr, receive_buffer_bytes: usize) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
-        // Best effort: a smaller buffer works too, and drops are counted.
-        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
+        // One who may go beyond the system's limit has said here how far. Best effort: a smaller buffer works too, and drops
+        // are counted.
+        let _ = receive::force_receive_buffer(&socket, receive_buffer_bytes)
+            .or_else(|_| socket.set_recv_buffer_size(receive_buffer_bytes));
         socket.bind(&address.into())?;
         socket.set_read_timeout(Some(STOP_POLL))?;
         let address = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the socket has no address"))?;
-        Ok(Self { place: Place::Udp(address), socket: Arc::new(socket), stopping: Arc::default(), thread: None })
+        let granted = granted_bytes(&socket)?;
+        Ok(Self::new(Place::Udp(address), socket, Some(granted)))
     }
 
     /// Binds a Unix datagram socket, mode 0660, in place of one that nobody listens on. Its file goes when the listener stops.
@@ -88,7 +92,12 @@ impl Listener {
         })?;
         fs::set_permissions(&path, fs::Permissions::from_mode(UNIX_MODE))?;
         socket.set_read_timeout(Some(STOP_POLL))?;
-        Ok(Self { place: Place::Unix(path), socket: Arc::new(socket), stopping: Arc::default(), thread: None })
+        Ok(Self::new(Place::Unix(path), socket, None))
+    }
+
+    fn new(place: Place, socket: Socket, receive_buffer_bytes: Option<u64>) -> Self {
+        let account = Arc::new(SocketAccount::new(&place, receive_buffer_bytes));
+        Self { place, account, socket: Arc::new(socket), stopping: Arc::default(), thread: None }
     }
 
     /// Where it listens, with the port that the kernel gave for port 0.
@@ -96,24 +105,33 @@ impl Listener {
         &self.place
     }
 
-    /// What the kernel granted for datagrams that wait, in bytes.
-    pub fn receive_buffer_bytes(&self) -> usize {
-        self.socket.recv_buffer_size().unwrap_or(0)
+    /// What comes through it and what is lost at it.
+    pub fn account(&self) -> &Arc<SocketAccount> {
+        &self.account
     }
 
     /// Starts the thread.
     pub fn start(&mut self, intake: Arc<Intake>, clock: Clock) -> io::Result<()> {
         let mut receiver = Receiver::new(&self.socket)?;
-        let (socket, stopping) = (Arc::clone(&self.socket), Arc::clone(&self.stopping));
+        let (socket, stopping, account) =
+            (Arc::clone(&self.socket), Arc::clone(&self.stopping), Arc::clone(&self.account));
         let thread = thread::Builder::new().name("cortex-listener".into()).spawn(move || {
             loop {
                 // Read before receiving: what arrives before the flag is set is read after it.
                 let is_last = stopping.load(Ordering::Acquire);
                 match receiver.receive(&socket) {
-                    Ok(()) => take(&mut receiver, &intake, &clock),
+                    Ok(()) => take(&receiver, &account, &intake, &clock),
                     Err(error) => match error.kind() {
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut if is_last => return,
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                            // No datagram tells of the drops at the end of a burst: none came after them.
+                            if let Some(drops) = receive::kernel_drops(&socket) {
+                                account.saw_kernel_drops(drops);
+                            }
+                            if is_last {
+                                return;
+                            }
+                        }
+                        ErrorKind::Interrupted => {}
                         // The refusal of something we never sent, or the like: costs nothing, must not spin.
                         _ => {
                             tracing::warn!(%error, "receiving failed");
@@ -155,17 +173,29 @@ impl Listener {
     }
 }
 
-fn take(receiver: &mut Receiver, intake: &Intake, clock: &Clock) {
+fn take(receiver: &Receiver, account: &SocketAccount, intake: &Intake, clock: &Clock) {
     let now_ms = clock.now_ms();
+    let (mut datagrams, mut truncated) = (0, 0);
     let mut state = intake.lock();
     for (datagram, is_whole) in receiver.datagrams() {
+        datagrams += 1;
         if is_whole {
             state.datagram(datagram, now_ms);
         } else {
+            truncated += 1;
             state.truncated_datagram(datagram, now_ms);
         }
     }
-    state.totals.kernel_drops += receiver.take_kernel_drops();
+    account.saw_datagrams(datagrams, truncated);
+    if let Some(drops) = receiver.kernel_drops() {
+        account.saw_kernel_drops(drops);
+    }
+}
+
+/// What the kernel granted, in the unit in which it was asked for: Linux doubles that for its own book-keeping.
+fn granted_bytes(socket: &Socket) -> io::Result<u64> {
+    let bytes = socket.recv_buffer_size()? as u64;
+    Ok(if cfg!(target_os = "linux") { bytes / 2 } else { bytes })
 }
 
 /// Whether the file is a socket that nobody listens on: what a collector leaves that was killed.
@@ -192,6 +222,12 @@ mod tests {
     use super::*;
     use crate::store::Restored;
 
+    const BUFFER_BYTES: usize = 8 << 20;
+
+    fn bind(address: &str) -> io::Result<Listener> {
+        Listener::bind(address.parse().unwrap(), BUFFER_BYTES)
+    }
+
     fn intake() -> Arc<Intake> {
         Arc::new(Intake::new(Registry::new(Restored::default()), 0))
     }
@@ -203,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_stop_reads_what_was_accepted_and_refuses_what_comes_later() {
-        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut listener = bind("127.0.0.1:0").unwrap();
         let intake = intake();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.connect(udp(&listener)).unwrap();
@@ -219,16 +255,17 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_refused() {
-        let first = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        assert_eq!(Listener::bind(udp(&first)).unwrap_err().kind(), ErrorKind::AddrInUse);
+        let first = bind("127.0.0.1:0").unwrap();
+        assert_eq!(Listener::bind(udp(&first), BUFFER_BYTES).unwrap_err().kind(), ErrorKind::AddrInUse);
     }
 
     #[test]
-    fn what_the_kernel_drops_is_counted() {
-        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        SockRef::from(&*listener.socket).set_recv_buffer_size(1).unwrap();
+    #[cfg(target_os = "linux")]
+    fn what_the_kernel_drops_is_counted_also_at_the_end_of_a_burst() {
+        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), 4096).unwrap();
+        assert_eq!(listener.account().receive_buffer_bytes(), Some(4096));
         let intake = intake();
-        // The option must be on before the drops: the thread starts, then waits for the lock.
+        // The thread takes a batch at most, then waits for the lock: the rest does not fit.
         let held = intake.lock();
         listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -236,21 +273,11 @@ mod tests {
             client.send_to(&[b'x'; 1000], udp(&listener)).unwrap();
         }
         drop(held);
-        // A datagram that is received tells of the drops before it: one that is dropped itself does not.
-        let mut sent = 1000;
-        let is_all_known = |sent: u64| {
-            let totals = &intake.lock().totals;
-            totals.datagrams + totals.kernel_drops == sent
-        };
-        while !is_all_known(sent) && sent < 2000 {
-            client.send_to(b"c:1|c", udp(&listener)).unwrap();
-            sent += 1;
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let account = Arc::clone(listener.account());
         listener.stop();
-        let totals = intake.lock().totals.clone();
-        assert!(totals.kernel_drops > 0 || cfg!(not(target_os = "linux")));
-        assert_eq!(totals.datagrams + totals.kernel_drops, sent);
+        assert!(account.kernel_drops() > 900);
+        assert_eq!(account.datagrams() + account.kernel_drops(), 1000);
+        assert_eq!(intake.lock().totals.datagrams, account.datagrams());
     }
 
     #[test]
@@ -299,7 +326,9 @@ mod tests {
         client.send_to(&b"x".repeat(70_000), &path).unwrap();
         let intake = intake();
         listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();
+        let account = Arc::clone(listener.account());
         listener.stop();
+        assert_eq!((account.datagrams(), account.truncated(), account.kernel_drops()), (2, 2, 0));
         let totals = intake.lock().totals.clone();
         assert_eq!((totals.datagrams, totals.messages), (2, 65_535 / 6 + 2));
         assert_eq!(totals.dropped["truncated"].count, 2);
@@ -308,10 +337,8 @@ mod tests {
     #[test]
     fn several_sockets_feed_one_intake_ipv6_too() {
         let intake = intake();
-        let mut listeners: Vec<_> = ["127.0.0.1:0", "127.0.0.1:0", "[::1]:0"]
-            .iter()
-            .filter_map(|address| Listener::bind(address.parse().unwrap()).ok())
-            .collect();
+        let mut listeners: Vec<_> =
+            ["127.0.0.1:0", "127.0.0.1:0", "[::1]:0"].iter().filter_map(|address| bind(address).ok()).collect();
         assert!(listeners.len() >= 2, "a host without IPv6 has the first two");
         for listener in &mut listeners {
             listener.start(Arc::clone(&intake), Clock::manual(0)).unwrap();

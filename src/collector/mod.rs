@@ -12,6 +12,7 @@ mod receive;
 mod recorder;
 mod registry;
 mod senders;
+mod socket_account;
 
 pub(crate) use intake::printable;
 pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
@@ -20,3 +21,4 @@ pub use published::{Health, Published, Snapshot};
 pub use recorder::{Recorder, RecorderConfig};
 pub use registry::{Refusal, Registry};
 pub use senders::{SenderStatus, Senders};
+pub use socket_account::SocketAccount;
