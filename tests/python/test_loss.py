@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from cortex_metrics import MetricsClient
-from support import Collector, Script, check_account, until
+from support import ROOT, Collector, Script, check_account, until
 
 Start = Callable[..., Collector]
 
@@ -244,3 +245,25 @@ answer(flush)
     for process in processes:
         process.end()
     proxy.close()
+
+
+def test_the_page_on_operations_shows_what_there_is(collector: Collector) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    ingest, clients = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    with MetricsClient(collector.url) as client:
+        client.gauge("level", float("nan"))
+    plain = PlainSender(collector.udp)
+    plain.send(b"broken")
+    plain.close()
+    shown = until(lambda: (shown := collector.status("ingest"))["dropped"] and shown)
+    assert set(ingest) <= set(shown)
+    assert set(ingest["sockets"][0]) == set(ingest["sockets"][1]) == set(shown["sockets"][0])
+    until(lambda: collector.status("clients"))
+    assert set(clients[0]) == set(collector.status("clients")[0])
+    [questions] = re.findall(r"```promql\n(.*?)```", page, re.DOTALL)
+    kernel, missing, refused, dropped = questions.splitlines()
+    until(lambda: set(collector.query(refused)) == {"reason=no_name"})
+    until(lambda: set(collector.query(dropped)) == {"reason=not_finite"})
+    for question in (kernel, missing):
+        assert collector.query(question) == {}
+        assert collector.query(question.removesuffix(" > 0")) != {}
