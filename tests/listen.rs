@@ -136,7 +136,7 @@ fn udp_addresses_and_a_unix_socket_feed_one_account() {
     // The longest datagram of UDP fits: none is cut off. (65,535 bytes less the headers of IP and UDP.)
     let longest = format!("long:1|c\n{}", "#".repeat(65_507 - 9));
     assert_eq!(udp.send_to(longest.as_bytes(), first.trim_start_matches("udp://")).unwrap(), 65_507);
-    let too_long = udp.send_to(&[0; 65_508], first.trim_start_matches("udp://"));
+    let too_long = udp.send_to(&vec![0; 65_508], first.trim_start_matches("udp://"));
     assert_eq!(too_long.unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
     // That of a Unix socket can be longer than any buffer.
     raw.send_to(format!("cut:1|c\n{}", "x".repeat(70_000)).as_bytes(), &path).unwrap();

@@ -218,21 +218,21 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let mut receiver = Receiver::new(&socket).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut received = 0;
+        let mut taken = 0;
         for round in 1..=3 {
             for _ in 0..100 {
                 client.send_to(b"c:1|c", address).unwrap();
             }
             let known = receiver.kernel_drops();
             receiver.receive(&socket).unwrap();
-            received += receiver.datagrams().count() as u64;
-            assert_eq!(receiver.kernel_drops(), known, "the drops came after what was received");
+            taken += receiver.datagrams().count() as u64;
+            assert_eq!(receiver.kernel_drops(), known, "the drops came after what was taken");
             client.send_to(b"c:1|c", address).unwrap();
             receiver.receive(&socket).unwrap();
-            received += 1;
+            taken += 1;
             let drops = receiver.kernel_drops().unwrap();
             assert_eq!(kernel_drops(&socket), Some(drops));
-            assert_eq!(received + u64::from(drops), round * 101);
+            assert_eq!(taken + u64::from(drops), round * 101);
         }
     }
 }
