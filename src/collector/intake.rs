@@ -13,6 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::registry::{Refusal, Registry, Resolved, Usage};
 use super::senders::Senders;
 use super::shard::{Batch, Effect, Op, Part, Shard, Why};
+use super::socket_account::SocketAccount;
 use crate::dogstatsd::{GaugeMinus, Header, Message, Tally};
 use crate::model::{Labels, MetricKind};
 use crate::store::{Known, Tick};
@@ -32,6 +33,7 @@ pub struct Intake {
     shards: Mutex<Vec<Arc<Mutex<Shard>>>>,
     gauge_minus: GaugeMinus,
     member_hasher: foldhash::quality::RandomState,
+    sockets: Vec<Arc<SocketAccount>>,
 }
 
 /// What the lock of an [`Intake`] guards.
@@ -68,8 +70,6 @@ pub struct IntakeTotals {
     pub empty_values: u64,
     /// Messages dropped, by reason.
     pub dropped: BTreeMap<&'static str, Dropped>,
-    /// Datagrams that the kernel dropped because the receive buffer was full (`SO_RXQ_OVFL`).
-    pub kernel_drops: u64,
 }
 
 /// Messages dropped for one reason.
@@ -89,6 +89,7 @@ impl Intake {
         registry.writers().for_each(|writer| senders.expect(writer, now_ms));
         Self {
             state: Mutex::new(IntakeState { registry, senders, totals: IntakeTotals::default() }),
+            sockets: Vec::new(),
             shards: Mutex::default(),
             gauge_minus: GaugeMinus::default(),
             member_hasher: foldhash::quality::RandomState::default(),
@@ -115,7 +116,6 @@ impl Intake {
         &self,
         shard: &Mutex<Shard>,
         datagrams: impl Iterator<Item = (&'a [u8], bool)>,
-        kernel_drops: u64,
         turn: impl FnOnce(),
         now_ms: i64,
     ) {
@@ -129,14 +129,25 @@ impl Intake {
             }
         }
         turn();
-        self.lock().apply(&mut shard, &batch, kernel_drops, now_ms);
+        self.lock().apply(&mut shard, &batch, now_ms);
     }
 
     /// Applies one datagram, from a thread that has no shard of its own.
     pub fn datagram(&self, datagram: &[u8], now_ms: i64) {
         let shard = self.shards.lock().first().map(Arc::clone);
         let shard = shard.unwrap_or_else(|| self.shard());
-        self.receive(&shard, std::iter::once((datagram, true)), 0, || (), now_ms);
+        self.receive(&shard, std::iter::once((datagram, true)), || (), now_ms);
+    }
+
+    /// Shows these sockets in the account.
+    #[must_use]
+    pub fn with_sockets(self, sockets: Vec<Arc<SocketAccount>>) -> Self {
+        Self { sockets, ..self }
+    }
+
+    /// The sockets that feed it.
+    pub fn sockets(&self) -> &[Arc<SocketAccount>] {
+        &self.sockets
     }
 
     /// Takes the lock: for the account, or to take what changed.
@@ -191,10 +202,9 @@ impl Intake {
 
 impl IntakeState {
     /// Applies what a batch holds beside what its shard has gathered, in the order of its messages.
-    fn apply(&mut self, shard: &mut Shard, batch: &Batch<'_>, kernel_drops: u64, now_ms: i64) {
+    fn apply(&mut self, shard: &mut Shard, batch: &Batch<'_>, now_ms: i64) {
         self.totals.datagrams += batch.datagrams;
         self.totals.messages += batch.messages;
-        self.totals.kernel_drops += kernel_drops;
         batch.tallies.iter().for_each(|tally| self.totals.add(tally));
         let mut writer = None;
         for op in &batch.ops {
@@ -364,7 +374,7 @@ mod tests {
                 let intake = Intake::new(Registry::new(Restored::default()), 0);
                 for line in &lines {
                     if is_anew {
-                        intake.receive(&intake.shard(), std::iter::once((line.as_bytes(), true)), 0, || (), 0);
+                        intake.receive(&intake.shard(), std::iter::once((line.as_bytes(), true)), || (), 0);
                     } else {
                         intake.datagram(line.as_bytes(), 0);
                     }

@@ -13,6 +13,7 @@ mod recorder;
 mod registry;
 mod senders;
 mod shard;
+mod socket_account;
 
 pub(crate) use intake::printable;
 pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
@@ -22,3 +23,4 @@ pub use recorder::{Recorder, RecorderConfig};
 pub use registry::{Limit, Limits, Overflow, Refusal, Registry};
 pub use senders::{SenderStatus, Senders};
 pub use shard::Shard;
+pub use socket_account::SocketAccount;

@@ -17,7 +17,10 @@ const HELP: [(&str, &str); 29] = [
     ("cortex_collector_service_checks_total", "Service checks received. They are not kept."),
     ("cortex_collector_ignored_total", "Parts of messages that were passed over, by part."),
     ("cortex_collector_dropped_total", "Messages dropped, by reason."),
-    ("cortex_collector_kernel_drops_total", "Datagrams that the kernel dropped since the receive buffer was full."),
+    (
+        "cortex_collector_kernel_drops_total",
+        "Datagrams that the kernel dropped since the receive buffer was full, by socket.",
+    ),
     ("cortex_collector_payloads_missing_total", "Payloads that clients numbered and that never came."),
     ("cortex_collector_tags_dropped_total", "Tags without a key, or whose label an earlier tag had."),
     ("cortex_collector_commit_failures_total", "Ticks that the store refused at first."),

@@ -244,9 +244,7 @@ def answer(function):
 class Collector(Process):
     """The real `cortex-collector`, with a tick every second."""
 
-    def __init__(
-        self, folder: Path, udp: str = "127.0.0.1:0", web: str = "127.0.0.1:0", flags: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, folder: Path, udp: str = "127.0.0.1:0", web: str = "127.0.0.1:0", *flags: str) -> None:
         log = folder / "collector.log"
         log.write_bytes(b"")
         arguments = ("--listen-udp", udp, "--listen-http", web, "--data-dir", str(folder / "data"), "--interval", "1s")
@@ -262,11 +260,15 @@ class Collector(Process):
 
     def again(self) -> Collector:
         """The same collector started again."""
-        return Collector(self.folder, self.udp, self.web, self.flags)
+        return Collector(self.folder, self.udp, self.web, *self.flags)
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://{self.web}{path}", timeout=10) as response:
             return str(response.read().decode())
+
+    def status(self, what: str) -> Any:
+        """`ingest` or `clients`: the account of what came in, or of who sends."""
+        return json.loads(self.get(f"/api/v1/status/{what}"))["data"]
 
     def query(self, expression: str) -> dict[str, float]:
         """The values of an instant query by the labels that a test usually tells them apart by."""
