@@ -42,7 +42,7 @@ node: ## install Node.js and npm with apt-get, for the test with hot-shots; need
 test-matrix: $(VENV)/.test ## the client's tests under each CPython of pyenv, 3.10 and newer; says which are missing
 	$(BIN)/python -m pytest -rA -k "every_python" tests/python/test_matrix.py
 
-torture: $(VENV)/.test ## the long tests: 10,000 forks under each Python, a collector that is away for a minute
+torture: $(VENV)/.test ## the long tests: 10,000 forks under each Python, a collector that is away for a minute, 10 million lines with tags that never repeat
 	$(BIN)/python -m pytest -m torture
 
 fuzz: check-rust ## look for input that breaks the datagram's encoding or decoding, FUZZ_SECONDS=60 for each target

@@ -140,7 +140,7 @@ impl<'a> Messages<'a> {
 
     /// The line as most are, if it is one: a single number without a sign.
     #[inline]
-    pub(crate) fn plain(&self) -> Option<Plain<'a>> {
+    pub fn plain(&self) -> Option<Plain<'a>> {
         Plain::of(self.line)
     }
 

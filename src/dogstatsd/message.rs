@@ -80,9 +80,9 @@ pub struct Message<'a> {
 
 /// A line as most are, of which no more is known than where its number ends: one without a sign.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Plain<'a> {
+pub struct Plain<'a> {
     /// What is before the first `:`.
-    pub(crate) name: &'a [u8],
+    pub name: &'a [u8],
     /// What is after the number's `|`.
     pub(crate) sections: &'a [u8],
     text: &'a [u8],
@@ -101,7 +101,7 @@ impl<'a> Plain<'a> {
 
     /// The message, whose sections say that it is of this kind and has no rate.
     #[inline]
-    pub(crate) fn message(&self, kind: MessageType) -> Message<'a> {
+    pub fn message(&self, kind: MessageType) -> Message<'a> {
         Message {
             name: self.name,
             kind,

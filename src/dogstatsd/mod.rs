@@ -20,4 +20,4 @@ pub use decode::{DecodeError, Messages, Tally, decode};
 pub use encode::{
     HEADER_NAME, Header, LINE_OVERHEAD_MAX, Payload, encode_line, encode_value, rate_for_weight, values_per_line,
 };
-pub use message::{GaugeMinus, Message, MessageType, MessageValue, Values};
+pub use message::{GaugeMinus, Message, MessageType, MessageValue, Plain, Values};

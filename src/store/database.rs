@@ -224,10 +224,11 @@ impl Store {
                 update_writer.execute(params![id.0.cast_signed(), writer]).map_err(&failed)?;
             }
         }
-        transaction.commit().map_err(&failed)?;
+        // First, so that whoever sees any sample of this tick finds all of its series.
         let mut index = self.index.write();
         tick.started.iter().for_each(|started| index.insert(started.id, &started.labels));
-        Ok(())
+        drop(index);
+        transaction.commit().map_err(&failed)
     }
 
     /// Removes what is older than `cutoff_ms`, but keeps each series' level there. Gives back the series that are gone

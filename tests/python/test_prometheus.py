@@ -197,7 +197,7 @@ def test_a_series_begins_with_a_zero_at_its_start_and_a_restart_is_no_reset(
 
 def test_other_classic_buckets_are_the_same_for_prometheus_and_for_queries(prometheus: Path, tmp_path: Path) -> None:
     bounds = [-1.5, 0, 0.005, 0.25, 10]
-    collector = Collector(tmp_path, flags=("--classic-buckets", ",".join(map(str, bounds))))
+    collector = Collector(tmp_path, "127.0.0.1:0", "127.0.0.1:0", "--classic-buckets", ",".join(map(str, bounds)))
     server = Prometheus(prometheus, tmp_path / "classic", collector.web)
     try:
         send(collector)
