@@ -10,7 +10,7 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
-use super::registry::{Refusal, Registry, Usage, timer_factor};
+use super::registry::{DROPPED, Refusal, Registry, Resolved, Usage, timer_factor};
 use crate::dogstatsd::{
     DecodeError, GaugeMinus, HEADER_NAME, Header, Message, MessageType, MessageValue, Tally, decode,
 };
@@ -90,6 +90,8 @@ struct Slot {
     /// The place of the series in the registry.
     at: u32,
     usage: Usage,
+    /// What the mapping file multiplies values by.
+    scale: f64,
     /// How many messages are in `gathered`.
     messages: u64,
     gathered: Gathered,
@@ -212,9 +214,11 @@ impl Shard {
         let Self { slots, changed, member_hasher, .. } = self;
         let number = slot;
         let Some(slot) = slots.get_mut(slot as usize) else { return Ok(None) };
+        let scale = slot.scale;
         match slot.usage {
+            _ if slot.at == DROPPED => return Err(Refusal::MappedDrop),
             Usage::Counter => {
-                let amount = count_of(message)?;
+                let amount = count_of(message, scale)?;
                 match &mut slot.gathered {
                     Gathered::Count(sum) if !(*sum + amount).is_finite() => return Err(Refusal::NotFinite),
                     Gathered::Count(sum) => *sum += amount,
@@ -222,15 +226,15 @@ impl Shard {
                 }
             }
             Usage::Histogram => {
-                check_values(message)?;
+                check_values(message, scale)?;
                 if matches!(slot.gathered, Gathered::Nothing) {
                     slot.gathered = Gathered::Values(Box::default());
                 }
                 if let Gathered::Values(histogram) = &mut slot.gathered {
-                    record_all(histogram, message);
+                    record_all(histogram, message, scale);
                 }
             }
-            Usage::Gauge => return Ok(Some((slot.at, write_of(message)?))),
+            Usage::Gauge => return Ok(Some((slot.at, write_of(message, scale)?))),
             Usage::Set => {
                 let hash = member_hasher.hash_one(message.member().unwrap_or_default());
                 return Ok(Some((slot.at, Write::Member(hash))));
@@ -243,8 +247,13 @@ impl Shard {
         Ok(None)
     }
 
-    /// Adds a message whose series is at `at` and remembers the way there.
-    pub(super) fn route(&mut self, message: &Message<'_>, usage: Usage, at: u32) -> Result<Option<Write>, Refusal> {
+    /// Adds a message whose series is known and remembers the way there.
+    pub(super) fn route(
+        &mut self,
+        message: &Message<'_>,
+        usage: Usage,
+        resolved: Resolved,
+    ) -> Result<Option<Write>, Refusal> {
         let hash = self.hash(usage, message);
         // An earlier message of the same batch may have been the first.
         if let Some(route) = self.routes.find(hash, |route| is_key_of(&route.key, usage, message)) {
@@ -252,7 +261,8 @@ impl Shard {
             return Ok(self.add(slot, message)?.map(|(_, write)| write));
         }
         let slot = self.slots.len() as u32;
-        self.slots.push(Slot { at, usage, messages: 0, gathered: Gathered::Nothing });
+        let Resolved { at, scale, .. } = resolved;
+        self.slots.push(Slot { at, usage, scale, messages: 0, gathered: Gathered::Nothing });
         let mut key = Vec::with_capacity(message.name.len() + message.tags.len() + 2);
         key.push(usage as u8);
         key.extend_from_slice(message.name);
@@ -265,16 +275,16 @@ impl Shard {
     }
 
     /// What a message comes to whose way is not remembered.
-    pub(super) fn effect_of(&self, message: &Message<'_>, usage: Usage) -> Result<Effect, Refusal> {
+    pub(super) fn effect_of(&self, message: &Message<'_>, usage: Usage, scale: f64) -> Result<Effect, Refusal> {
         Ok(match usage {
-            Usage::Counter => Effect::Gather(Gathered::Count(count_of(message)?)),
+            Usage::Counter => Effect::Gather(Gathered::Count(count_of(message, scale)?)),
             Usage::Histogram => {
-                check_values(message)?;
+                check_values(message, scale)?;
                 let mut histogram = Box::default();
-                record_all(&mut histogram, message);
+                record_all(&mut histogram, message, scale);
                 Effect::Gather(Gathered::Values(histogram))
             }
-            Usage::Gauge => Effect::Write(write_of(message)?),
+            Usage::Gauge => Effect::Write(write_of(message, scale)?),
             Usage::Set => {
                 Effect::Write(Write::Member(self.member_hasher.hash_one(message.member().unwrap_or_default())))
             }
@@ -335,10 +345,11 @@ fn hash_of_key(hasher: &RandomState, key: &[u8]) -> u64 {
 }
 
 /// What a message adds to a counter.
-fn count_of(message: &Message<'_>) -> Result<f64, Refusal> {
+fn count_of(message: &Message<'_>, scale: f64) -> Result<f64, Refusal> {
     let mut amount = 0.0;
     for value in message.values() {
         let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
+        let value = value * scale;
         if value < 0.0 {
             return Err(Refusal::NegativeCounter);
         }
@@ -347,11 +358,11 @@ fn count_of(message: &Message<'_>) -> Result<f64, Refusal> {
     if amount.is_finite() { Ok(amount) } else { Err(Refusal::NotFinite) }
 }
 
-fn write_of(message: &Message<'_>) -> Result<Write, Refusal> {
+fn write_of(message: &Message<'_>, scale: f64) -> Result<Write, Refusal> {
     let write = message.values().fold(Write::Change(0.0), |write, value| match (write, value) {
-        (_, MessageValue::Absolute(value)) => Write::Set(value),
-        (Write::Set(before), MessageValue::Delta(delta)) => Write::Set(before + delta),
-        (Write::Change(before), MessageValue::Delta(delta)) => Write::Change(before + delta),
+        (_, MessageValue::Absolute(value)) => Write::Set(value * scale),
+        (Write::Set(before), MessageValue::Delta(delta)) => Write::Set(before + delta * scale),
+        (Write::Change(before), MessageValue::Delta(delta)) => Write::Change(before + delta * scale),
         (Write::Member(_), MessageValue::Delta(_)) => write,
     });
     match write {
@@ -360,18 +371,18 @@ fn write_of(message: &Message<'_>) -> Result<Write, Refusal> {
     }
 }
 
-fn check_values(message: &Message<'_>) -> Result<(), Refusal> {
+fn check_values(message: &Message<'_>, scale: f64) -> Result<(), Refusal> {
     let (mut count, mut sum) = (0.0, 0.0);
     for value in message.values() {
         let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
         count += message.weight;
-        sum += value * message.weight;
+        sum += value * scale * message.weight;
     }
     if f64::is_finite(count) && f64::is_finite(sum) { Ok(()) } else { Err(Refusal::NotFinite) }
 }
 
-fn record_all(histogram: &mut ExponentialHistogram, message: &Message<'_>) {
-    let factor = timer_factor(message.kind);
+fn record_all(histogram: &mut ExponentialHistogram, message: &Message<'_>, scale: f64) {
+    let factor = timer_factor(message.kind) * scale;
     for value in message.values() {
         let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
         histogram.record(value * factor, message.weight);
@@ -379,11 +390,11 @@ fn record_all(histogram: &mut ExponentialHistogram, message: &Message<'_>) {
 }
 
 /// Whether a message may be taken at all, whatever its series holds.
-pub(super) fn check(message: &Message<'_>, usage: Usage) -> Result<(), Refusal> {
+pub(super) fn check(message: &Message<'_>, usage: Usage, scale: f64) -> Result<(), Refusal> {
     match usage {
-        Usage::Counter => count_of(message).map(drop),
-        Usage::Gauge => write_of(message).map(drop),
-        Usage::Histogram => check_values(message),
+        Usage::Counter => count_of(message, scale).map(drop),
+        Usage::Gauge => write_of(message, scale).map(drop),
+        Usage::Histogram => check_values(message, scale),
         Usage::Set => Ok(()),
     }
 }
