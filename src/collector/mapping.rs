@@ -67,32 +67,3 @@ fn identifier(bytes: &[u8]) -> String {
     let rest = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
     starts_with_digit.then_some('_').into_iter().chain(rest).collect()
 }
-
-#[cfg(test)]
-mod name_tests {
-    use super::*;
-    use crate::dogstatsd::decode;
-
-    fn of(line: &[u8]) -> (String, usize) {
-        let (labels, fallen) = series_of(&decode(line).next().unwrap().unwrap(), None);
-        (labels.to_string(), fallen)
-    }
-
-    #[test]
-    fn names_and_tags_become_what_prometheus_allows() {
-        let cases: [(&[u8], &str, usize); 9] = [
-            (b"my_counter:1|c|#model:v1", r#"my_counter{model="v1"}"#, 0),
-            (b"page.views-total:1|c", "page_views_total", 0),
-            (b"5xx:1|c", "_5xx", 0),
-            (b"m:1|c|#canary", r#"m{canary="true"}"#, 0),
-            (b"m:1|c|#le:1,quantile:2,__name__:x", r#"m{tag___name__="x", tag_le="1", tag_quantile="2"}"#, 0),
-            (b"m:1|c|#a.b:1,a-b:2,a_b:3", r#"m{a_b="1"}"#, 2),
-            (b"m:1|c|#:nokey,k:", "m", 1),
-            (b"m:1|c|#url:http://x/y", r#"m{url="http://x/y"}"#, 0),
-            (b"m\xff\xc3\xa9:1|c|#k:\xff", "m__{k=\"\u{fffd}\"}", 0),
-        ];
-        for (line, series, fallen) in cases {
-            assert_eq!(of(line), (series.to_owned(), fallen), "{}", String::from_utf8_lossy(line));
-        }
-    }
-}

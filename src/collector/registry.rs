@@ -196,7 +196,7 @@ impl Usage {
     }
 
     /// What it is to a mapping file.
-    fn metric_type(self) -> MetricType {
+    pub(super) fn metric_type(self) -> MetricType {
         match self {
             Self::Counter => MetricType::Counter,
             Self::Gauge | Self::Set => MetricType::Gauge,

@@ -270,12 +270,7 @@ impl Mapping {
 }
 
 impl MappingText {
-    fn check_observer(
-        &self,
-        line: u64,
-        default: Option<ObserverType>,
-        asked: &mut Asked,
-    ) -> Result<(), MappingError> {
+    fn check_observer(&self, line: u64, default: Option<ObserverType>, asked: &mut Asked) -> Result<(), MappingError> {
         let observer_type = self.observer_type.or(default);
         if let (Some(ObserverType::Histogram), Some(options)) = (observer_type, &self.summary_options) {
             return Err(at(options.referenced.line(), "summary_options of a mapping whose observer_type is histogram"));
@@ -315,7 +310,9 @@ impl Asked {
     fn tell(&self, notes: &mut Vec<String>) {
         let answer = "observers are exponential histograms";
         notes.extend(self.summaries.map(|line| {
-            format!("line {line}: a summary is asked for; {answer}: histogram_quantile() answers instead of quantile labels")
+            format!(
+                "line {line}: a summary is asked for; {answer}: histogram_quantile() answers instead of quantile labels"
+            )
         }));
         notes.extend(self.buckets.map(|line| {
             format!("line {line}: buckets are asked for; {answer}, and /metrics gives classic buckets on one ladder for all metrics")

@@ -39,7 +39,9 @@ pub struct Mapping {
 #[derive(Debug, Clone, PartialEq)]
 pub(in super::super) enum Found {
     /// No rule is for it, but there may be an expiry for all.
-    Unmapped { ttl_ms: Option<i64> },
+    Unmapped {
+        ttl_ms: Option<i64>,
+    },
     /// It is dropped.
     Drop,
     Mapped(Arc<Mapped>),
@@ -104,11 +106,8 @@ impl Mapping {
         let is_for = |rule: &Rule| rule.only.is_none_or(|only| only == kind);
         let parts: Vec<&[u8]> = name.split(|b| *b == b'.').collect();
         let mut globs = self.globs.iter().filter(|(glob, rule)| is_for(rule) && glob.matches(&parts));
-        let glob = if self.is_unordered {
-            globs.min_by(|(a, _), (b, _)| a.stars().cmp(b.stars()))
-        } else {
-            globs.next()
-        };
+        let glob =
+            if self.is_unordered { globs.min_by(|(a, _), (b, _)| a.stars().cmp(b.stars())) } else { globs.next() };
         if let Some((glob, rule)) = glob {
             let captures = glob.captures(&parts);
             return rule.apply(kind, |at| captures.get(at - 1).copied());
