@@ -177,9 +177,11 @@ impl Mapping {
             ..Self::default()
         };
         check_buckets(defaults.buckets.as_ref(), &mut asked)?;
-        check_quantiles(defaults.quantiles.as_ref(), &mut asked)?;
         defaults.histogram_options.as_ref().map_or(Ok(()), |options| options.check(&mut asked))?;
-        defaults.summary_options.as_ref().map_or(Ok(()), |options| options.check(&mut asked))?;
+        // Which quantiles summaries would have asks for none.
+        let unasked = &mut Asked::default();
+        check_quantiles(defaults.quantiles.as_ref(), unasked)?;
+        defaults.summary_options.as_ref().map_or(Ok(()), |options| options.check(unasked))?;
         for rule in &rules {
             rule.value.check_observer(rule.referenced.line(), defaults.observer_type, &mut asked)?;
             mapping.add(&rule.value, rule.referenced.line(), defaults.match_type)?;

@@ -368,7 +368,7 @@ mappings:
     all_mapped(file, &[("a.x:1|ms", "a"), ("b.x:1|ms", "b"), ("c.x:1|ms", "b")]);
     let notes = Mapping::parse(file.as_bytes()).unwrap().notes().join("\n");
     assert!(
-        notes.contains("line 7: buckets are asked for") && notes.contains("line 9: a summary is asked for"),
+        notes.contains("line 7: buckets are asked for") && notes.contains("line 23: a summary is asked for"),
         "{notes}"
     );
     let old = r"
