@@ -99,7 +99,7 @@ def test_names_are_mapped_on_the_way_from_the_socket_to_metrics(mapping: Path, t
     [
         ("mappings:\n- match: a.*\n  nmae: x\n", "line 3: unknown field `nmae`"),
         ("mappings:\n- match: a.*\n  name: m\n  ttl: tomorrow\n", "line 4: ttl: got `tomorrow`"),
-        ("mappings:\n- match: 'a('\n  match_type: regex\n  name: m\n", "line 2: match: regex parse error"),
+        ("mappings:\n- match: 'a('\n  match_type: regex\n  name: m\n", "line 2: match: unclosed group"),
         ("mappings: [\n", "line "),
     ],
 )

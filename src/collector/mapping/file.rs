@@ -15,6 +15,8 @@ use super::rules::{Glob, Mapping, MetricType, Rule, Template};
 const FILE_BYTES_MAX: u64 = 10 << 20;
 /// The most mappings.
 const MAPPINGS_MAX: usize = 10_000;
+/// The longest reason, in characters.
+const REASON_CHARS_MAX: usize = 300;
 /// The memory that one compiled regex may take, in bytes.
 const REGEX_BYTES_MAX: usize = 10 << 20;
 
@@ -196,8 +198,7 @@ impl Mapping {
         };
         let pattern_line = pattern.referenced.line();
         if text.match_type.or(default) == Some(MatchType::Regex) {
-            let regex = compile(&pattern.value)
-                .map_err(|error| at(pattern_line, format!("match: {}", one_line(&error.to_string()))))?;
+            let regex = compile(&pattern.value).map_err(|error| at(pattern_line, format!("match: {}", why(&error))))?;
             let rule = self.rule(text, line, |template| Template::of_regex(template, &regex))?;
             self.regexes.push((regex, rule));
         } else {
@@ -245,8 +246,7 @@ impl Mapping {
         for (label, value) in text.labels.iter().flatten() {
             if !is_label(label) {
                 let reason = format!(
-                    "labels: got `{}`, want letters, digits and `_`, the first no digit, and neither `__` at the beginning nor {OVERFLOW_LABEL}",
-                    label
+                    "labels: got `{label}`, want letters, digits and `_`, the first no digit, and neither `__` at the beginning nor {OVERFLOW_LABEL}"
                 );
                 return Err(at(value.as_ref().map_or(line, |value| value.referenced.line()), reason));
             }
@@ -322,8 +322,11 @@ impl Asked {
     }
 }
 
+/// What is quoted in a reason may be as long as the file.
 fn at(line: u64, reason: impl Into<String>) -> MappingError {
-    MappingError::At { line, reason: reason.into() }
+    let reason = reason.into();
+    let cut = reason.char_indices().nth(REASON_CHARS_MAX).and_then(|(end, _)| reason.get(..end));
+    MappingError::At { line, reason: cut.map_or_else(|| reason.clone(), |cut| format!("{cut}…")) }
 }
 
 /// What the parser found, in the words of this file's errors.
@@ -332,6 +335,7 @@ fn told(error: &Error) -> MappingError {
     let location = error.location();
     let reason = match error {
         Error::DuplicateMappingKey { key: Some(key), .. } => format!("`{key}` is there twice"),
+        Error::Budget { .. } => "more nodes, deeper or with more aliases than any mapping file".to_owned(),
         Error::MultipleDocuments { .. } => "a second document: want one".to_owned(),
         error => {
             let text = one_line(&error.to_string());
@@ -341,6 +345,12 @@ fn told(error: &Error) -> MappingError {
         }
     };
     at(location.map_or(1, |location| location.line()), reason)
+}
+
+/// Without the pattern, which the error shows in lines of its own.
+fn why(error: &regex::Error) -> String {
+    let text = error.to_string();
+    one_line(text.rsplit_once("error: ").map_or(&*text, |(_, why)| why))
 }
 
 fn one_line(text: &str) -> String {

@@ -249,22 +249,19 @@ impl Template {
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('$') {
             literal.push_str(before);
-            match reference(after) {
-                Some((piece, end)) => {
-                    if let Some(piece) = piece {
-                        pieces.push(Piece::Text(std::mem::take(&mut literal)));
-                        pieces.push(piece);
-                    } else {
-                        let written = after.len() - end.len();
-                        nothing.push(format!("${}", after.get(..written).unwrap_or_default()));
-                    }
-                    rest = end;
-                }
-                None => {
-                    literal.push('$');
-                    rest = after;
-                }
+            let Some((piece, end)) = reference(after) else {
+                literal.push('$');
+                rest = after;
+                continue;
+            };
+            if let Some(piece) = piece {
+                pieces.push(Piece::Text(std::mem::take(&mut literal)));
+                pieces.push(piece);
+            } else {
+                let written = after.len() - end.len();
+                nothing.push(format!("${}", after.get(..written).unwrap_or_default()));
             }
+            rest = end;
         }
         literal.push_str(rest);
         pieces.push(Piece::Text(literal));
@@ -286,7 +283,7 @@ impl Template {
     }
 }
 
-/// The name of a metric as `statsd_exporter` would have it: what is not allowed becomes `_`, several dashes one of them.
+/// The name of a metric as statsd_exporter would have it: what is not allowed becomes `_`, several dashes one of them.
 fn escaped(name: &str) -> String {
     let mut out = String::with_capacity(name.len() + 1);
     if name.starts_with(|c: char| c.is_ascii_digit()) {
