@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import BIN, Collector, until
@@ -60,12 +61,21 @@ def series(collector: Collector) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
-def status(collector: Collector) -> dict[str, object]:
-    data: dict[str, object] = json.loads(collector.get("/api/v1/status/ingest"))["data"]
+def status(collector: Collector) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(collector.get("/api/v1/status/ingest"))["data"]
     return data
 
 
-def test_names_are_mapped_on_the_way_from_the_socket_to_metrics(mapping: Path, tmp_path: Path) -> None:
+def refused(mapping: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A collector that should not start."""
+    arguments = ("--mapping-config", mapping, "--data-dir", folder / "data", "--listen-udp", "127.0.0.1:0")
+    return subprocess.run(
+        (BIN / "cortex-collector", *arguments), capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@pytest.mark.usefixtures("mapping")
+def test_names_are_mapped_on_the_way_from_the_socket_to_metrics(tmp_path: Path) -> None:
     collector = Collector(tmp_path)
     send(
         collector,
@@ -106,10 +116,7 @@ def test_names_are_mapped_on_the_way_from_the_socket_to_metrics(mapping: Path, t
 def test_a_bad_file_is_refused_at_start_with_line_and_reason(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "mapping.yaml"
     path.write_text(text)
-    arguments = ["--mapping-config", path, "--data-dir", tmp_path / "data", "--listen-udp", "127.0.0.1:0"]
-    done = subprocess.run(
-        [BIN / "cortex-collector", *arguments], capture_output=True, text=True, timeout=30, check=False
-    )
+    done = refused(path, tmp_path)
     assert done.returncode == 1
     assert f"cortex-collector: --mapping-config {path}: {reason}" in done.stderr
     assert done.stdout == "", "it does not listen"
@@ -117,8 +124,7 @@ def test_a_bad_file_is_refused_at_start_with_line_and_reason(tmp_path: Path, tex
 
 
 def test_a_file_that_is_not_there_is_refused_at_start(tmp_path: Path) -> None:
-    command = [BIN / "cortex-collector", "--mapping-config", tmp_path / "none", "--data-dir", tmp_path / "data"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = refused(tmp_path / "none", tmp_path)
     assert (done.returncode, "No such file" in done.stderr) == (1, True), done.stderr
 
 
@@ -152,7 +158,9 @@ def test_nothing_is_lost_while_files_change_under_load(
     mapping: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str
 ) -> None:
     monkeypatch.setenv("CORTEX_COLLECTOR_INGEST_THREADS", threads)
-    rule = "mappings:\n- {{match: load.*, name: load_{0}, labels: {{part: $1}}}}\n- {{match: often.{0}, action: drop}}\n"
+    rule = (
+        "mappings:\n- {{match: load.*, name: load_{0}, labels: {{part: $1}}}}\n- {{match: often.{0}, action: drop}}\n"
+    )
     mapping.write_text(rule.format(0))
     collector = Collector(tmp_path)
     sent = 0
@@ -182,7 +190,6 @@ def test_nothing_is_lost_while_files_change_under_load(
     def is_whole() -> bool:
         account = status(collector)
         dropped = account["dropped"]
-        assert isinstance(dropped, dict)
         assert set(dropped) <= {"mapped_drop"}, dropped
         got = series(collector)
         counted = sum(value for name, value in got.items() if name.startswith(("load_", "often_")))

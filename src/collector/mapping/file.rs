@@ -166,7 +166,8 @@ impl Mapping {
             let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
             at(1 + memchr::memchr_iter(b'\n', before).count() as u64, "not UTF-8")
         })?;
-        let file: FileText = serde_saphyr::from_str(text).map_err(|error| told(&error))?;
+        let file: Option<FileText> = serde_saphyr::from_str(text).map_err(|error| told(&error))?;
+        let file = file.unwrap_or_default();
         let defaults = file.defaults.unwrap_or_default();
         let rules = file.mappings.unwrap_or_default();
         if let Some(first) = rules.get(MAPPINGS_MAX) {
