@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-ingest bench-instructions demo test test-rust test-python test-matrix torture fuzz lint fmt wheel check-rust clean
+.PHONY: help bench bench-exposition bench-ingest bench-instructions demo hot-shots node test test-rust test-python test-matrix torture fuzz lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,8 +22,22 @@ test: test-rust test-python ## everything that the tests need, then all tests
 test-rust: check-rust
 	cargo test --locked
 
-test-python: $(VENV)/.test
+test-python: $(VENV)/.test hot-shots
 	$(BIN)/python -m pytest
+
+# In CI what is missing is installed; elsewhere whoever wants it says so.
+hot-shots: ## install the npm package hot-shots beside its test, if npm is there
+	@command -v npm >/dev/null || [ "$(CI)" != true ] || $(MAKE) node
+	@if command -v npm >/dev/null; then $(MAKE) -s tests/hot-shots/node_modules/.installed; \
+	else echo "npm is missing; make node installs it"; false; fi || echo "the test with hot-shots will be skipped, or fail in CI"
+
+tests/hot-shots/node_modules/.installed: tests/hot-shots/package.json tests/hot-shots/package-lock.json
+	@cd tests/hot-shots && npm ci --ignore-scripts --omit=optional --no-audit --no-fund
+	@touch $@
+
+node: ## install Node.js and npm with apt-get, for the test with hot-shots; needs root
+	@command -v apt-get >/dev/null || { echo "there is no apt-get here: install Node.js 18 or newer with npm"; exit 1; }
+	apt-get update -qq && apt-get install -y --no-install-recommends nodejs npm
 
 test-matrix: $(VENV)/.test ## the client's tests under each CPython of pyenv, 3.10 and newer; says which are missing
 	$(BIN)/python -m pytest -rA -k "every_python" tests/python/test_matrix.py
@@ -45,6 +59,9 @@ bench: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of
 
 bench-ingest: check-rust ## what the collector takes to receive, beside a loop that only counts (BENCH=quick for a look)
 	cargo bench --locked --bench ingest -- $(BENCH)
+
+bench-exposition: check-rust ## what a scrape of 99,000 series takes, in time and memory (BENCH=quick for a look)
+	cargo bench --locked --bench exposition -- $(BENCH)
 
 # With names of functions, which the wheel does not have.
 bench-instructions: target/bench/python/empty_method.abi3.so $(BIN)/python ## the instructions of a call, counted by valgrind

@@ -1,4 +1,4 @@
-//! Values as people write them in flags and variables: durations such as `14d`, and where data is kept.
+//! Values as people write them in flags and variables: durations such as `14d`, sizes such as `8MiB`, and where data is kept.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,6 +33,21 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_millis(total_ms))
 }
 
+/// Reads `8MiB`, `512KiB`, `1GiB` and plain bytes: whole numbers with the binary units, in bytes.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("got {text:?}, want a size such as 8MiB, 512KiB or a number of bytes");
+    let trimmed = text.trim();
+    let (number, unit) = trimmed.split_at(trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len()));
+    let unit: u64 = match unit {
+        "" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
+}
+
 /// Where the collector keeps its data unless it is told: `$XDG_STATE_HOME/cortex-metrics`, or the same under
 /// `~/.local/state`; `None` if there is neither variable.
 pub fn default_data_dir(var: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
@@ -54,6 +69,16 @@ mod tests {
         }
         for text in ["", "10", "d", "1x", "-1d", "1.5h", "99999999999999999999s", "9999999999999y"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_whole_numbers_of_binary_units() {
+        for (text, bytes) in [("8MiB", 8 << 20), ("512KiB", 512 << 10), ("1GiB", 1 << 30), ("4096", 4096), (" 0 ", 0)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "MiB", "8MB", "8 MiB", "8M", "1.5MiB", "-1", "18446744073709551616", "17179869184GiB"] {
+            assert!(parse_size(text).is_err(), "{text}");
         }
     }
 

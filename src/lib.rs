@@ -29,6 +29,8 @@ pub mod dogstatsd;
 pub mod exposition;
 #[cfg(feature = "collector")]
 pub mod http;
+#[cfg(feature = "collector")]
+pub mod memory;
 pub mod model;
 #[cfg(feature = "collector")]
 pub mod overview;

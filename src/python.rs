@@ -10,6 +10,7 @@ mod fast;
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -44,47 +45,142 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Value<'a, 'py> {
     }
 }
 
-/// A call that is dropped: why, and in words what was got and what is wanted.
-struct Refusal {
+/// A call that is dropped: why, and what is wrong.
+struct Refusal<'py> {
     reason: DropReason,
-    words: String,
+    wrong: Wrong<'py>,
     is_type_error: bool,
 }
 
-impl Refusal {
-    fn of_type(reason: DropReason, words: String) -> Self {
-        Self { reason, words, is_type_error: true }
+/// What is wrong, as far as the words for it need to know beside the arguments themselves.
+enum Wrong<'py> {
+    Name,
+    Reserved,
+    Value(Bound<'py, PyAny>),
+    Tags(Bound<'py, PyAny>),
+    Key(Bound<'py, PyAny>),
+    TagValue(Bound<'py, PyAny>, Bound<'py, PyAny>),
+    /// The table's or the datagram's limits; with the value.
+    Limit(f64),
+}
+
+impl<'py> Refusal<'py> {
+    fn of_type(reason: DropReason, wrong: Wrong<'py>) -> Self {
+        Self { reason, wrong, is_type_error: true }
     }
 
-    fn of_value(reason: DropReason, words: String) -> Self {
-        Self { reason, words, is_type_error: false }
+    fn of_value(reason: DropReason, wrong: Wrong<'py>) -> Self {
+        Self { reason, wrong, is_type_error: false }
     }
 
-    fn into_error(self) -> PyErr {
-        if self.is_type_error { PyTypeError::new_err(self.words) } else { PyValueError::new_err(self.words) }
+    fn of_limit(reason: DropReason, value: f64) -> Self {
+        Self::of_value(reason, Wrong::Limit(value))
+    }
+
+    /// What was got and what is wanted. Made only if somebody is to read it: the `repr` of an argument may cost anything.
+    fn words(&self, subject: &str, config: &ClientConfig) -> PyResult<String> {
+        Ok(match (&self.wrong, self.reason) {
+            (Wrong::Name, _) => format!("got {subject}, want the name as text"),
+            (Wrong::Reserved, _) => {
+                format!("{subject}: names that start with {} are reserved", RESERVED_PREFIXES.join(", "))
+            }
+            (Wrong::Value(value), _) => format!("{subject}: got value {}, want a finite number", repr(value)?),
+            (Wrong::Tags(tags), _) => {
+                format!("{subject}: got tags {}, want a mapping such as {{\"model\": \"v1\"}}", repr(tags)?)
+            }
+            (Wrong::Key(key), _) => format!(
+                "{subject}: got tag key {}, want non-empty text without `:`, `,`, `|`, `#` or control characters",
+                repr(key)?
+            ),
+            (Wrong::TagValue(key, value), _) => {
+                format!("{subject}: got {} for tag {}, want something with a text", repr(value)?, repr(key)?)
+            }
+            (Wrong::Limit(_), DropReason::BadName) => format!(
+                "{subject}: want a name that is not empty, does not begin with `_e{{`, and has no `:`, `|`, `@`, `#`, `,` or control characters"
+            ),
+            (Wrong::Limit(value), DropReason::NotFinite) => {
+                format!("{subject}: got value {value}, want a finite number")
+            }
+            (Wrong::Limit(value), DropReason::NegativeIncrement) => {
+                format!("{subject}: got an increment of {value}, want 0 or more: a counter cannot go back")
+            }
+            (Wrong::Limit(_), DropReason::TooLong) => {
+                let max = config.context_bytes_max();
+                format!(
+                    "{subject}: its name and tags take more than {max} bytes and do not fit into a datagram; payload_bytes_max says how long one may be"
+                )
+            }
+            (Wrong::Limit(_), DropReason::ContextLimit) => {
+                let max = config.contexts_max;
+                format!("{subject}: more than {max} combinations of name and tags at once; is a tag unbounded?")
+            }
+            (Wrong::Limit(_), DropReason::Closed) => format!("{subject}: the client is closed"),
+            (Wrong::Limit(_), reason) => format!("{subject}: {}", reason.as_str()),
+        })
+    }
+
+    fn into_error(self, subject: &str, config: &ClientConfig) -> PyErr {
+        match self.words(subject, config) {
+            Ok(words) if self.is_type_error => PyTypeError::new_err(words),
+            Ok(words) => PyValueError::new_err(words),
+            Err(error) => error,
+        }
     }
 }
 
 /// What goes wrong on the way into the table: a refusal, or an exception that is not ours to swallow.
-enum Failure {
-    Refusal(Refusal),
+enum Failure<'py> {
+    Refusal(Refusal<'py>),
     Raised(PyErr),
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
+impl<'py> From<Refusal<'py>> for Failure<'py> {
+    fn from(refusal: Refusal<'py>) -> Self {
         Self::Refusal(refusal)
     }
 }
 
-/// `repr(object)`, cut to what fits a log line.
-fn repr(object: &Bound<'_, PyAny>) -> String {
-    let text = object.repr().map_or_else(|_| "<no repr>".to_owned(), |repr| repr.to_string_lossy().into_owned());
-    if text.chars().count() <= 80 { text } else { text.chars().take(79).chain(['…']).collect() }
+impl Failure<'_> {
+    fn into_error(self, subject: &str, config: &ClientConfig) -> PyErr {
+        match self {
+            Self::Refusal(refusal) => refusal.into_error(subject, config),
+            Self::Raised(error) => error,
+        }
+    }
+}
+
+/// The start of a text, as long as fits a log line.
+fn cut(text: &str) -> String {
+    let mut chars = text.chars();
+    let start: String = chars.by_ref().take(60).collect();
+    if chars.next().is_some() { start + "…" } else { start }
+}
+
+/// `repr(object)`, cut to what fits a log line; of what may hold very much the type alone.
+fn repr(object: &Bound<'_, PyAny>) -> PyResult<String> {
+    if let Ok(text) = object.cast::<PyString>() {
+        return Ok(format!("{:?}", cut(&text.to_string_lossy())));
+    }
+    if object.len().is_ok_and(|items| items > 20) {
+        return Ok(format!("a {} of {} items", object.get_type().name()?, object.len()?));
+    }
+    match object.repr() {
+        Ok(repr) => Ok(cut(&repr.to_string_lossy())),
+        Err(error) if error.is_instance_of::<PyException>(object.py()) => Ok("<no repr>".to_owned()),
+        Err(error) => Err(error),
+    }
+}
+
+/// How a metric is spoken of.
+fn subject_of(metric: &Bound<'_, PyAny>) -> PyResult<String> {
+    match metric.cast::<PyString>() {
+        Ok(name) => Ok(format!("metric {:?}", cut(&name.to_string_lossy()))),
+        Err(_) => Ok(format!("metric {}", repr(metric)?)),
+    }
 }
 
 /// An exception of somebody's `__float__` or `__str__` is a bad argument; `KeyboardInterrupt` and `SystemExit` pass on.
-fn refusal_of(py: Python<'_>, error: &PyErr, refusal: Refusal) -> Failure {
+fn refusal_of<'py>(py: Python<'py>, error: &PyErr, refusal: Refusal<'py>) -> Failure<'py> {
     if error.is_instance_of::<PyException>(py) {
         Failure::Refusal(refusal)
     } else {
@@ -92,23 +188,23 @@ fn refusal_of(py: Python<'_>, error: &PyErr, refusal: Refusal) -> Failure {
     }
 }
 
-fn number(metric: &str, value: &Bound<'_, PyAny>) -> Result<f64, Failure> {
+fn number<'py>(value: &Bound<'py, PyAny>) -> Result<f64, Failure<'py>> {
     if let Ok(float) = value.cast_exact::<PyFloat>() {
         return Ok(float.value());
     }
     value.extract::<f64>().map_err(|error| {
-        let words = format!("metric {metric:?}: got value {}, want a finite number", repr(value));
+        let wrong = Wrong::Value(value.clone());
         let refusal = if error.is_instance_of::<PyOverflowError>(value.py()) {
-            Refusal::of_value(DropReason::NotFinite, words)
+            Refusal::of_value(DropReason::NotFinite, wrong)
         } else {
-            Refusal::of_type(DropReason::BadValue, words)
+            Refusal::of_type(DropReason::BadValue, wrong)
         };
         refusal_of(value.py(), &error, refusal)
     })
 }
 
 #[allow(unsafe_code)]
-fn push_tags(metric: &str, tags: &Bound<'_, PyAny>, text: &mut TagText) -> Result<(), Failure> {
+fn push_tags<'py>(tags: &Bound<'py, PyAny>, text: &mut TagText) -> Result<(), Failure<'py>> {
     if let Ok(dict) = tags.cast_exact::<PyDict>() {
         // Held or copied first: the `__str__` of a value, or another thread, may change the dict meanwhile.
         let mut held = [const { None }; 8];
@@ -117,73 +213,41 @@ fn push_tags(metric: &str, tags: &Bound<'_, PyAny>, text: &mut TagText) -> Resul
         let own = |object| unsafe { Bound::from_borrowed_ptr(tags.py(), object) };
         let has_place = |key, value| places.next().map(|place| *place = Some((own(key), own(value)))).is_some();
         if each_item(dict, has_place) {
-            return held.iter().flatten().try_for_each(|(key, value)| push_tag(metric, key, value, text));
+            return held.iter().flatten().try_for_each(|(key, value)| push_tag(key, value, text));
         }
         let copy = dict.copy().map_err(Failure::Raised)?;
-        return copy.iter().try_for_each(|(key, value)| push_tag(metric, &key, &value, text));
+        return copy.iter().try_for_each(|(key, value)| push_tag(&key, &value, text));
     }
-    let bad = || {
-        let words = format!("metric {metric:?}: got tags {}, want a mapping such as {{\"model\": \"v1\"}}", repr(tags));
-        Refusal::of_type(DropReason::BadTags, words)
-    };
+    let bad = || Refusal::of_type(DropReason::BadTags, Wrong::Tags(tags.clone()));
     let mapping = tags.cast::<PyMapping>().map_err(|_| bad())?;
     let items = mapping.items().map_err(|error| refusal_of(tags.py(), &error, bad()))?;
     for item in items.iter() {
-        let (key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract().map_err(|_| bad())?;
-        push_tag(metric, &key, &value, text)?;
+        let (key, value): (Bound<'py, PyAny>, Bound<'py, PyAny>) = item.extract().map_err(|_| bad())?;
+        push_tag(&key, &value, text)?;
     }
     Ok(())
 }
 
-fn push_tag(metric: &str, key: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>, text: &mut TagText) -> Result<(), Failure> {
+fn push_tag<'py>(key: &Bound<'py, PyAny>, value: &Bound<'py, PyAny>, text: &mut TagText) -> Result<(), Failure<'py>> {
     if value.is_none() {
         return Ok(());
     }
-    let bad_key = |make: fn(DropReason, String) -> Refusal| {
-        let words = format!(
-            "metric {metric:?}: got tag key {}, want non-empty text without `:`, `,`, `|`, `#` or control characters",
-            repr(key)
-        );
-        make(DropReason::BadTags, words)
-    };
-    let bad_value = || {
-        let words = format!("metric {metric:?}: got {} for tag {}, want something with a text", repr(value), repr(key));
-        Refusal::of_value(DropReason::BadTags, words)
-    };
-    let key = key.cast::<PyString>().map_err(|_| bad_key(Refusal::of_type))?;
-    let key = key.to_str().map_err(|_| bad_key(Refusal::of_value))?;
+    let bad_key = |make: fn(DropReason, Wrong<'py>) -> Refusal<'py>| make(DropReason::BadTags, Wrong::Key(key.clone()));
+    let bad_value = || Refusal::of_value(DropReason::BadTags, Wrong::TagValue(key.clone(), value.clone()));
+    let key_text = key.cast::<PyString>().map_err(|_| bad_key(Refusal::of_type))?;
+    let key_text = key_text.to_str().map_err(|_| bad_key(Refusal::of_value))?;
     let pushed = if let Ok(string) = value.cast::<PyString>() {
-        text.push(key, string.to_str().map_err(|_| bad_value())?)
+        text.push(key_text, string.to_str().map_err(|_| bad_value())?)
     } else if let Ok(flag) = value.cast_exact::<PyBool>() {
-        text.push(key, if flag.is_true() { "true" } else { "false" })
+        text.push(key_text, if flag.is_true() { "true" } else { "false" })
     } else {
         let string = value.str().map_err(|error| refusal_of(value.py(), &error, bad_value()))?;
-        text.push(key, string.to_str().map_err(|_| bad_value())?)
+        text.push(key_text, string.to_str().map_err(|_| bad_value())?)
     };
-    pushed.map_err(|_| bad_key(Refusal::of_value).into())
-}
-
-fn words(metric: &str, reason: DropReason, value: f64, config: &ClientConfig) -> String {
-    match reason {
-        DropReason::BadName => format!(
-            "metric {metric:?}: want a name that is not empty, does not begin with `_e{{`, and has no `:`, `|`, `@`, `#`, `,` or control characters"
-        ),
-        DropReason::NotFinite => format!("metric {metric:?}: got value {value}, want a finite number"),
-        DropReason::NegativeIncrement => {
-            format!("metric {metric:?}: got an increment of {value}, want 0 or more: a counter cannot go back")
-        }
-        DropReason::TooLong => {
-            let max = config.context_bytes_max();
-            let start: String = metric.chars().take(60).collect();
-            format!("metric {start:?}: its name and tags take more than {max} bytes and do not fit into a datagram")
-        }
-        DropReason::ContextLimit => {
-            let max = config.contexts_max;
-            format!("metric {metric:?}: more than {max} combinations of name and tags at once; is a tag unbounded?")
-        }
-        DropReason::Closed => format!("metric {metric:?}: the client is closed"),
-        _ => format!("metric {metric:?}: {}", reason.as_str()),
-    }
+    pushed.map_err(|reason| match reason {
+        DropReason::TooLong => Refusal::of_limit(reason, 0.0).into(),
+        _ => bad_key(Refusal::of_value).into(),
+    })
 }
 
 /// Whether a name begins with `prefix` once the collector has mapped it: `cortex.api.x` becomes `cortex_api_x`.
@@ -199,32 +263,30 @@ struct Arguments<'a> {
 }
 
 thread_local! {
-    /// The text of the tags of a thread's last call, so that the next allocates nothing. Empty while a call is under way:
+    /// The text of the tags of a thread's last call, at most 64 kB, so that the next allocates nothing. Empty while a call is under way:
     /// the `__str__` of a tag may make calls of its own.
     static TAG_BUFFER: Cell<String> = const { Cell::new(String::new()) };
 }
 
-fn arguments<'a>(
+fn arguments<'a, 'py>(
     config: &ClientConfig,
-    metric: &'a Bound<'_, PyAny>,
-    value: &Value<'_, '_>,
-    tags: Option<&Bound<'_, PyAny>>,
+    metric: &'a Bound<'py, PyAny>,
+    value: &Value<'_, 'py>,
+    tags: Option<&Bound<'py, PyAny>>,
     text: &mut TagText,
     is_own: bool,
-) -> Result<Arguments<'a>, Failure> {
-    let bad_name = || format!("got metric {}, want the name as text", repr(metric));
-    let name = metric.cast::<PyString>().map_err(|_| Refusal::of_type(DropReason::BadName, bad_name()))?;
-    let name = name.to_str().map_err(|_| Refusal::of_value(DropReason::BadName, bad_name()))?;
+) -> Result<Arguments<'a>, Failure<'py>> {
+    let name = metric.cast::<PyString>().map_err(|_| Refusal::of_type(DropReason::BadName, Wrong::Name))?;
+    let name = name.to_str().map_err(|_| Refusal::of_value(DropReason::BadName, Wrong::Name))?;
     if !is_own && name.starts_with("cortex") && RESERVED_PREFIXES.iter().any(|prefix| is_mapped_to(name, prefix)) {
-        let words = format!("metric {name:?}: names that start with {} are reserved", RESERVED_PREFIXES.join(", "));
-        return Err(Refusal::of_value(DropReason::ReservedName, words).into());
+        return Err(Refusal::of_value(DropReason::ReservedName, Wrong::Reserved).into());
     }
     let value = match value {
         Value::One => 1.0,
-        Value::Given(value) => number(name, value)?,
+        Value::Given(value) => number(value)?,
     };
     if let Some(tags) = tags {
-        push_tags(name, tags, text)?;
+        push_tags(tags, text)?;
     }
     if !is_own {
         text.push_text(&config.constant_tags);
@@ -232,16 +294,60 @@ fn arguments<'a>(
     Ok(Arguments { name, value })
 }
 
-/// Passes the notices on to `logging`. Whatever a handler raises stays there.
-fn log_notices(py: Python<'_>, client: &Client) {
+/// Passes the notices on to `logging`. What a handler raises stays there, unless it is to end the program.
+fn log_notices(py: Python<'_>, client: &Client) -> PyResult<()> {
+    let _inside = Inside::enter();
     let notices = client.take_notices();
     let logged: PyResult<()> = (|| {
         let logger = py.import("logging")?.call_method1("getLogger", ("cortex_metrics",))?;
         notices.iter().try_for_each(|notice| logger.call_method1("warning", ("%s", notice)).map(drop))
     })();
-    if let Err(error) = logged {
-        error.write_unraisable(py, None);
+    match logged {
+        Err(error) if error.is_instance_of::<PyException>(py) => {
+            error.write_unraisable(py, None);
+            Ok(())
+        }
+        outcome => outcome,
     }
+}
+
+/// True from the last flush of the process on.
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
+/// How many threads are where Python code may run or the interpreter is let go of, below a frame of ours.
+static INSIDE: AtomicIsize = AtomicIsize::new(0);
+
+/// A thread that comes back to an interpreter which has ended is ended by CPython where it stands (until 3.14), and with
+/// frames of Rust there, that aborts the process. So the end waits for those who are inside, and nobody enters after it.
+struct Inside;
+
+impl Inside {
+    fn enter() -> Self {
+        INSIDE.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Waits until no thread is inside a call, at most so many seconds. To be called when all clients are closed.
+#[pyfunction]
+fn wait_for_calls(py: Python<'_>, timeout: f64) {
+    let deadline = Instant::now() + Duration::try_from_secs_f64(timeout).unwrap_or_default();
+    py.detach(|| {
+        while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    });
+}
+
+/// To be registered with `os.register_at_fork(after_in_child=…)`: whoever was inside is not in the child, unless it forked.
+#[pyfunction]
+fn after_fork_in_child() {
+    INSIDE.store(0, Ordering::SeqCst);
 }
 
 /// A value that needs no conversion of its own: a `float`, or an `int` of 64 bits.
@@ -313,6 +419,7 @@ fn learn(
     let mut identity = identity_of(kind, is_own, metric);
     let mut keep = vec![metric.clone().unbind()];
     let name = metric.cast_exact::<PyString>().ok()?.to_str().ok()?;
+    let mut key_bytes = 0;
     let mut text = TagText::default();
     if let Some(dict) = tags {
         for (key, value) in dict.cast_exact::<PyDict>().ok()?.copy().ok()?.iter() {
@@ -321,10 +428,15 @@ fn learn(
                 || value.is_exact_instance_of::<PyBool>()
                 || value.is_exact_instance_of::<PyInt>()
                 || value.is_exact_instance_of::<PyFloat>();
-            if !is_constant || !key.is_exact_instance_of::<PyString>() {
+            if !is_constant {
                 return None;
             }
-            push_tag(name, &key, &value, &mut text).ok()?;
+            // Those without a value are kept too, and nothing else has looked at how long they are.
+            key_bytes += key.cast_exact::<PyString>().ok()?.to_str().ok()?.len();
+            if key_bytes > client.config().context_bytes_max() {
+                return None;
+            }
+            push_tag(&key, &value, &mut text).ok()?;
             if !(identity.push(key.as_ptr() as usize) && identity.push(value.as_ptr() as usize)) {
                 return None;
             }
@@ -334,6 +446,7 @@ fn learn(
     if !is_own {
         text.push_text(&client.config().constant_tags);
     }
+    text.sort();
     client.learn(kind, name, &text, identity, keep.into());
     Some(())
 }
@@ -349,6 +462,9 @@ fn call(
     tags: Option<&Bound<'_, PyAny>>,
     is_own: bool,
 ) -> PyResult<()> {
+    if client.is_closed() {
+        return call_closed(client, strict, metric);
+    }
     let mut is_lesson = false;
     let mut identity = identity_of(kind, is_own, metric);
     if let Some(number) = plain_number(value)
@@ -357,7 +473,7 @@ fn call(
         match client.record_known(kind, &identity, number) {
             Ok(Ok(())) if !client.has_notices() => return Ok(()),
             Ok(outcome) => {
-                let refusal = outcome.err().map(|reason| refusal_for(client, metric, reason, number));
+                let refusal = outcome.err().map(|reason| Refusal::of_limit(reason, number));
                 return tell(client, strict, metric, refusal);
             }
             Err(lesson) => is_lesson = lesson,
@@ -382,11 +498,13 @@ fn call_anew(
     tags: Option<&Bound<'_, PyAny>>,
     is_own: bool,
 ) -> PyResult<bool> {
+    let _inside = Inside::enter();
     let mut text = TagText::reusing(TAG_BUFFER.take());
     let arguments = arguments(client.config(), metric, value, tags, &mut text, is_own);
     let refusal = match arguments {
         Ok(Arguments { name, value }) => {
-            client.record(kind, name, &text, value).err().map(|reason| refusal_for(client, metric, reason, value))
+            text.sort();
+            client.record(kind, name, &text, value).err().map(|reason| Refusal::of_limit(reason, value))
         }
         Err(Failure::Refusal(refusal)) => {
             client.refuse(refusal.reason);
@@ -402,22 +520,38 @@ fn call_anew(
     tell(client, strict, metric, refusal).map(|()| is_taken)
 }
 
-fn refusal_for(client: &Client, metric: &Bound<'_, PyAny>, reason: DropReason, value: f64) -> Refusal {
-    let name = metric.cast::<PyString>().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned());
-    Refusal::of_value(reason, words(&name, reason, value, client.config()))
+/// One call after the end. Its arguments are not looked at, and at the end of the process nothing is told: a thread that
+/// lets go of the interpreter then never comes back.
+#[cold]
+fn call_closed(client: &Client, strict: bool, metric: &Bound<'_, PyAny>) -> PyResult<()> {
+    let reason = client.refuse(DropReason::Closed);
+    if IS_ENDING.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    tell(client, strict, metric, Some(Refusal::of_limit(reason, 0.0)))
 }
 
 /// Raises a refusal if the client is strict, and logs it once otherwise, with what else is to be told.
-fn tell(client: &Client, strict: bool, metric: &Bound<'_, PyAny>, refusal: Option<Refusal>) -> PyResult<()> {
+fn tell(client: &Client, strict: bool, metric: &Bound<'_, PyAny>, refusal: Option<Refusal<'_>>) -> PyResult<()> {
     if let Some(refusal) = refusal {
         if strict {
-            return Err(refusal.into_error());
+            return Err(refusal.into_error(&subject_of(metric)?, client.config()));
         }
-        let key = format!("{} {}", refusal.reason.as_str(), repr(metric));
-        client.notice_once(&key, || format!("dropped ({}): {}", refusal.reason.as_str(), refusal.words));
+        let reason = refusal.reason.as_str();
+        let name = metric.cast::<PyString>().map_or_else(|_| String::new(), |name| cut(&name.to_string_lossy()));
+        let mut told = Ok(());
+        client.notice_once(&format!("{reason} {name}"), || {
+            let words = subject_of(metric).and_then(|subject| refusal.words(&subject, client.config()));
+            let words = words.unwrap_or_else(|error| {
+                told = Err(error);
+                String::new()
+            });
+            format!("dropped ({reason}): {words}")
+        });
+        told?;
     }
     if client.has_notices() {
-        log_notices(metric.py(), client);
+        log_notices(metric.py(), client)?;
     }
     Ok(())
 }
@@ -447,6 +581,9 @@ impl Hooks {
 
     /// A flush, and with `is_final` the last one; waits so many seconds for it.
     fn at_exit(&self, py: Python<'_>, is_final: bool, timeout: f64) {
+        if is_final {
+            IS_ENDING.store(true, Ordering::SeqCst);
+        }
         if let Some(client) = self.0.upgrade() {
             let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
             py.detach(|| if is_final { client.close(timeout) } else { client.flush(timeout) });
@@ -454,10 +591,9 @@ impl Hooks {
     }
 
     /// Logs what is to be told: the last step, since `logging` may have to be imported first.
-    fn tell(&self, py: Python<'_>) {
-        if let Some(client) = self.0.upgrade().filter(|client| client.has_notices()) {
-            log_notices(py, &client);
-        }
+    fn tell(&self, py: Python<'_>) -> PyResult<()> {
+        let client = self.0.upgrade().filter(|client| client.has_notices());
+        client.map_or(Ok(()), |client| log_notices(py, &client))
     }
 
     /// With the GIL held: nobody starts the thread again before the fork.
@@ -543,8 +679,8 @@ fn start_flushers(py: Python<'_>) {
 ///     contexts_max: Combinations of name and tags in one flush, 1 to 1,000,000; calls for more are dropped and
 ///         counted.
 ///     payload_bytes_max: Bytes of a datagram, 512 to 65,507; 1432 over UDP and 8192 over a Unix socket unless given.
-///     strict: Raise ``TypeError`` or ``ValueError`` for a call that would be dropped. ``CORTEX_METRICS_STRICT=1``
-///         does the same.
+///     strict: Raise ``TypeError`` or ``ValueError`` for a call that would be dropped. Without it
+///         ``CORTEX_METRICS_STRICT=1`` decides.
 ///     telemetry: Name this process in each payload and send the account of calls along. Without it the collector
 ///         cannot know when the process has ended, and its gauges stay.
 ///
@@ -565,7 +701,7 @@ struct MetricsClient {
 impl MetricsClient {
     #[new]
     #[pyo3(signature = (
-        url=None, *, tags=None, flush_interval=1.0, contexts_max=10_000, payload_bytes_max=None, strict=false, telemetry=true
+        url=None, *, tags=None, flush_interval=1.0, contexts_max=10_000, payload_bytes_max=None, strict=None, telemetry=true
     ))]
     #[allow(clippy::too_many_arguments)] // Python's keywords
     fn new(
@@ -575,7 +711,7 @@ impl MetricsClient {
         flush_interval: f64,
         contexts_max: usize,
         payload_bytes_max: Option<usize>,
-        strict: bool,
+        strict: Option<bool>,
         telemetry: bool,
     ) -> PyResult<Self> {
         let (endpoint, bad_variable) = match url {
@@ -599,47 +735,59 @@ impl MetricsClient {
         }
         let mut constant = TagText::default();
         if let Some(tags) = tags {
-            push_tags("*", tags, &mut constant).map_err(|failure| match failure {
-                Failure::Refusal(refusal) => refusal.into_error(),
-                Failure::Raised(error) => error,
-            })?;
+            let limits = ClientConfig::default();
+            push_tags(tags, &mut constant).map_err(|failure| failure.into_error("the client", &limits))?;
+            constant.sort();
         }
         let api_name = variable("CORTEX_API_NAME").unwrap_or_default();
         let own_api_name =
             constant.as_str().split(',').find_map(|tag| tag.strip_prefix("api_name:")).map(str::to_owned);
-        if own_api_name.is_none() && !api_name.is_empty() {
-            // The key is good and a value is made so: nothing to fail.
-            let _ = constant.push("api_name", &api_name);
-        }
-        let api_name = own_api_name.unwrap_or(api_name);
-        let config = ClientConfig {
+        let mut config = ClientConfig {
             endpoint,
             flush_interval: Duration::from_secs_f64(flush_interval),
             constant_tags: constant.as_str().to_owned(),
             telemetry,
-            api_name,
+            api_name: String::new(),
             contexts_max,
             payload_bytes_max,
         };
-        if constant.as_str().len() > config.context_bytes_max() / 2 {
-            let words =
-                format!("tags: got {} bytes, want at most {}", constant.as_str().len(), config.context_bytes_max() / 2);
+        let bytes_max = config.context_bytes_max() / 2;
+        if constant.as_str().len() > bytes_max {
+            let words = format!("tags: got {} bytes, want at most {bytes_max}", constant.as_str().len());
             return Err(PyValueError::new_err(words));
         }
-        let client = Arc::new(Client::new(config));
+        let mut notices = Vec::new();
+        if let Some(own_api_name) = own_api_name {
+            config.api_name = own_api_name;
+        } else if constant.as_str().len() + api_name.len() + ",api_name:".len() > bytes_max {
+            notices.push(format!(
+                "CORTEX_API_NAME: got {} bytes, which with the tags is too much; it is left out",
+                api_name.len()
+            ));
+        } else if !api_name.is_empty() {
+            // The key is good and a value is made so: nothing to fail.
+            let _ = constant.push("api_name", &api_name);
+            constant.sort();
+            constant.as_str().clone_into(&mut config.constant_tags);
+            config.api_name = api_name;
+        }
         if let Some(error) = bad_variable {
-            let used = client.config().endpoint.to_string();
-            client.notice_once("environment", || format!("{error}; {used} is used instead"));
-            log_notices(py, &client);
+            notices.push(format!("{error}; {} is used instead", config.endpoint));
         }
         let strict_variable = variable("CORTEX_METRICS_STRICT").map(|value| value.to_ascii_lowercase());
         if let Some(got) = strict_variable.as_ref().filter(|value| !is_on(value) && !is_off(value)) {
-            let words = format!("CORTEX_METRICS_STRICT: got {got:?}, want 1 or 0; it is taken as 0");
-            client.notice_once("CORTEX_METRICS_STRICT", || words);
-            log_notices(py, &client);
+            notices.push(format!("CORTEX_METRICS_STRICT: got {got:?}, want 1 or 0; it is taken as 0"));
+        }
+        let client = Arc::new(Client::new(config));
+        for notice in notices {
+            client.notice_once(&notice.clone(), || notice);
+        }
+        if client.has_notices() {
+            log_notices(py, &client)?;
         }
         py.import("cortex_metrics._exit")?.call_method1("watch", (Hooks(Arc::downgrade(&client)),))?;
-        Ok(Self { client, strict: strict || strict_variable.is_some_and(|value| is_on(&value)) })
+        let strict = strict.unwrap_or_else(|| strict_variable.is_some_and(|value| is_on(&value)));
+        Ok(Self { client, strict })
     }
 
     /// Adds to a counter.
@@ -720,11 +868,10 @@ impl MetricsClient {
     ///     >>> metrics = MetricsClient()
     ///     >>> metrics.increment("predictions")
     ///     >>> metrics.flush()
-    fn flush(&self, py: Python<'_>) {
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let _inside = Inside::enter();
         py.detach(|| self.client.flush(FLUSH_TIMEOUT));
-        if self.client.has_notices() {
-            log_notices(py, &self.client);
-        }
+        if self.client.has_notices() { log_notices(py, &self.client) } else { Ok(()) }
     }
 
     /// Sends what has accumulated and ends. Later calls are dropped and counted; a second ``close()`` does nothing.
@@ -735,12 +882,11 @@ impl MetricsClient {
     ///     >>> from cortex_metrics import MetricsClient
     ///     >>> metrics = MetricsClient()
     ///     >>> metrics.close()
-    fn close(&self, py: Python<'_>) {
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let _inside = Inside::enter();
         self.client.forget_known();
         py.detach(|| self.client.close(FLUSH_TIMEOUT));
-        if self.client.has_notices() {
-            log_notices(py, &self.client);
-        }
+        if self.client.has_notices() { log_notices(py, &self.client) } else { Ok(()) }
     }
 
     /// A context manager and decorator that records seconds in a histogram; see ``Timer``.
@@ -809,8 +955,65 @@ impl MetricsClient {
         _exc_type: &Bound<'_, PyAny>,
         _value: &Bound<'_, PyAny>,
         _traceback: &Bound<'_, PyAny>,
-    ) {
-        self.close(py);
+    ) -> PyResult<()> {
+        self.close(py)
+    }
+
+    /// Whoever copies a predictor wants another predictor and the same client.
+    fn __copy__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __deepcopy__(slf: Py<Self>, _memo: &Bound<'_, PyAny>) -> Py<Self> {
+        slf
+    }
+
+    /// For ``pickle``: in another process it is another client, made with the same arguments.
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<((String,), Bound<'py, PyDict>)> {
+        let config = self.client.config();
+        let (tags, arguments) = (PyDict::new(py), PyDict::new(py));
+        for (key, value) in config.constant_tags.split(',').filter_map(|tag| tag.split_once(':')) {
+            tags.set_item(key, value)?;
+        }
+        arguments.set_item("tags", tags)?;
+        arguments.set_item("flush_interval", config.flush_interval.as_secs_f64())?;
+        arguments.set_item("contexts_max", config.contexts_max)?;
+        arguments.set_item("payload_bytes_max", config.payload_bytes_max)?;
+        arguments.set_item("strict", self.strict)?;
+        arguments.set_item("telemetry", config.telemetry)?;
+        Ok(((config.endpoint.to_string(),), arguments))
+    }
+
+    /// What this client would make of one call if it were strict: the name, the value, and the tags as text in their order,
+    /// its own last. For ``CapturingClient``.
+    fn _check(
+        &self,
+        kind: &str,
+        metric: &Bound<'_, PyAny>,
+        value: &Bound<'_, PyAny>,
+        tags: Option<&Bound<'_, PyAny>>,
+        is_own: bool,
+    ) -> PyResult<CheckedCall> {
+        let kind = match kind {
+            "counter" => Kind::Counter,
+            "gauge" => Kind::Gauge,
+            "histogram" => Kind::Histogram,
+            _ => return Err(PyValueError::new_err("kind: want counter, gauge or histogram")),
+        };
+        let config = self.client.config();
+        let mut text = TagText::default();
+        let value = Value::Given(value.as_borrowed());
+        let checked = arguments(config, metric, &value, tags, &mut text, is_own).and_then(|call| {
+            check_call(kind, call.name, &text, call.value, config.context_bytes_max())
+                .map_err(|reason| Refusal::of_limit(reason, call.value))?;
+            Ok(call)
+        });
+        let Arguments { name, value } = match checked {
+            Ok(call) => call,
+            Err(failure) => return Err(failure.into_error(&subject_of(metric)?, config)),
+        };
+        let pairs = text.as_str().split(',').filter_map(|tag| tag.split_once(':'));
+        Ok((name.to_owned(), value, pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()))
     }
 
     fn __repr__(&self) -> String {
@@ -858,6 +1061,17 @@ impl SystemMetrics {
     }
 }
 
+impl Drop for MetricsClient {
+    /// As `close` does, with the interpreter let go of: a client that is dropped without a word may be at the end of the
+    /// process, and its last flush takes a moment.
+    fn drop(&mut self) {
+        if Arc::strong_count(&self.client) == 1 && !self.client.is_closed() {
+            self.client.forget_known();
+            Python::attach(|py| py.detach(|| self.client.close(crate::client::DROP_TIMEOUT)));
+        }
+    }
+}
+
 impl fast::Records for MetricsClient {
     const IS_OWN: bool = false;
 
@@ -885,54 +1099,13 @@ impl fast::Records for SystemMetrics {
 /// The name, the value, and the tags.
 type CheckedCall = (String, f64, Vec<(String, String)>);
 
-/// What a strict client would make of one call: the name, the value, and the tags as text in their order.
-///
-/// Args:
-///     kind: ``counter``, ``gauge`` or ``histogram``.
-///     constant_tags: The client's own.
-///     is_own: A record of the package itself: a reserved name is good, and there are no constant tags.
-///
-/// Raises:
-///     TypeError, ValueError: It would refuse it.
-#[pyfunction]
-fn check(
-    kind: &str,
-    metric: &Bound<'_, PyAny>,
-    value: &Bound<'_, PyAny>,
-    tags: Option<&Bound<'_, PyAny>>,
-    constant_tags: Option<&Bound<'_, PyAny>>,
-    is_own: bool,
-) -> PyResult<CheckedCall> {
-    let kind = match kind {
-        "counter" => Kind::Counter,
-        "gauge" => Kind::Gauge,
-        "histogram" => Kind::Histogram,
-        _ => return Err(PyValueError::new_err("kind: want counter, gauge or histogram")),
-    };
-    let error = |failure| match failure {
-        Failure::Refusal(refusal) => Refusal::into_error(refusal),
-        Failure::Raised(error) => error,
-    };
-    let mut constant = TagText::default();
-    if let Some(tags) = constant_tags {
-        push_tags("*", tags, &mut constant).map_err(error)?;
-    }
-    let config = ClientConfig { constant_tags: constant.as_str().to_owned(), ..ClientConfig::default() };
-    let mut text = TagText::default();
-    let value = Value::Given(value.as_borrowed());
-    let Arguments { name, value } = arguments(&config, metric, &value, tags, &mut text, is_own).map_err(error)?;
-    check_call(kind, name, &text, value, config.context_bytes_max())
-        .map_err(|reason| PyValueError::new_err(words(name, reason, value, &config)))?;
-    let pairs = text.as_str().split(',').filter_map(|tag| tag.split_once(':'));
-    Ok((name.to_owned(), value, pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()))
-}
-
 /// The native part of `cortex_metrics`.
 #[pymodule(name = "_native", gil_used = false)]
 fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(after_fork_in_parent, module)?)?;
-    module.add_function(wrap_pyfunction!(check, module)?)?;
+    module.add_function(wrap_pyfunction!(after_fork_in_child, module)?)?;
+    module.add_function(wrap_pyfunction!(wait_for_calls, module)?)?;
     module.add_class::<MetricsClient>()?;
     module.add_class::<SystemMetrics>()?;
     fast::install::<MetricsClient>(module.py())?;

@@ -37,6 +37,9 @@ fn a_wrong_command_line_is_exit_code_2() {
         (env!("CARGO_BIN_EXE_cortex"), "--nonsense"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--retention=never"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--interval=1ms"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--classic-buckets=2,1"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--classic-buckets="),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--receive-buffer=1KiB"),
     ] {
         assert_eq!(Command::new(program).arg(argument).output().unwrap().status.code(), Some(2), "{argument}");
     }

@@ -80,7 +80,16 @@ fn udp_addresses_and_a_unix_socket_feed_one_account() {
     let socket = path.to_str().unwrap();
     let mut collector = Collector::start(
         folder.path(),
-        &["--listen-udp", "127.0.0.1:0,127.0.0.1:0", "--listen-unix", socket, "--gauge-minus", "absolute"],
+        &[
+            "--listen-udp",
+            "127.0.0.1:0,127.0.0.1:0",
+            "--listen-unix",
+            socket,
+            "--gauge-minus",
+            "absolute",
+            "--receive-buffer",
+            "64KiB",
+        ],
     );
     let [first, second, unix] = &collector.places[..] else { panic!("{:?}", collector.places) };
     assert_eq!(unix, &format!("unix://{socket}"));
@@ -118,6 +127,23 @@ fn udp_addresses_and_a_unix_socket_feed_one_account() {
     );
     assert_eq!(data["unknownFields"], json!({ "count": 1, "example": "new:field" }));
     assert_eq!((&data["datagrams"], &data["events"], &data["kernelDrops"]), (&json!(4), &json!(1), &json!(0)));
+    let socket = |place: &str, datagrams: u64, bytes: Value| json!({ "socket": place, "datagrams": datagrams, "truncated": 0, "kernelDrops": 0, "receiveBufferBytes": bytes });
+    assert_eq!(
+        data["sockets"],
+        json!([socket(first, 1, json!(65_536)), socket(second, 1, json!(65_536)), socket(unix, 2, Value::Null)])
+    );
+
+    // The longest datagram of UDP fits: none is cut off. (65,535 bytes less the headers of IP and UDP.)
+    let longest = format!("long:1|c\n{}", "#".repeat(65_507 - 9));
+    assert_eq!(udp.send_to(longest.as_bytes(), first.trim_start_matches("udp://")).unwrap(), 65_507);
+    let too_long = udp.send_to(&vec![0; 65_508], first.trim_start_matches("udp://"));
+    assert_eq!(too_long.unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+    // That of a Unix socket can be longer than any buffer.
+    raw.send_to(format!("cut:1|c\n{}", "x".repeat(70_000)).as_bytes(), &path).unwrap();
+    collector.has(&["long 1", "cut 1", "cortex_collector_dropped_total{reason=\"truncated\"} 1"]);
+    let status: Value = serde_json::from_str(&collector.get("/api/v1/status/ingest")).unwrap();
+    let truncated: Vec<_> = (0..3).map(|at| &status["data"]["sockets"][at]["truncated"]).collect();
+    assert_eq!(truncated, [&json!(0), &json!(0), &json!(1)]);
 
     // A set is a gauge that falls back to 0 in the tick after.
     raw.send_to(b"visitors:ann|s\nvisitors:bob|s\nvisitors:ann|s", &path).unwrap();

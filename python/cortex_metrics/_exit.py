@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-from ._native import after_fork_in_parent
+from ._native import after_fork_in_child, after_fork_in_parent, wait_for_calls
 
 TYPE_CHECKING = False  # importing typing would cost more than all of this package
 if TYPE_CHECKING:
@@ -100,6 +100,9 @@ def _flush(is_final: bool = False) -> None:
         hooks.at_exit(is_final, deadline - time.monotonic())
     for hooks in clients:
         hooks.tell()
+    if is_final:
+        # Threads that are not joined may still be inside a call: the interpreter must not end below them.
+        wait_for_calls(max(deadline - time.monotonic(), 0.01))
 
 
 atexit.register(_flush, is_final=True)
@@ -117,6 +120,7 @@ def after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=after_fork_in_child)
     os.register_at_fork(after_in_child=_watch_multiprocessing)
     if sys.version_info >= (3, 12):
         os.register_at_fork(before=_before_fork, after_in_parent=after_fork_in_parent)

@@ -7,7 +7,14 @@ from typing_extensions import Self, disjoint_base
 from ._timer import Timer
 from ._types import Stats
 
-__all__ = ["MetricsClient", "SystemMetrics", "__version__", "after_fork_in_parent", "check"]
+__all__ = [
+    "MetricsClient",
+    "SystemMetrics",
+    "__version__",
+    "after_fork_in_child",
+    "after_fork_in_parent",
+    "wait_for_calls",
+]
 
 __version__: str
 
@@ -30,8 +37,8 @@ class MetricsClient:
         contexts_max: Combinations of name and tags in one flush, 1 to 1,000,000; calls for more are dropped and
             counted.
         payload_bytes_max: Bytes of a datagram, 512 to 65,507; 1432 over UDP and 8192 over a Unix socket unless given.
-        strict: Raise ``TypeError`` or ``ValueError`` for a call that would be dropped. ``CORTEX_METRICS_STRICT=1``
-            does the same.
+        strict: Raise ``TypeError`` or ``ValueError`` for a call that would be dropped. Without it
+            ``CORTEX_METRICS_STRICT=1`` decides.
         telemetry: Name this process in each payload and send the account of calls along. Without it the collector
             cannot know when the process has ended, and its gauges stay.
 
@@ -52,7 +59,7 @@ class MetricsClient:
         flush_interval: float = 1.0,
         contexts_max: int = 10_000,
         payload_bytes_max: int | None = None,
-        strict: bool = False,
+        strict: bool | None = None,
         telemetry: bool = True,
     ) -> Self: ...
     def increment(
@@ -174,6 +181,17 @@ class MetricsClient:
         traceback: TracebackType | None,
         /,
     ) -> None: ...
+    def __copy__(self) -> Self: ...
+    def __deepcopy__(self, memo: object, /) -> Self: ...
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, object]]: ...
+    def _check(
+        self,
+        kind: Literal["counter", "gauge", "histogram"],
+        metric: str,
+        value: SupportsFloat | SupportsIndex,
+        tags: Mapping[str, object] | None,
+        is_own: bool,
+    ) -> tuple[str, float, list[tuple[str, str]]]: ...
     @property
     def _system(self) -> SystemMetrics: ...
 
@@ -189,12 +207,6 @@ class SystemMetrics:
         self, metric: str, value: SupportsFloat | SupportsIndex, tags: Mapping[str, object] | None = None
     ) -> None: ...
 
+def after_fork_in_child() -> None: ...
 def after_fork_in_parent() -> None: ...
-def check(
-    kind: Literal["counter", "gauge", "histogram"],
-    metric: str,
-    value: SupportsFloat | SupportsIndex,
-    tags: Mapping[str, object] | None,
-    constant_tags: Mapping[str, object] | None,
-    is_own: bool,
-) -> tuple[str, float, list[tuple[str, str]]]: ...
+def wait_for_calls(timeout: float) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -21,11 +22,13 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 class Timing:
     """One block that is timed; what ``with metrics.timer(…) as timing`` gives."""
 
-    __slots__ = ("_start", "_tags", "_timer")
+    __slots__ = ("_frame", "_start", "_tags", "_timer")
 
-    def __init__(self, timer: Timer) -> None:
+    def __init__(self, timer: Timer, frame: int = 0) -> None:
         """Starts measuring when it is entered."""
         self._timer = timer
+        # The frame of the `with` statement, by its address: it lives as long as the block does.
+        self._frame = frame
         self._tags: dict[str, object] | None = None
         self._start = 0.0
 
@@ -111,7 +114,7 @@ class Timer:
 
     def __enter__(self) -> Timing:
         """Starts measuring."""
-        timing = Timing(self)
+        timing = Timing(self, id(sys._getframe(1)))
         entered = _entered.get()
         if entered and entered[-1] not in entered[-1]._timer._open:
             entered = _still_open(entered)  # some have been left in another thread or task
@@ -129,14 +132,17 @@ class Timer:
     ) -> None:
         """Records the seconds since the block began."""
         end = perf_counter()
-        entered = _entered.get()
-        if entered and entered[-1]._timer is self and self._take(entered[-1]):
+        entered, frame = _entered.get(), id(sys._getframe(1))
+        if entered and entered[-1]._timer is self and entered[-1]._frame == frame and self._take(entered[-1]):
             timing = entered[-1]
             _entered.set(entered[:-1])
         else:
-            # Not the innermost block of this thread or task, or none of its own: each is recorded once all the same.
+            # Not the innermost block of this thread or task (generators take turns), or one that an `ExitStack` entered
+            # or another thread: each is recorded once all the same.
             own = [timing for timing in entered if timing._timer is self]
-            taken = (timing for timing in reversed(list(self._open) + own) if self._take(timing))
+            everyone = list(self._open) + own
+            here = [timing for timing in everyone if timing._frame == frame]
+            taken = (timing for timing in reversed(everyone + here) if self._take(timing))
             found = next(taken, None)
             if found is None:
                 return

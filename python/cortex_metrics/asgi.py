@@ -45,6 +45,9 @@ class MetricsMiddleware:
         replicas_requested: How many replicas the operator asked for; without it ``CORTEX_REPLICAS_REQUESTED``.
         exclude: Paths that are never counted.
 
+    Raises:
+        TypeError: ``exclude`` is one string.
+
     Example:
         >>> from cortex_metrics import MetricsClient
         >>> from cortex_metrics.asgi import MetricsMiddleware
@@ -70,6 +73,9 @@ class MetricsMiddleware:
         self._metrics = RequestMetrics(
             client, api_name=api_name, api_id=api_id, endpoint=endpoint, replicas_requested=replicas_requested
         )
+        if isinstance(exclude, str):
+            msg = f"exclude: got {exclude!r}, want several paths, like ({exclude!r},)"
+            raise TypeError(msg)
         self._exclude = frozenset(exclude)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:

@@ -135,7 +135,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
-        client.close()
+        client.flush()
 
     app = Starlette(
         routes=[

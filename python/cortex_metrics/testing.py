@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, SupportsFloat, SupportsIndex
 
-from ._native import MetricsClient, check
+from ._native import MetricsClient
 from ._timer import Timer
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class Call(NamedTuple):
 class CapturingClient:
     """A strict client without network and threads: it keeps every call, and raises for one that would be dropped.
 
-    Its checks are those of ``MetricsClient(strict=True)``: the same code. It is made with the same arguments, so that
+    Its checks are those of ``MetricsClient(strict=True)``: the same code, with the same limits and the same constant
+    tags, that of ``CORTEX_API_NAME`` included. It is made with the same arguments, so that
     it can stand in for the class itself, and ``MetricsMiddleware`` takes it too.
 
     Args:
@@ -76,21 +77,20 @@ class CapturingClient:
         flush_interval: float = 1.0,
         contexts_max: int = 10_000,
         payload_bytes_max: int | None = None,
-        strict: bool = True,  # noqa: ARG002
+        strict: bool | None = None,  # noqa: ARG002
         telemetry: bool = True,  # noqa: ARG002
     ) -> None:
         """Starts without calls."""
         self.calls: list[Call] = []
         # Without a call a client has neither thread nor socket. It checks the arguments; its account has all reasons.
-        checked = MetricsClient(
+        self._client = MetricsClient(
             "udp://127.0.0.1" if url is None else url,
             tags=tags,
             flush_interval=flush_interval,
             contexts_max=contexts_max,
             payload_bytes_max=payload_bytes_max,
         )
-        self._account = checked.stats()
-        self._tags = None if tags is None else dict(tags)
+        self._account = self._client.stats()
         self._is_closed = False
 
     def _take(
@@ -101,7 +101,7 @@ class CapturingClient:
         tags: Mapping[str, object] | None,
         is_own: bool = False,
     ) -> None:
-        name, number, pairs = check(kind, metric, value, tags, self._tags, is_own)
+        name, number, pairs = self._client._check(kind, metric, value, tags, is_own)
         if self._is_closed:
             msg = f'metric "{name}": the client is closed'
             raise ValueError(msg)
@@ -176,7 +176,7 @@ class CapturingClient:
 
     def _values(self, kind: _Kind, metric: str, tags: Mapping[str, object] | None) -> list[float]:
         # Tags become text as those of a call do.
-        wanted = set(check(kind, metric, 0, tags, None, True)[2])
+        wanted = set(self._client._check(kind, metric, 0, tags, True)[2])
         return [
             call.value
             for call in list(self.calls)

@@ -14,9 +14,11 @@ use tokio::sync::oneshot;
 
 use crate::clock::Clock;
 use crate::collector::{Intake, Limits, Listener, Mapping, Place, Published, Recorder, RecorderConfig, Registry};
-use crate::config::{default_data_dir, parse_duration};
+use crate::config::{default_data_dir, parse_duration, parse_size};
 use crate::dogstatsd::GaugeMinus;
 use crate::http::{self, App};
+use crate::memory;
+use crate::model::Ladder;
 use crate::promql::Engine;
 use crate::store::Store;
 use crate::telemetry;
@@ -26,6 +28,9 @@ const HTTP_GRACE: Duration = Duration::from_millis(500);
 
 /// The deepest expression that is accepted takes a quarter of this.
 const QUERY_STACK_BYTES: usize = 8 << 20;
+
+/// What limits a receive buffer.
+const SYSCTL: &str = if cfg!(target_os = "macos") { "kern.ipc.maxsockbuf" } else { "net.core.rmem_max" };
 
 /// Takes StatsD and DogStatsD datagrams, keeps them on disk, serves them to Prometheus, PromQL and the browser.
 #[derive(Debug, Parser)]
@@ -48,6 +53,10 @@ pub struct CollectorArgs {
     /// Where datagrams are taken too: a Unix datagram socket, made with mode 0660
     #[arg(long, value_name = "PATH", env = "CORTEX_COLLECTOR_LISTEN_UNIX")]
     listen_unix: Option<PathBuf>,
+
+    /// Room for datagrams that wait at a UDP socket, 4KiB to 512MiB; the log says at start if the kernel grants less
+    #[arg(long, value_name = "SIZE", env = "CORTEX_COLLECTOR_RECEIVE_BUFFER", default_value = "8MiB", value_parser = receive_buffer)]
+    receive_buffer: usize,
 
     /// Where HTTP is served: /, /metrics, /api/v1/query, /healthz. There is no login: keep it on loopback or behind a proxy
     #[arg(long, value_name = "ADDRESS", env = "CORTEX_COLLECTOR_LISTEN_HTTP", default_value = "127.0.0.1:9102")]
@@ -121,6 +130,17 @@ pub struct CollectorArgs {
     #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_GAUGE_EXPIRY", value_parser = expiry)]
     gauge_expiry: Option<Duration>,
 
+    /// Upper bounds of histograms' classic buckets, in scrapes and in queries: at most 200 ascending numbers with commas between
+    /// [default: the powers of two from 2^-14 to 2^20]
+    #[arg(
+        long,
+        value_name = "BOUNDS",
+        env = "CORTEX_COLLECTOR_CLASSIC_BUCKETS",
+        value_parser = Ladder::parse,
+        allow_hyphen_values = true
+    )]
+    classic_buckets: Option<Ladder>,
+
     /// What is logged to stderr: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", env = "CORTEX_COLLECTOR_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -155,6 +175,12 @@ fn interval(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::from_secs(1), Duration::from_secs(60), "1s to 1m")
 }
 
+fn receive_buffer(text: &str) -> Result<usize, String> {
+    let bytes = parse_size(text)?;
+    let is_within = (4 << 10..=512 << 20).contains(&bytes);
+    usize::try_from(bytes).ok().filter(|_| is_within).ok_or_else(|| format!("got {text}, want 4KiB to 512MiB"))
+}
+
 fn bounded(text: &str, least: Duration, most: Duration, range: &str) -> Result<Duration, String> {
     let duration = parse_duration(text)?;
     if (least..=most).contains(&duration) { Ok(duration) } else { Err(format!("got {text}, want {range}")) }
@@ -165,6 +191,7 @@ fn bounded(text: &str, least: Duration, most: Duration, range: &str) -> Result<D
 /// # Errors
 /// A mapping file that cannot be used, a port that is taken, a data directory that cannot be used, a signal handler that cannot be installed.
 pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
+    memory::return_early();
     telemetry::init(&args.log_level).map_err(anyhow::Error::msg)?;
     let clock = Clock::System;
     let Some(data_dir) = args.data_dir.or_else(|| default_data_dir(|name| std::env::var_os(name))) else {
@@ -184,7 +211,7 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?)
     };
 
-    let mut listeners = bind(&args.listen_udp, args.listen_unix.as_deref())?;
+    let mut listeners = bind(&args.listen_udp, args.receive_buffer, args.listen_unix.as_deref())?;
     let http_socket = std::net::TcpListener::bind(args.listen_http)
         .with_context(|| format!("--listen-http {}: cannot listen; is another program there?", args.listen_http))?;
     http_socket.set_nonblocking(true)?;
@@ -192,7 +219,9 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     let (store, restored) = Store::open(&data_dir)?;
 
     let published = Arc::new(Published::new(&restored));
-    let engine = Arc::new(Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()));
+    let ladder = args.classic_buckets.unwrap_or_default();
+    let engine = Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()).with_ladder(ladder.clone());
+    let engine = Arc::new(engine);
     let limits = Limits {
         series: args.series_max as usize,
         series_per_metric: args.series_per_metric_max as usize,
@@ -204,17 +233,19 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     if let Some(mapping) = mapping {
         registry = registry.with_mapping(mapping);
     }
-    let intake = Arc::new(Intake::new(registry, clock.now_ms()).with_gauge_minus(args.gauge_minus.into()));
+    let intake = Intake::new(registry, clock.now_ms()).with_gauge_minus(args.gauge_minus.into());
+    let intake = intake.with_sockets(listeners.iter().map(|listener| Arc::clone(listener.account())).collect());
+    let intake = Arc::new(intake);
     let config = RecorderConfig { interval: args.interval, retention: args.retention };
     let recorder = Recorder::start(config, Arc::clone(&intake), store, Arc::clone(&published), clock.clone())?;
     for listener in &mut listeners {
         listener.start(&intake, &clock, args.ingest_threads.into())?;
     }
-    announce(&listeners, http_address, &data_dir)?;
+    announce(&listeners, args.receive_buffer as u64, http_address, &data_dir)?;
 
     runtime.block_on(async {
         let (stop_http, http_stopped) = oneshot::channel::<()>();
-        let router = http::router(App::new(engine, published, Arc::clone(&intake)));
+        let router = http::router(App::new(engine, published, Arc::clone(&intake), ladder));
         let server = axum::serve(TcpListener::from_std(http_socket)?, router)
             .with_graceful_shutdown(async { drop(http_stopped.await) });
         let server = tokio::spawn(async move { server.await });
@@ -268,11 +299,11 @@ fn reload(path: Option<&Path>, intake: &Intake) {
     }
 }
 
-fn bind(udp: &[SocketAddr], unix: Option<&Path>) -> anyhow::Result<Vec<Listener>> {
+fn bind(udp: &[SocketAddr], receive_buffer_bytes: usize, unix: Option<&Path>) -> anyhow::Result<Vec<Listener>> {
     let mut listeners = Vec::new();
     for address in udp {
         listeners.push(
-            Listener::bind(*address).with_context(|| {
+            Listener::bind(*address, receive_buffer_bytes).with_context(|| {
                 format!("--listen-udp {address}: cannot listen; is another collector running there?")
             })?,
         );
@@ -286,7 +317,7 @@ fn bind(udp: &[SocketAddr], unix: Option<&Path>) -> anyhow::Result<Vec<Listener>
 }
 
 /// Says where it listens and where its data is: on stdout, for people and for scripts that asked for a free port.
-fn announce(listeners: &[Listener], http: SocketAddr, data_dir: &Path) -> io::Result<()> {
+fn announce(listeners: &[Listener], wanted_bytes: u64, http: SocketAddr, data_dir: &Path) -> io::Result<()> {
     let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
     let mut out = io::stdout().lock();
     for listener in listeners {
@@ -297,8 +328,13 @@ fn announce(listeners: &[Listener], http: SocketAddr, data_dir: &Path) -> io::Re
     out.flush()?;
     let mut reachable = vec![("--listen-http", http)];
     for listener in listeners {
-        let buffer = listener.receive_buffer_bytes();
-        tracing::info!(place = %listener.place(), receive_buffer_bytes = buffer, "taking metrics");
+        let granted_bytes = listener.account().receive_buffer_bytes();
+        tracing::info!(place = %listener.place(), receive_buffer_bytes = granted_bytes, "taking metrics");
+        if let Some(granted) = granted_bytes.filter(|granted| *granted < wanted_bytes) {
+            tracing::info!(
+                "--receive-buffer: the kernel grants {granted} of {wanted_bytes} bytes; to raise that: sysctl -w {SYSCTL}={wanted_bytes}"
+            );
+        }
         if let Place::Udp(address) = listener.place() {
             reachable.push(("--listen-udp", *address));
         }

@@ -111,7 +111,8 @@ impl Outcome {
 
 impl Account {
     pub(super) fn settle(&mut self, outcome: &Outcome) {
-        self.held -= outcome.sent + outcome.lost.iter().sum::<u64>();
+        // What is settled was held: it cannot be more, but a mistake here must not count calls by the quintillion.
+        self.held = self.held.saturating_sub(outcome.sent + outcome.lost.iter().sum::<u64>());
         self.sent = self.sent + outcome.sent - outcome.refused_late;
         self.payloads_sent += outcome.payloads_sent;
         self.payloads_refused += outcome.payloads_refused;

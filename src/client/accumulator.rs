@@ -81,7 +81,7 @@ impl Accumulator {
             (Self::Counter(sum), Kind::Counter) => {
                 let mut grown = *sum;
                 grown += Sum::from(value);
-                if !grown.rounded.is_finite() {
+                if !grown.total().is_finite() {
                     return Err(DropReason::NotFinite);
                 }
                 *sum = grown;
@@ -105,7 +105,7 @@ impl Accumulator {
                 let mut grown = *sum;
                 grown += *more;
                 *newer = Self::Empty;
-                if !grown.rounded.is_finite() {
+                if !grown.total().is_finite() {
                     return Err(DropReason::NotFinite);
                 }
                 *sum = grown;

@@ -53,7 +53,7 @@ struct Slot {
 #[derive(Debug)]
 pub(super) struct Backlog {
     slots: Vec<Slot>,
-    /// How many of the slots hold something.
+    /// How many of the slots hold something, those of our own account not counted: they have no limit and take no room.
     occupied: usize,
     contexts_max: usize,
     /// Empty cells, for the table's next ones.
@@ -95,7 +95,7 @@ impl Backlog {
             match outcome {
                 Ok(()) => {
                     slot.cell.calls += count;
-                    self.occupied += usize::from(was_empty);
+                    self.occupied += usize::from(was_empty && context.is_limited);
                 }
                 Err(reason) => losses.push(Loss { reason, calls: count, context: Arc::clone(context) }),
             }
@@ -115,9 +115,9 @@ impl Backlog {
         let rest = self.slots.get_mut(from..)?;
         let (at, slot) = rest.iter_mut().enumerate().find(|(_, slot)| !slot.cell.accumulator.is_empty())?;
         let at = from + at;
-        self.occupied -= 1;
         let calls = std::mem::take(&mut slot.cell.calls);
         if let Some(context) = &slot.context {
+            self.occupied -= usize::from(context.is_limited);
             let line_values = values_per_line(context.name.len() + context.tags.len(), line_bytes_max);
             slot.cell.accumulator.take(calls, line_values, |content, calls| {
                 piece(Piece { slot: at, context: Arc::clone(context), content, calls });
@@ -130,7 +130,7 @@ impl Backlog {
     pub(super) fn restore(&mut self, pieces: impl IntoIterator<Item = Piece>) {
         for piece in pieces {
             let Some(slot) = self.slots.get_mut(piece.slot) else { continue };
-            self.occupied += usize::from(slot.cell.accumulator.is_empty());
+            self.occupied += usize::from(slot.cell.accumulator.is_empty() && piece.context.is_limited);
             slot.cell.accumulator.restore(piece.content);
             slot.cell.calls += piece.calls;
         }

@@ -93,7 +93,8 @@ impl<K: Send + 'static> Flusher<K> {
         self.ask(Control::Flush)
     }
 
-    /// Asks for the last flush and waits for it, at most `timeout`. True if it was done in time; then the thread is gone.
+    /// Asks for the last flush, which the table's owner has given a deadline, and waits for it, at most `timeout`. True if
+    /// it was done in time; then the thread is gone. If not, the thread loses and counts what is left as soon as it can.
     pub(super) fn stop(mut self, timeout: Duration) -> bool {
         let Some(task) = self.ask(Control::Stop).task(timeout) else { return false };
         if let Some(running) = self.running.take() {
@@ -160,6 +161,10 @@ struct Worker<K> {
     is_refused: bool,
     /// When the next flush is due.
     next: Instant,
+    /// When the flush before had ended.
+    idle: Instant,
+    /// When the last flush began, if there was nothing to do when it was asked for.
+    began_last: Option<Instant>,
 }
 
 impl<K> Worker<K> {
@@ -177,6 +182,8 @@ impl<K> Worker<K> {
             last_tried: Instant::now(),
             is_refused: false,
             next: Instant::now() + shared.config.flush_interval,
+            idle: Instant::now(),
+            began_last: None,
             shared,
         })
     }
@@ -193,8 +200,7 @@ impl<K> Worker<K> {
                 }
                 Ok(Control::Stop(progress)) => {
                     let _ = progress.send(Progress::Begun);
-                    self.flush();
-                    self.transport.settle(Duration::ZERO);
+                    self.end();
                     let _ = progress.send(Progress::Done(Task::current()));
                     return None;
                 }
@@ -211,13 +217,27 @@ impl<K> Worker<K> {
                 }
                 Err(RecvTimeoutError::Timeout) => self.flush(),
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.flush();
+                    self.end();
                     return None;
                 }
             }
             // A flush that took longer than the interval is not followed by a rush of late ones.
             self.next = (self.next + self.shared.config.flush_interval).max(Instant::now());
         }
+    }
+
+    /// When nobody waits any longer for what has not been sent, once the client is closed. A thread that had nothing to do
+    /// then, and got its turn late on a busy machine, has all of the time that is waited.
+    fn deadline(&self) -> Option<Instant> {
+        self.shared.closing.get().map(|(since, timeout)| self.began_last.unwrap_or(*since) + *timeout)
+    }
+
+    /// The last flush. What it cannot send until the deadline is lost.
+    fn end(&mut self) {
+        self.began_last = self.shared.closing.get().filter(|(since, _)| self.idle <= *since).map(|_| Instant::now());
+        self.flush();
+        self.transport.settle(Duration::ZERO);
+        self.shared.lose_all();
     }
 
     /// When the next sign of life is due; far away if this client does not name itself.
@@ -246,6 +266,7 @@ impl<K> Worker<K> {
             let left = self.shared.table_of_flusher().evict(slots);
             self.backlog.forget(&left);
         }
+        self.idle = Instant::now();
     }
 
     /// Moves what has accumulated into the backlog.
@@ -299,7 +320,8 @@ impl<K> Worker<K> {
                 self.outcome.lose(DropReason::TooLong, piece.calls);
                 continue;
             }
-            if !self.send(payload.bytes(), &batch) {
+            let is_late = self.deadline().is_some_and(|deadline| Instant::now() >= deadline);
+            if is_late || !self.send(payload.bytes(), &batch) {
                 self.backlog.restore(batch.into_iter().chain(queue));
                 return;
             }

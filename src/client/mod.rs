@@ -25,9 +25,9 @@ mod udp;
 mod unix;
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError, TryLockError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use account::{Account, DropReason};
 pub use config::{ClientConfig, Endpoint, MetricsUrlError};
@@ -41,7 +41,7 @@ use table::Table;
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// How long a client that is dropped without `close` waits for its last flush.
-const DROP_TIMEOUT: Duration = Duration::from_millis(100);
+pub const DROP_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a fork waits for a flush that is under way: longer ones take thousands of contexts.
 const PARK_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -78,6 +78,8 @@ struct Shared<K> {
     notices: Mutex<Vec<String>>,
     /// True if there are notices. Relaxed suffices: the notices themselves are behind their lock.
     has_notices: AtomicBool,
+    /// When `close` was called, and how long it waits from then on.
+    closing: OnceLock<(Instant, Duration)>,
 }
 
 /// A lock whose holder panicked still guards a consistent table: every change to it is complete before anything can panic.
@@ -101,6 +103,15 @@ impl<K> Shared<K> {
         }
     }
 
+    /// Ends the table: what it holds is lost, and told.
+    fn lose_all(&self) {
+        let lost = self.table_of_flusher().close(DropReason::Closed);
+        if lost > 0 {
+            let endpoint = &self.config.endpoint;
+            self.notice(format!("closed before {endpoint} had taken all metrics: {lost} calls are lost"));
+        }
+    }
+
     fn notice(&self, text: String) {
         let mut notices = lock(&self.notices);
         // Whoever never calls again must not make this grow.
@@ -114,7 +125,13 @@ impl<K> Shared<K> {
 impl<K: Send + 'static> Core<K> {
     fn new(config: Arc<ClientConfig>, generation: u32) -> Self {
         let table = Mutex::new(Table::new(config.contexts_max, config.context_bytes_max()));
-        let shared = Arc::new(Shared { config, table, notices: Mutex::default(), has_notices: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            config,
+            table,
+            notices: Mutex::default(),
+            has_notices: AtomicBool::new(false),
+            closing: OnceLock::new(),
+        });
         Self { generation, shared, flusher: Mutex::new(None) }
     }
 
@@ -260,16 +277,28 @@ impl<K: Send + 'static> Client<K> {
         done.is_none_or(|done| done.wait(timeout))
     }
 
-    /// Sends what has accumulated, waiting at most `timeout`, and ends the flusher. What is still held then is lost and
-    /// counted, as are later calls.
+    /// Sends what has accumulated, for at most `timeout`, and ends the flusher. What is still held then is lost and
+    /// counted, as are later calls. True if that is done; false if the flusher is about to do it, or another thread that
+    /// was first to close.
     pub fn close(&self, timeout: Duration) -> bool {
-        self.closed.store(true, Ordering::Relaxed);
         let core = self.core();
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return lock(&core.shared.table).is_closed();
+        }
+        let _ = core.shared.closing.set((Instant::now(), timeout));
         let flusher = lock(&core.flusher).take();
-        let in_time = flusher.is_none_or(|flusher| flusher.stop(timeout));
-        let lost = if in_time { lock(&core.shared.table).lose_all(DropReason::Closed) } else { 0 };
-        if lost > 0 {
-            core.shared.notice(format!("closed while {} took no metrics: {lost} calls are lost", self.config.endpoint));
+        let Some(flusher) = flusher else {
+            core.shared.lose_all();
+            return true;
+        };
+        let in_time = flusher.stop(timeout);
+        let held = lock(&core.shared.table).account().held;
+        if !in_time && held > 0 {
+            // The process may end before the flusher gets to say what was lost.
+            let endpoint = &core.shared.config.endpoint;
+            core.shared.notice(format!(
+                "{endpoint} had not taken all metrics when the time to close was over: up to {held} calls are lost"
+            ));
         }
         in_time
     }

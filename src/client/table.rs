@@ -26,6 +26,8 @@ pub enum Kind {
     Histogram,
 }
 
+/// No datagram is longer: what would make a text of tags longer is refused before it is copied.
+const TAGS_BYTES_MAX: usize = 65_536;
 /// How many different warnings are remembered.
 const WARNINGS_MAX: usize = 1_000;
 
@@ -46,8 +48,11 @@ impl TagText {
     }
 
     /// Adds a tag. A key must not be empty or hold `:`, `,`, `|`, `#` or control characters. In a value, `,`, `|` and
-    /// control characters, which would end it, become `_`.
+    /// control characters, which would end it, become `_`. Text that fits into no datagram is [`DropReason::TooLong`].
     pub fn push(&mut self, key: &str, value: &str) -> Result<(), DropReason> {
+        if self.0.len() + key.len() + value.len() > TAGS_BYTES_MAX {
+            return Err(DropReason::TooLong);
+        }
         if key.is_empty() || has_any(key, |c| matches!(c, ':' | ',' | '|' | '#')) {
             return Err(DropReason::BadTags);
         }
@@ -78,6 +83,22 @@ impl TagText {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Brings the tags into the order of their keys; of equal keys the first stays. The same tags in another order are
+    /// the same context.
+    pub fn sort(&mut self) {
+        let key = |tag: &str| tag.split_once(':').map_or(tag.len(), |(key, _)| key.len());
+        let key = |tag| str::get(tag, ..key(tag)).unwrap_or(tag);
+        let mut tags = self.0.split(',');
+        let mut last = tags.next().map(key);
+        if tags.all(|tag| last.replace(key(tag)) < last) {
+            return;
+        }
+        let mut tags: Vec<&str> = self.0.split(',').collect();
+        tags.sort_by(|a, b| key(a).cmp(key(b)));
+        tags.dedup_by(|later, earlier| key(later) == key(earlier));
+        self.0 = tags.join(",");
     }
 }
 
@@ -147,6 +168,8 @@ pub(super) struct Table<K> {
     warned: HashSet<Box<str>>,
     /// True once a call has come: from then on there must be a flusher.
     has_flusher: bool,
+    /// Nothing is taken any more.
+    is_closed: bool,
 }
 
 impl<K> Table<K> {
@@ -167,6 +190,7 @@ impl<K> Table<K> {
             reported: Account::default(),
             warned: HashSet::new(),
             has_flusher: false,
+            is_closed: false,
         }
     }
 
@@ -182,7 +206,8 @@ impl<K> Table<K> {
 
     /// One call.
     pub(super) fn record(&mut self, kind: Kind, name: &str, tags: &TagText, value: f64) -> Result<(), DropReason> {
-        let slot = check(kind, value).and_then(|()| self.slot(kind, name, tags.as_str(), true));
+        let taken = if self.is_closed { Err(DropReason::Closed) } else { check(kind, value) };
+        let slot = taken.and_then(|()| self.slot(kind, name, tags.as_str(), true));
         let outcome = slot.and_then(|slot| self.add(slot, kind, value));
         self.count(outcome)
     }
@@ -355,14 +380,20 @@ impl<K> Table<K> {
         self.account.settle(outcome);
     }
 
-    /// All calls that are held are lost; says how many.
-    pub(super) fn lose_all(&mut self, reason: DropReason) -> u64 {
+    /// Nothing is taken any more, and all calls that are held are lost; says how many.
+    pub(super) fn close(&mut self, reason: DropReason) -> u64 {
+        // What was recognized takes the long way from now on, where this is looked at.
+        (self.is_closed, self.has_flusher) = (true, false);
         let calls = self.account.held;
         self.cells = Vec::new();
         self.occupied = 0;
         self.account.held = 0;
         self.account.drop_calls(reason, calls);
         calls
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     pub(super) fn account(&self) -> Account {
@@ -493,6 +524,49 @@ mod tests {
     }
 
     #[test]
+    fn tags_in_another_order_are_the_same_and_the_first_of_equal_keys_stays() {
+        for (pairs, sorted) in [
+            (&[("b", "2"), ("a", "1")][..], "a:1,b:2"),
+            (&[("a", "1"), ("b", "2")], "a:1,b:2"),
+            (&[("b", "1"), ("a", "x"), ("b", "2")], "a:x,b:1"),
+            (&[("a", "2"), ("a", "1")], "a:2"),
+            (&[("a-b", "1"), ("a", "3:4")], "a:3:4,a-b:1"),
+            (&[], ""),
+        ] {
+            let mut tags = tags(pairs);
+            tags.sort();
+            assert_eq!(tags.as_str(), sorted);
+        }
+    }
+
+    #[test]
+    fn a_text_of_tags_that_no_datagram_holds_is_not_copied() {
+        let mut tags = TagText::default();
+        assert_eq!(tags.push("key", &"v".repeat(1 << 20)), Err(DropReason::TooLong));
+        assert!(tags.into_buffer().capacity() < TAGS_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_sum_that_only_its_rest_takes_beyond_a_double_is_refused() {
+        let (mut table, mut backlog) = (table(10), Backlog::new(10));
+        let none = TagText::default();
+        table.record(Kind::Counter, "c", &none, f64::MAX).unwrap();
+        let refused = (0..30).filter(|_| table.record(Kind::Counter, "c", &none, 9e291).is_err()).count();
+        assert!(refused > 0);
+        assert_eq!(lines(&mut table, &mut backlog), ["c:1.7976931348623157e308|c"]);
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_dropped_and_counted() {
+        let mut table = table(10);
+        table.record(Kind::Counter, "c", &TagText::default(), 1.0).unwrap();
+        assert_eq!(table.close(DropReason::Closed), 1);
+        assert_eq!(table.record(Kind::Counter, "c", &TagText::default(), 1.0), Err(DropReason::Closed));
+        let account = table.account();
+        assert_eq!((account.called, account.held, account.dropped_total()), (2, 0, 2));
+    }
+
+    #[test]
     fn the_account_is_reported_once() {
         let (mut table, mut backlog) = (table(10), Backlog::new(10));
         table.record(Kind::Counter, "c", &TagText::default(), -1.0).unwrap_err();
@@ -542,7 +616,9 @@ mod tests {
                 table.record(Kind::Counter, &format!("c{flush}_{i}"), &none, 1.0).unwrap();
             }
             assert_eq!(table.record(Kind::Counter, "more", &none, 1.0), Err(DropReason::ContextLimit));
-            assert_eq!(lines(&mut table, &mut backlog).len(), 100, "flush {flush}");
+            // Our own account comes on top: it takes nobody's room.
+            table.add_report("iris");
+            assert_eq!(lines(&mut table, &mut backlog).len(), 102, "flush {flush}");
             let resting = backlog.resting(table.is_crowded());
             let left = table.evict(&resting);
             backlog.forget(&left);

@@ -14,6 +14,7 @@ use super::mapping::Mapping;
 use super::registry::{Refusal, Registry, Usage};
 use super::senders::Senders;
 use super::shard::{Batch, Effect, Op, Part, Shard, Why};
+use super::socket_account::SocketAccount;
 use crate::dogstatsd::{GaugeMinus, Header, Message, Tally};
 use crate::model::{Labels, MetricKind};
 use crate::store::{Known, Tick};
@@ -33,6 +34,7 @@ pub struct Intake {
     shards: Mutex<Vec<Arc<Mutex<Shard>>>>,
     gauge_minus: GaugeMinus,
     member_hasher: foldhash::quality::RandomState,
+    sockets: Vec<Arc<SocketAccount>>,
 }
 
 /// What the lock of an [`Intake`] guards.
@@ -71,8 +73,6 @@ pub struct IntakeTotals {
     pub empty_values: u64,
     /// Messages dropped, by reason.
     pub dropped: BTreeMap<&'static str, Dropped>,
-    /// Datagrams that the kernel dropped because the receive buffer was full (`SO_RXQ_OVFL`).
-    pub kernel_drops: u64,
 }
 
 /// Messages dropped for one reason.
@@ -92,6 +92,7 @@ impl Intake {
         registry.writers().for_each(|writer| senders.expect(writer, now_ms));
         Self {
             state: Mutex::new(IntakeState { registry, senders, totals: IntakeTotals::default(), mapping_error: None }),
+            sockets: Vec::new(),
             shards: Mutex::default(),
             gauge_minus: GaugeMinus::default(),
             member_hasher: foldhash::quality::RandomState::default(),
@@ -118,7 +119,6 @@ impl Intake {
         &self,
         shard: &Mutex<Shard>,
         datagrams: impl Iterator<Item = (&'a [u8], bool)>,
-        kernel_drops: u64,
         turn: impl FnOnce(),
         now_ms: i64,
     ) {
@@ -132,14 +132,25 @@ impl Intake {
             }
         }
         turn();
-        self.lock().apply(&mut shard, &batch, kernel_drops, now_ms);
+        self.lock().apply(&mut shard, &batch, now_ms);
     }
 
     /// Applies one datagram, from a thread that has no shard of its own.
     pub fn datagram(&self, datagram: &[u8], now_ms: i64) {
         let shard = self.shards.lock().first().map(Arc::clone);
         let shard = shard.unwrap_or_else(|| self.shard());
-        self.receive(&shard, std::iter::once((datagram, true)), 0, || (), now_ms);
+        self.receive(&shard, std::iter::once((datagram, true)), || (), now_ms);
+    }
+
+    /// Shows these sockets in the account.
+    #[must_use]
+    pub fn with_sockets(self, sockets: Vec<Arc<SocketAccount>>) -> Self {
+        Self { sockets, ..self }
+    }
+
+    /// The sockets that feed it.
+    pub fn sockets(&self) -> &[Arc<SocketAccount>] {
+        &self.sockets
     }
 
     /// Takes the lock: for the account, or to take what changed.
@@ -207,10 +218,9 @@ impl Intake {
 
 impl IntakeState {
     /// Applies what a batch holds beside what its shard has gathered, in the order of its messages.
-    fn apply(&mut self, shard: &mut Shard, batch: &Batch<'_>, kernel_drops: u64, now_ms: i64) {
+    fn apply(&mut self, shard: &mut Shard, batch: &Batch<'_>, now_ms: i64) {
         self.totals.datagrams += batch.datagrams;
         self.totals.messages += batch.messages;
-        self.totals.kernel_drops += kernel_drops;
         batch.tallies.iter().for_each(|tally| self.totals.add(tally));
         let mut writer = None;
         for op in &batch.ops {
@@ -311,6 +321,9 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
     use crate::store::Restored;
 
@@ -363,6 +376,44 @@ mod tests {
             let tick = intake.take(20, 10, |_, _| None);
             let values: Vec<_> = tick.samples.iter().map(|(_, value)| value.as_float().unwrap()).collect();
             assert_eq!(values, [plain, tagged], "{gauge_minus:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn property_test_what_is_known_counts_as_what_is_new(lines in proptest::collection::vec((
+            select(&["a", "b", "a:"][..]),
+            select(&["1", "2", "2.5", "007", ".5", "-1", "+1", "1:2", "1::2", "", "x", "1e3", "0000000000000012"][..]),
+            select(&["c", "g", "h", "ms", "d", "s", " c", "q"][..]),
+            select(&[
+                "", "|#t:1", "|@0.5", "|@0.5|#t:1", "|#t:1|@0.25", "|#t:1|c:box", "|T5|#t:1", "|#t:1|T0", "|zz:1",
+                "|#t:1|#t:2", ":3|c", "|", "\r",
+            ][..]),
+        ), 1..60)) {
+            let lines: Vec<String> = lines.iter().map(|(name, value, kind, after)| format!("{name}:{value}|{kind}{after}")).collect();
+            // All through one shard; then each through one that knows nothing.
+            let outcomes = [false, true].map(|is_anew| {
+                let intake = Intake::new(Registry::new(Restored::default()), 0);
+                for line in &lines {
+                    if is_anew {
+                        intake.receive(&intake.shard(), std::iter::once((line.as_bytes(), true)), || (), 0);
+                    } else {
+                        intake.datagram(line.as_bytes(), 0);
+                    }
+                }
+                let tick = intake.take(20, 10, |_, _| None);
+                let values: Vec<_> = tick.samples.iter().map(|(id, value)| {
+                    let labels = tick.started.iter().find(|series| series.id == *id).unwrap().labels.to_string();
+                    let buckets = value.as_histogram().map(|histogram| (histogram.count(), histogram.buckets()));
+                    (labels, value.as_float(), buckets)
+                }).collect();
+                let totals = intake.lock().totals.clone();
+                let dropped: Vec<_> = totals.dropped.iter().map(|(reason, dropped)| (*reason, dropped.count)).collect();
+                let counts = (totals.messages, totals.timestamps, totals.unknown_fields, totals.repeated_fields, totals.empty_values);
+                (values, dropped, counts)
+            });
+            let [known, anew] = outcomes;
+            prop_assert_eq!(known, anew);
         }
     }
 }

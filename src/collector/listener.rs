@@ -22,11 +22,10 @@ use parking_lot::{Condvar, Mutex};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::intake::Intake;
-use super::receive::Receiver;
+use super::receive::{self, Receiver};
+use super::socket_account::SocketAccount;
 use crate::clock::Clock;
 
-/// Asked of the kernel for what arrives while we are busy; it grants at most `net.core.rmem_max`.
-const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 /// A quiet listener looks so often whether it shall stop.
 const STOP_POLL: Duration = Duration::from_millis(250);
 
@@ -63,20 +62,13 @@ pub struct Listener {
 #[derive(Debug)]
 struct Source {
     socket: Socket,
+    account: Arc<SocketAccount>,
     stopping: AtomicBool,
-    /// Held by the thread that receives.
-    receiving: Mutex<Received>,
+    /// How many batches have been received; held by the thread that receives.
+    received: Mutex<u64>,
     /// How many batches have been applied.
     applied: Mutex<u64>,
     was_applied: Condvar,
-}
-
-/// What a socket has given until now.
-#[derive(Debug, Default)]
-struct Received {
-    batches: u64,
-    /// The kernel's counter, which has 32 bits and wraps.
-    kernel_drops: u32,
 }
 
 /// A batch's place in the order of its socket; the next one's turn comes when it is dropped.
@@ -103,26 +95,27 @@ impl Drop for Turn<'_> {
 }
 
 impl Source {
-    fn new(socket: Socket) -> Arc<Self> {
+    fn new(socket: Socket, account: SocketAccount) -> Arc<Self> {
         Arc::new(Self {
             socket,
+            account: Arc::new(account),
             stopping: AtomicBool::new(false),
-            receiving: Mutex::default(),
+            received: Mutex::new(0),
             applied: Mutex::new(0),
             was_applied: Condvar::new(),
         })
     }
 
-    /// Waits for a batch; its number, and how many datagrams the kernel dropped before it and after the last.
-    fn receive(&self, buffers: &mut Receiver) -> io::Result<(Turn<'_>, u64)> {
-        let mut received = self.receiving.lock();
+    /// Waits for a batch, and takes its number.
+    fn receive(&self, buffers: &mut Receiver) -> io::Result<Turn<'_>> {
+        let mut received = self.received.lock();
         buffers.receive(&self.socket)?;
-        let kernel_drops = buffers.kernel_drops().unwrap_or(received.kernel_drops);
-        let dropped = kernel_drops.wrapping_sub(received.kernel_drops);
-        received.kernel_drops = kernel_drops;
-        let turn = Turn { source: self, number: received.batches };
-        received.batches += 1;
-        Ok((turn, u64::from(dropped)))
+        if let Some(drops) = buffers.kernel_drops() {
+            self.account.saw_kernel_drops(drops);
+        }
+        let turn = Turn { source: self, number: *received };
+        *received += 1;
+        Ok(turn)
     }
 
     /// Takes batch after batch until the listener stops.
@@ -132,12 +125,22 @@ impl Source {
             // Read before receiving: what arrives before the flag is set is read after it.
             let is_last = self.stopping.load(Ordering::Acquire);
             match self.receive(&mut receiver) {
-                Ok((turn, kernel_drops)) => {
-                    intake.receive(&shard, receiver.datagrams(), kernel_drops, || turn.wait(), clock.now_ms());
+                Ok(turn) => {
+                    intake.receive(&shard, receiver.datagrams(), || turn.wait(), clock.now_ms());
+                    let truncated = receiver.datagrams().filter(|(_, is_whole)| !is_whole).count();
+                    self.account.saw_datagrams(receiver.datagrams().count() as u64, truncated as u64);
                 }
                 Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut if is_last => return,
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                        // No datagram tells of the drops at the end of a burst: none came after them.
+                        if let Some(drops) = receive::kernel_drops(&self.socket) {
+                            self.account.saw_kernel_drops(drops);
+                        }
+                        if is_last {
+                            return;
+                        }
+                    }
+                    ErrorKind::Interrupted => {}
                     // The refusal of something we never sent, or the like: costs nothing, must not spin.
                     _ => {
                         tracing::warn!(%error, "receiving failed");
@@ -153,15 +156,19 @@ impl Source {
 }
 
 impl Listener {
-    /// Binds a UDP socket. A port that is taken is an error: two collectors never share one.
-    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+    /// Binds a UDP socket, with room for `receive_buffer_bytes` of datagrams that wait while we are busy if the kernel grants
+    /// as much. A port that is taken is an error: two collectors never share one.
+    pub fn bind(address: SocketAddr, receive_buffer_bytes: usize) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
-        // Best effort: a smaller buffer works too, and drops are counted.
-        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
+        // One who may go beyond the system's limit has said here how far. Best effort: a smaller buffer works too, and drops
+        // are counted.
+        let _ = receive::force_receive_buffer(&socket, receive_buffer_bytes)
+            .or_else(|_| socket.set_recv_buffer_size(receive_buffer_bytes));
         socket.bind(&address.into())?;
         socket.set_read_timeout(Some(STOP_POLL))?;
         let address = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the socket has no address"))?;
-        Ok(Self { place: Place::Udp(address), source: Source::new(socket), threads: Vec::new() })
+        let granted = granted_bytes(&socket)?;
+        Ok(Self::new(Place::Udp(address), socket, Some(granted)))
     }
 
     /// Binds a Unix datagram socket, mode 0660, in place of one that nobody listens on. Its file goes when the listener stops.
@@ -182,7 +189,12 @@ impl Listener {
         })?;
         fs::set_permissions(&path, fs::Permissions::from_mode(UNIX_MODE))?;
         socket.set_read_timeout(Some(STOP_POLL))?;
-        Ok(Self { place: Place::Unix(path), source: Source::new(socket), threads: Vec::new() })
+        Ok(Self::new(Place::Unix(path), socket, None))
+    }
+
+    fn new(place: Place, socket: Socket, receive_buffer_bytes: Option<u64>) -> Self {
+        let account = SocketAccount::new(&place, receive_buffer_bytes);
+        Self { place, source: Source::new(socket, account), threads: Vec::new() }
     }
 
     /// Where it listens, with the port that the kernel gave for port 0.
@@ -190,9 +202,9 @@ impl Listener {
         &self.place
     }
 
-    /// What the kernel granted for datagrams that wait, in bytes.
-    pub fn receive_buffer_bytes(&self) -> usize {
-        self.source.socket.recv_buffer_size().unwrap_or(0)
+    /// What comes through it and what is lost at it.
+    pub fn account(&self) -> &Arc<SocketAccount> {
+        &self.source.account
     }
 
     /// Starts so many threads, at least one.
@@ -231,6 +243,12 @@ impl Listener {
     }
 }
 
+/// What the kernel granted, in the unit in which it was asked for: Linux doubles that for its own book-keeping.
+fn granted_bytes(socket: &Socket) -> io::Result<u64> {
+    let bytes = socket.recv_buffer_size()? as u64;
+    Ok(if cfg!(target_os = "linux") { bytes / 2 } else { bytes })
+}
+
 /// Whether the file is a socket that nobody listens on: what a collector leaves that was killed.
 fn is_abandoned(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
@@ -256,6 +274,12 @@ mod tests {
     use super::*;
     use crate::store::Restored;
 
+    const BUFFER_BYTES: usize = 8 << 20;
+
+    fn bind(address: &str) -> io::Result<Listener> {
+        Listener::bind(address.parse().unwrap(), BUFFER_BYTES)
+    }
+
     fn intake() -> Arc<Intake> {
         Arc::new(Intake::new(Registry::new(Restored::default()), 0))
     }
@@ -267,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_stop_reads_what_was_accepted_and_refuses_what_comes_later() {
-        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut listener = bind("127.0.0.1:0").unwrap();
         let intake = intake();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.connect(udp(&listener)).unwrap();
@@ -283,16 +307,17 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_refused() {
-        let first = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        assert_eq!(Listener::bind(udp(&first)).unwrap_err().kind(), ErrorKind::AddrInUse);
+        let first = bind("127.0.0.1:0").unwrap();
+        assert_eq!(Listener::bind(udp(&first), BUFFER_BYTES).unwrap_err().kind(), ErrorKind::AddrInUse);
     }
 
     #[test]
-    fn what_the_kernel_drops_is_counted() {
-        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        listener.source.socket.set_recv_buffer_size(1).unwrap();
+    #[cfg(target_os = "linux")]
+    fn what_the_kernel_drops_is_counted_also_at_the_end_of_a_burst() {
+        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), 4096).unwrap();
+        assert_eq!(listener.account().receive_buffer_bytes(), Some(4096));
         let intake = intake();
-        // The option must be on before the drops: the thread starts, then waits for the lock.
+        // The thread takes a batch at most, then waits for the lock: the rest does not fit.
         let held = intake.lock();
         listener.start(&intake, &Clock::manual(0), 1).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -300,21 +325,11 @@ mod tests {
             client.send_to(&[b'x'; 1000], udp(&listener)).unwrap();
         }
         drop(held);
-        // A datagram that is received tells of the drops before it: one that is dropped itself does not.
-        let mut sent = 1000;
-        let is_all_known = |sent: u64| {
-            let totals = &intake.lock().totals;
-            totals.datagrams + totals.kernel_drops == sent
-        };
-        while !is_all_known(sent) && sent < 2000 {
-            client.send_to(b"c:1|c", udp(&listener)).unwrap();
-            sent += 1;
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let account = Arc::clone(listener.account());
         listener.stop();
-        let totals = intake.lock().totals.clone();
-        assert!(totals.kernel_drops > 0 || cfg!(not(target_os = "linux")));
-        assert_eq!(totals.datagrams + totals.kernel_drops, sent);
+        assert!(account.kernel_drops() > 900);
+        assert_eq!(account.datagrams() + account.kernel_drops(), 1000);
+        assert_eq!(intake.lock().totals.datagrams, account.datagrams());
     }
 
     #[test]
@@ -363,7 +378,9 @@ mod tests {
         client.send_to(&b"x".repeat(70_000), &path).unwrap();
         let intake = intake();
         listener.start(&intake, &Clock::manual(0), 1).unwrap();
+        let account = Arc::clone(listener.account());
         listener.stop();
+        assert_eq!((account.datagrams(), account.truncated(), account.kernel_drops()), (2, 2, 0));
         let totals = intake.lock().totals.clone();
         assert_eq!((totals.datagrams, totals.messages), (2, 65_535 / 6 + 2));
         assert_eq!(totals.dropped["truncated"].count, 2);
@@ -372,10 +389,8 @@ mod tests {
     #[test]
     fn several_sockets_feed_one_intake_ipv6_too() {
         let intake = intake();
-        let mut listeners: Vec<_> = ["127.0.0.1:0", "127.0.0.1:0", "[::1]:0"]
-            .iter()
-            .filter_map(|address| Listener::bind(address.parse().unwrap()).ok())
-            .collect();
+        let mut listeners: Vec<_> =
+            ["127.0.0.1:0", "127.0.0.1:0", "[::1]:0"].iter().filter_map(|address| bind(address).ok()).collect();
         assert!(listeners.len() >= 2, "a host without IPv6 has the first two");
         for listener in &mut listeners {
             listener.start(&intake, &Clock::manual(0), 1).unwrap();
@@ -389,7 +404,7 @@ mod tests {
 
     #[test]
     fn messages_of_a_sender_keep_their_order_whatever_the_number_of_threads() {
-        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut listener = bind("127.0.0.1:0").unwrap();
         let intake = intake();
         listener.start(&intake, &Clock::manual(0), 4).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -13,13 +13,15 @@ mod recorder;
 mod registry;
 mod senders;
 mod shard;
+mod socket_account;
 
 pub(crate) use intake::printable;
 pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
 pub use listener::{Listener, Place};
 pub use mapping::{Mapping, MappingError};
-pub use published::{Health, Published, Snapshot};
+pub use published::{Health, Published};
 pub use recorder::{Recorder, RecorderConfig};
 pub use registry::{Limit, Limits, Overflow, Refusal, Registry};
 pub use senders::{SenderStatus, Senders};
 pub use shard::Shard;
+pub use socket_account::SocketAccount;

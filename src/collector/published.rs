@@ -1,24 +1,16 @@
 //! What has been published: the newest committed value of every series, for whoever reads.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::num::NonZeroI64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use parking_lot::{RwLock, RwLockReadGuard};
+use foldhash::fast::RandomState;
+use parking_lot::{Mutex, RwLock};
 
 use crate::clock::Clock;
-use crate::model::{Family, Labels, MetricKind, SeriesId, Value};
-use crate::store::{Restored, Tick};
-
-/// The state after one tick.
-#[derive(Debug, Default)]
-pub struct Snapshot {
-    /// When the tick was, `None` before the first of a new data directory.
-    pub tick_ms: Option<i64>,
-    /// The series by name.
-    pub families: BTreeMap<String, Family>,
-    ids: HashMap<SeriesId, (Labels, MetricKind)>,
-}
+use crate::model::{Place, PublishedSeries, SeriesId, Snapshot, Value};
+use crate::store::{Restored, RestoredSeries, StartedSeries, Tick};
 
 /// Whether what is published has also been committed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,10 +19,13 @@ pub struct Health {
     pub store_error: Option<String>,
 }
 
-/// The newest snapshot and the health of the store. Readers hold up a tick at most, never the intake.
+/// The newest snapshot and the health of the store. A reader holds the snapshot that it was given, which no tick changes:
+/// neither waits for the other longer than a tick takes to be published.
 #[derive(Debug, Default)]
 pub struct Published {
-    snapshot: RwLock<Snapshot>,
+    snapshot: RwLock<Arc<Snapshot>>,
+    /// Where each series stands. Only [`Published::publish`] uses it.
+    places: Mutex<HashMap<SeriesId, Place, RandomState>>,
     health: RwLock<Health>,
     newest_ms: Arc<AtomicI64>,
 }
@@ -38,18 +33,23 @@ pub struct Published {
 impl Published {
     /// What an earlier process has committed.
     pub fn new(restored: &Restored) -> Self {
-        let mut snapshot = Snapshot { tick_ms: restored.last_tick_ms, ..Snapshot::default() };
-        for series in &restored.series {
-            snapshot.ids.insert(series.id, (series.labels.clone(), series.kind));
-            snapshot.set(series.id, &series.value);
+        let mut snapshot = Snapshot::default();
+        snapshot.tick_ms = restored.last_tick_ms;
+        let mut places = HashMap::default();
+        for RestoredSeries { id, labels, kind, start_ms, value, .. } in &restored.series {
+            let series =
+                PublishedSeries { labels: labels.clone(), start_ms: NonZeroI64::new(*start_ms), value: value.clone() };
+            places.insert(*id, snapshot.insert(*kind, series));
         }
+        snapshot.settle();
         let newest_ms = Arc::new(AtomicI64::new(snapshot.tick_ms.unwrap_or(i64::MIN)));
-        Self { snapshot: RwLock::new(snapshot), health: RwLock::default(), newest_ms }
+        let snapshot = RwLock::new(Arc::new(snapshot));
+        Self { snapshot, places: Mutex::new(places), health: RwLock::default(), newest_ms }
     }
 
     /// The newest snapshot.
-    pub fn snapshot(&self) -> RwLockReadGuard<'_, Snapshot> {
-        self.snapshot.read()
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read())
     }
 
     /// A clock for readers, that never stands before the newest tick.
@@ -63,16 +63,33 @@ impl Published {
     }
 
     pub(super) fn publish(&self, tick: &Tick) {
+        let mut places = self.places.lock();
         let mut snapshot = self.snapshot.write();
+        // In place, unless somebody still reads the last one.
+        let snapshot = Arc::make_mut(&mut snapshot);
         snapshot.tick_ms = Some(tick.timestamp_ms);
         self.newest_ms.store(tick.timestamp_ms, Ordering::Relaxed);
-        for started in &tick.started {
-            snapshot.ids.insert(started.id, (started.labels.clone(), started.kind));
+        for StartedSeries { id, labels, kind, since_ms, .. } in &tick.started {
+            // Its first value is among the samples.
+            let series =
+                PublishedSeries { labels: labels.clone(), start_ms: NonZeroI64::new(*since_ms), value: Value::stale() };
+            places.entry(*id).or_insert_with(|| snapshot.insert(*kind, series));
         }
-        tick.samples.iter().for_each(|(id, value)| snapshot.set(*id, value));
-        for id in &tick.ended {
-            snapshot.ids.remove(id);
+        for (id, value) in &tick.samples {
+            if let Some(place) = places.get(id) {
+                snapshot.set(*place, value.clone());
+            }
         }
+        tick.ended.iter().filter_map(|id| places.remove(id)).for_each(|place| snapshot.remove(place));
+        snapshot.settle();
+    }
+
+    /// Forgets series that are gone from the store.
+    pub(super) fn forget(&self, gone: &[SeriesId]) {
+        let mut places = self.places.lock();
+        let mut snapshot = self.snapshot.write();
+        let snapshot = Arc::make_mut(&mut snapshot);
+        gone.iter().filter_map(|id| places.remove(id)).for_each(|place| snapshot.remove(place));
     }
 
     pub(super) fn set_health(&self, health: Health) {
@@ -80,22 +97,64 @@ impl Published {
     }
 }
 
-impl Snapshot {
-    fn set(&mut self, id: SeriesId, value: &Value) {
-        let Some((labels, kind)) = self.ids.get(&id) else { return };
-        let name = labels.name();
-        if !self.families.contains_key(name) {
-            self.families.insert(name.to_owned(), Family { kind: *kind, series: BTreeMap::new() });
-        }
-        let Some(family) = self.families.get_mut(name) else { return };
-        if value.is_stale() {
-            family.series.remove(labels);
-            if family.series.is_empty() {
-                let name = name.to_owned();
-                self.families.remove(&name);
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use super::*;
+    use crate::exposition::text_chunks;
+    use crate::model::{Labels, Ladder, METRIC_NAME, MetricKind};
+
+    fn tick(at: i64, started: Vec<StartedSeries>) -> Tick {
+        let samples = (0..2000).map(|id| (SeriesId(id), Value::Float(at as f64))).collect();
+        Tick { timestamp_ms: at, started, samples, ..Tick::default() }
+    }
+
+    #[test]
+    fn a_scrape_shows_one_tick_whatever_is_published_meanwhile() {
+        let published = Published::default();
+        let started = |id: u64| {
+            let labels = Labels::from_pairs([(METRIC_NAME, "c".to_owned()), ("id", id.to_string())]);
+            StartedSeries { id: SeriesId(id), labels, kind: MetricKind::Counter, start_ms: 0, since_ms: 0, level: None }
+        };
+        published.publish(&tick(1, (0..2000).map(started).collect()));
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut at = 1;
+                while !is_over.load(Ordering::Relaxed) {
+                    at += 1;
+                    published.publish(&tick(at, Vec::new()));
+                }
+            });
+            for _ in 0..50 {
+                let snapshot = published.snapshot();
+                let wanted = format!(" {}", snapshot.tick_ms.unwrap());
+                let text: Vec<u8> = text_chunks(snapshot, Ladder::default()).flatten().collect();
+                let text = String::from_utf8(text).unwrap();
+                assert_eq!(text.lines().filter(|line| line.ends_with(&wanted)).count(), 2000);
+                assert_eq!(text.lines().count(), 2001);
             }
-        } else {
-            family.series.insert(labels.clone(), value.clone());
-        }
+            is_over.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn a_series_that_is_gone_from_the_store_takes_no_room() {
+        let published = Published::default();
+        let labels = Labels::from_pairs([(METRIC_NAME, "c")]);
+        let started =
+            StartedSeries { id: SeriesId(7), labels, kind: MetricKind::Counter, start_ms: 5, since_ms: 5, level: None };
+        published.publish(&tick(1, vec![started.clone()]));
+        let start = || published.snapshot().series("c").next().and_then(|series| series.start_ms);
+        assert_eq!(start(), NonZeroI64::new(5));
+        published.publish(&Tick { timestamp_ms: 2, ended: vec![SeriesId(7)], ..Tick::default() });
+        assert!(published.snapshot().family("c").is_none());
+        // It comes back where it was: it has counted since its first beginning.
+        published.publish(&tick(3, vec![StartedSeries { start_ms: 2, level: Some(Value::Float(1.0)), ..started }]));
+        assert_eq!(start(), NonZeroI64::new(5));
+        published.forget(&[SeriesId(7), SeriesId(8)]);
+        assert!(published.snapshot().family("c").is_none() && published.places.lock().is_empty());
     }
 }

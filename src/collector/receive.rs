@@ -1,7 +1,8 @@
 //! Takes datagrams from a socket, many at a time where the system can.
 //!
 //! On Linux that is `recvmmsg` with `SO_RXQ_OVFL`: a batch costs one system call, and the kernel tells with it how many
-//! datagrams it has dropped since the socket was opened. Elsewhere it is `recv`, one at a time, and drops stay unknown.
+//! datagrams it has dropped since the socket was opened; it does so only with a datagram that came after them, so the same
+//! count is also there to be asked for (`SO_MEMINFO`). Elsewhere it is `recv`, one at a time, and drops stay unknown.
 
 use std::io;
 
@@ -11,9 +12,9 @@ use socket2::Socket;
 const DATAGRAM_BYTES_MAX: usize = 65_535;
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::Receiver;
+pub(super) use linux::{Receiver, force_receive_buffer, kernel_drops};
 #[cfg(not(target_os = "linux"))]
-pub(super) use portable::Receiver;
+pub(super) use portable::{Receiver, force_receive_buffer, kernel_drops};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -34,24 +35,49 @@ mod linux {
         kernel_drops: Option<u32>,
     }
 
+    #[allow(unsafe_code)]
+    fn set_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        // SAFETY: the pointer and the size are those of a c_int that outlives the call.
+        let outcome = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                std::ptr::from_ref(&value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Sets the receive buffer beyond `net.core.rmem_max`, which takes `CAP_NET_ADMIN`.
+    pub(in super::super) fn force_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+        let bytes = libc::c_int::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        set_option(socket, libc::SO_RCVBUFFORCE, bytes)
+    }
+
+    /// How many datagrams the kernel has dropped on this socket, in 32 bits that wrap; `None` before Linux 4.12.
+    #[allow(unsafe_code)]
+    pub(in super::super) fn kernel_drops(socket: &Socket) -> Option<u32> {
+        let mut figures = [0_u32; libc::SK_MEMINFO_DROPS as usize + 1];
+        let mut length = size_of_val(&figures) as libc::socklen_t;
+        // SAFETY: the pointer and the length are those of an array of u32 that outlives the call; the kernel writes no more.
+        let outcome = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                figures.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let is_whole = outcome == 0 && length as usize == size_of_val(&figures);
+        figures.last().copied().filter(|_| is_whole)
+    }
+
     impl Receiver {
-        /// The buffers, for a socket that from now on tells what the kernel drops.
-        #[allow(unsafe_code)]
         pub(in super::super) fn new(socket: &Socket) -> io::Result<Self> {
-            let on: libc::c_int = 1;
-            // SAFETY: the pointer and the size are those of a c_int that outlives the call.
-            let outcome = unsafe {
-                libc::setsockopt(
-                    socket.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    libc::SO_RXQ_OVFL,
-                    std::ptr::from_ref(&on).cast(),
-                    size_of::<libc::c_int>() as libc::socklen_t,
-                )
-            };
-            if outcome != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            set_option(socket, libc::SO_RXQ_OVFL, 1)?;
             let buffers = vec![vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice(); BATCH];
             Ok(Self { buffers, lengths: Vec::with_capacity(BATCH), kernel_drops: None })
         }
@@ -62,24 +88,24 @@ mod linux {
             self.lengths.clear();
             self.kernel_drops = None;
             let mut controls = [[0_u64; CONTROL_WORDS]; BATCH];
-            let mut vectors: Vec<libc::iovec> = self
-                .buffers
-                .iter_mut()
-                .map(|buffer| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() })
-                .collect();
-            let mut headers: Vec<libc::mmsghdr> = vectors
-                .iter_mut()
-                .zip(controls.iter_mut())
-                .map(|(vector, control)| {
-                    // SAFETY: mmsghdr is a C struct of integers and pointers, for which zeros are valid.
-                    let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            let mut buffers = self.buffers.iter_mut();
+            let mut vectors: [libc::iovec; BATCH] = std::array::from_fn(|_| {
+                let (start, length) =
+                    buffers.next().map_or((std::ptr::null_mut(), 0), |buffer| (buffer.as_mut_ptr(), buffer.len()));
+                libc::iovec { iov_base: start.cast(), iov_len: length }
+            });
+            let mut parts = vectors.iter_mut().zip(controls.iter_mut());
+            let mut headers: [libc::mmsghdr; BATCH] = std::array::from_fn(|_| {
+                // SAFETY: mmsghdr is a C struct of integers and pointers, for which zeros are valid.
+                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+                if let Some((vector, control)) = parts.next() {
                     header.msg_hdr.msg_iov = vector;
                     header.msg_hdr.msg_iovlen = 1;
                     header.msg_hdr.msg_control = control.as_mut_ptr().cast();
                     header.msg_hdr.msg_controllen = size_of_val(control) as _;
-                    header
-                })
-                .collect();
+                }
+                header
+            });
             // SAFETY: every header points to a buffer, a vector and a control area that live until after the call.
             let count = unsafe {
                 libc::recvmmsg(
@@ -110,8 +136,8 @@ mod linux {
                 .filter_map(|(buffer, (length, whole))| Some((buffer.get(..*length)?, *whole)))
         }
 
-        /// How many datagrams the kernel had dropped on this socket until the last batch, in 32 bits that wrap; `None`
-        /// if it did not say: none yet.
+        /// How many datagrams the kernel had dropped on this socket before the last batch, in 32 bits that wrap; `None` if it
+        /// did not say: none yet.
         pub(in super::super) fn kernel_drops(&self) -> Option<u32> {
             self.kernel_drops
         }
@@ -140,6 +166,14 @@ mod portable {
 
     use super::{DATAGRAM_BYTES_MAX, Socket, io};
 
+    pub(in super::super) fn force_receive_buffer(_: &Socket, _: usize) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(in super::super) fn kernel_drops(_: &Socket) -> Option<u32> {
+        None
+    }
+
     /// The buffer for one datagram.
     pub(in super::super) struct Receiver {
         buffer: Vec<u8>,
@@ -165,6 +199,40 @@ mod portable {
 
         pub(in super::super) fn kernel_drops(&self) -> Option<u32> {
             None
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn what_comes_with_a_datagram_and_what_is_asked_for_are_the_same_count() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap();
+        let socket = Socket::from(server);
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut receiver = Receiver::new(&socket).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut taken = 0;
+        for round in 1..=3 {
+            for _ in 0..100 {
+                client.send_to(b"c:1|c", address).unwrap();
+            }
+            let known = receiver.kernel_drops();
+            receiver.receive(&socket).unwrap();
+            taken += receiver.datagrams().count() as u64;
+            assert_eq!(receiver.kernel_drops(), known, "the drops came after what was taken");
+            client.send_to(b"c:1|c", address).unwrap();
+            receiver.receive(&socket).unwrap();
+            taken += 1;
+            let drops = receiver.kernel_drops().unwrap();
+            assert_eq!(kernel_drops(&socket), Some(drops));
+            assert_eq!(taken + u64::from(drops), round * 101);
         }
     }
 }

@@ -77,7 +77,7 @@ struct Worker {
     /// Ticks that could not be committed, merged into one.
     pending: Tick,
     /// What the collector's own counters have been told already.
-    told: BTreeMap<(&'static str, &'static str), u64>,
+    told: BTreeMap<(&'static str, String), u64>,
     expired: Option<Instant>,
 }
 
@@ -152,10 +152,13 @@ impl Worker {
             ("messages_total", "", totals.messages),
             ("events_total", "", totals.events),
             ("service_checks_total", "", totals.service_checks),
-            ("kernel_drops_total", "", totals.kernel_drops),
             ("payloads_missing_total", "", state.senders.missing_total()),
             ("tags_dropped_total", "", state.registry.tags_dropped()),
-            ("commit_failures_total", "", self.told.get(&("commit_failures_total", "")).copied().unwrap_or(0)),
+            (
+                "commit_failures_total",
+                "",
+                self.told.get(&("commit_failures_total", String::new())).copied().unwrap_or(0),
+            ),
         ];
         own.extend(state.registry.overflow_messages().iter().map(|(limit, count)| ("overflow_total", *limit, *count)));
         own.extend(totals.dropped.iter().map(|(reason, dropped)| ("dropped_total", *reason, dropped.count)));
@@ -166,15 +169,24 @@ impl Worker {
             ("empty_value", totals.empty_values),
         ];
         own.extend(ignored.map(|(part, count)| ("ignored_total", part, count)));
+        own.extend(intake.sockets().iter().map(|socket| ("kernel_drops_total", socket.place(), socket.kernel_drops())));
         for (name, reason, total) in own {
-            let told = self.told.entry((name, reason)).or_default();
+            let told = self.told.entry((name, reason.to_owned())).or_default();
             let grown = total.saturating_sub(*told);
             *told = total.max(*told);
             let label = match name {
                 "ignored_total" => "part",
                 "overflow_total" => "limit",
+                "kernel_drops_total" => "socket",
                 _ => "reason",
             };
+            if name == "kernel_drops_total" && grown > 0 {
+                tracing::warn!(
+                    socket = reason,
+                    datagrams = grown,
+                    "the kernel dropped datagrams: the receive buffer was full"
+                );
+            }
             let label = (!reason.is_empty()).then_some((label, reason));
             state.registry.record_own(MetricKind::Counter, name, label, grown as f64);
         }
@@ -200,7 +212,7 @@ impl Worker {
 
     /// Adds to a counter that the recorder itself keeps.
     fn told_own(&mut self, name: &'static str, reason: &'static str, grown: u64) {
-        *self.told.entry((name, reason)).or_default() += grown;
+        *self.told.entry((name, reason.to_owned())).or_default() += grown;
         let label = (!reason.is_empty()).then_some(("reason", reason));
         self.intake.lock().registry.record_own(MetricKind::Counter, name, label, grown as f64);
     }
@@ -214,6 +226,7 @@ impl Worker {
         match self.store.expire(now_ms.saturating_sub(retention_ms)) {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => {
+                self.published.forget(&gone);
                 let gone = gone.into_iter().collect();
                 self.intake.lock().registry.forget(&gone, |name| self.store.has_name(name));
             }
@@ -224,6 +237,9 @@ impl Worker {
 
 /// One tick that says what both say: of equal series the later value.
 fn merge(earlier: Tick, later: Tick) -> Tick {
+    if earlier.timestamp_ms == Tick::default().timestamp_ms {
+        return later; // nothing was held
+    }
     let mut started = earlier.started;
     started.extend(later.started);
     let mut samples: BTreeMap<_, _> = earlier.samples.into_iter().collect();
@@ -281,7 +297,7 @@ mod tests {
         }
 
         fn published(&self, name: &str) -> Option<f64> {
-            self.published.snapshot().families.get(name)?.series.values().next()?.as_float()
+            self.published.snapshot().series(name).next()?.value.as_float()
         }
     }
 

@@ -831,9 +831,10 @@ impl Registry {
 impl Live {
     /// Begins in the store, at 0 or where it was.
     fn start(&mut self, start_ms: i64, known: Option<Known>) -> StartedSeries {
-        let mut level = None;
+        let (mut level, mut since_ms) = (None, start_ms);
         if let Some(known) = known {
             self.id = known.id;
+            since_ms = known.since_ms;
             match (&mut self.value, known.value) {
                 (LiveValue::Counter(total), Some(Value::Float(before))) if (*total + before).is_finite() => {
                     *total += before;
@@ -846,7 +847,7 @@ impl Live {
                 _ => {}
             }
         }
-        StartedSeries { id: self.id, labels: self.labels.clone(), kind: self.usage.kind(), start_ms, level }
+        StartedSeries { id: self.id, labels: self.labels.clone(), kind: self.usage.kind(), start_ms, since_ms, level }
     }
 }
 
@@ -1030,7 +1031,11 @@ mod tests {
         assert_eq!(intake.lock().registry.len(), 3, "the gauge stays: nobody said that it is over");
         assert_eq!(apply(&intake, "c:1|g\nc:2|c|#a:1\nc:1|c|#a:2"), [Some("type_conflict"), None, None]);
         let known = |labels: &Labels, _| {
-            (labels.get("a") == Some("1")).then(|| Known { id: id_of("c"), value: Some(Value::Float(5.0)) })
+            (labels.get("a") == Some("1")).then(|| Known {
+                id: id_of("c"),
+                since_ms: 3,
+                value: Some(Value::Float(5.0)),
+            })
         };
         let third = intake.take(3000, 2001, known);
         assert_eq!(value_of(&third, id_of("c")), Some(Value::Float(7.0)));
@@ -1126,6 +1131,7 @@ mod tests {
                 id: started.id,
                 labels: started.labels.clone(),
                 kind: started.kind,
+                start_ms: started.start_ms,
                 value: sample.1.clone(),
                 writer: writer.1.clone(),
             }
@@ -1145,6 +1151,7 @@ mod tests {
             id: SeriesId(id),
             labels: Labels::from_pairs([(METRIC_NAME, name)]),
             kind,
+            start_ms: 1,
             value,
             writer: "00000000000000ff".to_owned(),
         };

@@ -1,10 +1,11 @@
 //! A shard: what one ingest thread holds for itself.
 //!
-//! A message finds its series by the raw bytes of its type, name and tags, one hash look-up. What a counter or a histogram
-//! gets is added up here, where no other thread comes, until the recorder takes it: sums do not depend on their order.
+//! A message finds its series by the raw bytes around its value, one hash look-up: what the sections say was read when
+//! they came for the first time. What a counter or a histogram gets is added up here, where no other thread comes, until the recorder takes it: sums do not depend on their order.
 //! Whatever does depend on the order of the messages of one sender (gauges, sets, headers, new series, refusals) becomes
 //! an [`Op`], and those are applied to the registry batch after batch.
 
+use std::borrow::Cow;
 use std::hash::{BuildHasher as _, Hasher as _};
 
 use foldhash::fast::RandomState;
@@ -85,23 +86,22 @@ pub(super) enum Gathered {
     Values(Box<ExponentialHistogram>),
 }
 
+/// All that a message of a known series touches, side by side in memory.
 #[derive(Debug)]
 struct Slot {
+    /// Where in `keys` the name is, and after it the sections.
+    key_at: usize,
+    name_bytes: u32,
+    sections_bytes: u32,
     /// The place of the series in the registry.
     at: u32,
+    kind: MessageType,
     usage: Usage,
     /// What the mapping file multiplies values by.
     scale: f64,
     /// How many messages are in `gathered`.
     messages: u64,
     gathered: Gathered,
-}
-
-#[derive(Debug)]
-struct Route {
-    /// Type, name, `|`, tags.
-    key: Box<[u8]>,
-    slot: u32,
 }
 
 /// What a shard gathered for one series.
@@ -122,11 +122,14 @@ pub(super) enum Effect {
 /// One ingest thread's own.
 #[derive(Debug)]
 pub struct Shard {
-    routes: HashTable<Route>,
+    /// The numbers of the slots, by their keys.
+    routes: HashTable<u32>,
     hasher: RandomState,
+    /// The keys, one after the other in few pages of memory: what is spread costs more to look up than all the rest. Each
+    /// is the name and what follows the value: `type|#tags` and whatever else does not differ from message to message.
+    keys: Vec<u8>,
     /// The same in all shards: members of a set must meet.
     member_hasher: foldhash::quality::RandomState,
-    key_bytes: usize,
     slots: Vec<Slot>,
     changed: Vec<u32>,
     gauge_minus: GaugeMinus,
@@ -143,7 +146,7 @@ impl Shard {
             routes: HashTable::new(),
             hasher: RandomState::default(),
             member_hasher,
-            key_bytes: 0,
+            keys: Vec::new(),
             slots: Vec::new(),
             changed: Vec::new(),
             gauge_minus,
@@ -156,20 +159,36 @@ impl Shard {
         batch.datagrams += 1;
         let mut messages = decode(datagram).with_gauge_minus(self.gauge_minus);
         let before = batch.ops.len();
-        while let Some(message) = messages.next() {
-            batch.messages += 1;
-            let op = match message {
-                Ok(message) => match header_of(&message) {
-                    Some(header) => Some(Op::From(Some(header))),
-                    None => self.message(message, messages.line()),
-                },
-                Err(error) => Some(Op::Drop { why: error.into(), line: messages.line() }),
-            };
-            if let Some(op) = op {
-                if batch.ops.len() == before && !matches!(op, Op::From(_)) {
-                    batch.ops.push(Op::From(None));
+        let push = |batch: &mut Batch<'a>, op| {
+            if batch.ops.len() == before && !matches!(op, Op::From(_)) {
+                batch.ops.push(Op::From(None));
+            }
+            batch.ops.push(op);
+        };
+        while messages.next_line() {
+            let line = messages.line();
+            if let Some(plain) = messages.plain()
+                && let Some(slot) = self.find(plain.name, plain.sections)
+                && let Some(kind) = self.slots.get(slot as usize).map(|slot| slot.kind)
+            {
+                batch.messages += 1;
+                if let Some(op) = self.known(slot, &plain.message(kind), line) {
+                    push(batch, op);
                 }
-                batch.ops.push(op);
+                continue;
+            }
+            while let Some(message) = messages.next_of_line() {
+                batch.messages += 1;
+                let op = match message {
+                    Ok(message) => match header_of(&message) {
+                        Some(header) => Some(Op::From(Some(header))),
+                        None => self.message(message, line),
+                    },
+                    Err(error) => Some(Op::Drop { why: error.into(), line }),
+                };
+                if let Some(op) = op {
+                    push(batch, op);
+                }
             }
         }
         let tally = messages.tally();
@@ -188,25 +207,29 @@ impl Shard {
     }
 
     fn message<'a>(&mut self, message: Message<'a>, line: &'a [u8]) -> Option<Op<'a>> {
-        let usage = Usage::of(message.kind);
-        let hash = self.hash(usage, &message);
-        let Some(route) = self.routes.find(hash, |route| is_key_of(&route.key, usage, &message)) else {
-            return Some(Op::Unrouted { message, usage, line });
-        };
-        let slot = route.slot;
-        match self.add(slot, &message) {
+        match self.find(message.name, &sections_of(&message)) {
+            Some(slot) => self.known(slot, &message, line),
+            None => Some(Op::Unrouted { message, usage: Usage::of(message.kind), line }),
+        }
+    }
+
+    #[inline]
+    fn known<'a>(&mut self, slot: u32, message: &Message<'a>, line: &'a [u8]) -> Option<Op<'a>> {
+        match self.add(slot, message) {
             Ok(None) => None,
             Ok(Some((at, write))) => Some(Op::Write { at, write, line }),
             Err(refusal) => Some(Op::Drop { why: refusal.into(), line }),
         }
     }
 
-    fn hash(&self, usage: Usage, message: &Message<'_>) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write(message.name);
-        hasher.write_u8(usage as u8);
-        hasher.write(message.tags);
-        hasher.finish()
+    #[inline]
+    fn find(&self, name: &[u8], sections: &[u8]) -> Option<u32> {
+        let hash = hash_of(&self.hasher, name, sections);
+        let is_it = |slot: &u32| {
+            let key = self.slots.get(*slot as usize).and_then(|slot| slot.key(&self.keys));
+            key == Some((name, sections))
+        };
+        self.routes.find(hash, is_it).copied()
     }
 
     /// Adds all values of a message, or none; what cannot be gathered is returned.
@@ -254,23 +277,30 @@ impl Shard {
         usage: Usage,
         resolved: Resolved,
     ) -> Result<Option<Write>, Refusal> {
-        let hash = self.hash(usage, message);
+        let sections = sections_of(message);
         // An earlier message of the same batch may have been the first.
-        if let Some(route) = self.routes.find(hash, |route| is_key_of(&route.key, usage, message)) {
-            let slot = route.slot;
-            return Ok(self.add(slot, message)?.map(|(_, write)| write));
-        }
-        let slot = self.slots.len() as u32;
-        let Resolved { at, scale, .. } = resolved;
-        self.slots.push(Slot { at, usage, scale, messages: 0, gathered: Gathered::Nothing });
-        let mut key = Vec::with_capacity(message.name.len() + message.tags.len() + 2);
-        key.push(usage as u8);
-        key.extend_from_slice(message.name);
-        key.push(b'|');
-        key.extend_from_slice(message.tags);
-        self.key_bytes += key.len();
-        let Self { routes, hasher, .. } = self;
-        routes.insert_unique(hash, Route { key: key.into(), slot }, |route| hash_of_key(hasher, &route.key));
+        let slot = self.find(message.name, &sections).unwrap_or_else(|| {
+            let number = self.slots.len() as u32;
+            self.slots.push(Slot {
+                key_at: self.keys.len(),
+                name_bytes: message.name.len() as u32,
+                sections_bytes: sections.len() as u32,
+                at: resolved.at,
+                scale: resolved.scale,
+                kind: message.kind,
+                usage,
+                messages: 0,
+                gathered: Gathered::Nothing,
+            });
+            self.keys.extend_from_slice(message.name);
+            self.keys.extend_from_slice(&sections);
+            let Self { routes, hasher, slots, keys, .. } = self;
+            routes.insert_unique(hash_of(hasher, message.name, &sections), number, |slot| {
+                let (name, sections) = slots.get(*slot as usize).and_then(|slot| slot.key(keys)).unwrap_or_default();
+                hash_of(hasher, name, sections)
+            });
+            number
+        });
         Ok(self.add(slot, message)?.map(|(_, write)| write))
     }
 
@@ -294,7 +324,7 @@ impl Shard {
     /// Whether so many spellings are remembered that they must be learned anew.
     pub(super) fn is_full(&self) -> bool {
         self.slots.len() >= ROUTES_PER_SERIES * self.series_max.max(1024)
-            || self.key_bytes >= ROUTE_BYTES_PER_SERIES * self.series_max.max(1024)
+            || self.keys.len() >= ROUTE_BYTES_PER_SERIES * self.series_max.max(1024)
     }
 
     /// Whether nothing is remembered.
@@ -319,29 +349,34 @@ impl Shard {
         let refused = self.take().into_iter().map(|part| registry.add_part(part)).sum();
         self.routes = HashTable::new();
         self.slots = Vec::new();
-        self.key_bytes = 0;
+        self.keys = Vec::new();
         refused
     }
 }
 
-fn is_key_of(key: &[u8], usage: Usage, message: &Message<'_>) -> bool {
-    let name_end = message.name.len() + 1;
-    key.len() == name_end + 1 + message.tags.len()
-        && key.first() == Some(&(usage as u8))
-        && key.get(1..name_end) == Some(message.name)
-        && key.get(name_end + 1..) == Some(message.tags)
+impl Slot {
+    #[inline]
+    fn key<'k>(&self, keys: &'k [u8]) -> Option<(&'k [u8], &'k [u8])> {
+        let (name, rest) = keys.get(self.key_at..)?.split_at_checked(self.name_bytes as usize)?;
+        Some((name, rest.get(..self.sections_bytes as usize)?))
+    }
 }
 
-fn hash_of_key(hasher: &RandomState, key: &[u8]) -> u64 {
-    let (usage, rest) = key.split_first().unwrap_or((&0, &[]));
-    // No name has a `|`.
-    let name_end = rest.iter().position(|b| *b == b'|').unwrap_or(rest.len());
-    let (name, tags) = rest.split_at(name_end);
+#[inline]
+fn hash_of(hasher: &RandomState, name: &[u8], sections: &[u8]) -> u64 {
     let mut hasher = hasher.build_hasher();
     hasher.write(name);
-    hasher.write_u8(*usage);
-    hasher.write(tags.get(1..).unwrap_or_default());
+    hasher.write(sections);
     hasher.finish()
+}
+
+/// What stands for all messages of this name, type and tags.
+fn sections_of<'a>(message: &Message<'a>) -> Cow<'a, [u8]> {
+    if !message.sections.is_empty() {
+        return message.sections.into();
+    }
+    let kind = message.kind.as_str().as_bytes();
+    if message.tags.is_empty() { kind.into() } else { [kind, b"|#", message.tags].concat().into() }
 }
 
 /// What a message adds to a counter.

@@ -1,6 +1,6 @@
 //! Datagram → messages. A message that cannot be read costs itself only.
 
-use super::message::{GaugeMinus, Message, MessageType, head, parse_value, split_at};
+use super::message::{GaugeMinus, Message, MessageType, Plain, head, parse_value, split_at};
 
 /// Why a message could not be read; `as_str` is the `reason` label of the counted drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -69,6 +69,7 @@ pub fn decode(datagram: &[u8]) -> Messages<'_> {
     Messages {
         rest: datagram,
         line: &[],
+        is_begun: true,
         same_name: None,
         gauge_minus: GaugeMinus::default(),
         tally: Tally { unknown_field: &[], ..Tally::default() },
@@ -81,6 +82,8 @@ pub fn decode(datagram: &[u8]) -> Messages<'_> {
 pub struct Messages<'a> {
     rest: &'a [u8],
     line: &'a [u8],
+    /// Whether the first message of the line was given.
+    is_begun: bool,
     /// `name:1|c:2|c`: the name, and what is left of the line after a sample.
     same_name: Option<(&'a [u8], &'a [u8])>,
     gauge_minus: GaugeMinus,
@@ -116,6 +119,40 @@ impl<'a> Messages<'a> {
     /// The line of the message that was given last.
     pub fn line(&self) -> &'a [u8] {
         self.line
+    }
+
+    /// Goes on to the next line that is not blank; false after the last. What the line before still had is passed over.
+    pub fn next_line(&mut self) -> bool {
+        self.same_name = None;
+        while !self.rest.is_empty() {
+            let (line, rest) = split_at(self.rest, b'\n').unwrap_or((self.rest, &[]));
+            self.rest = rest;
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            if line.trim_ascii_start().is_empty() {
+                continue;
+            }
+            self.line = line;
+            self.is_begun = false;
+            return true;
+        }
+        false
+    }
+
+    /// The line as most are, if it is one: a single number without a sign.
+    #[inline]
+    pub(crate) fn plain(&self) -> Option<Plain<'a>> {
+        Plain::of(self.line)
+    }
+
+    /// The next message of the line; `None` after its last, and for an event or a service check, now counted.
+    pub fn next_of_line(&mut self) -> Option<Result<Message<'a>, DecodeError>> {
+        if let Some((name, body)) = self.same_name.take() {
+            return Some(self.decode_sample(name, body));
+        }
+        if std::mem::replace(&mut self.is_begun, true) {
+            return None;
+        }
+        self.decode_line(self.line)
     }
 
     /// What was counted until now.
@@ -170,8 +207,17 @@ impl<'a> Messages<'a> {
                 _ => return Err(DecodeError::UnknownType),
             },
         };
-        let mut message =
-            Message { name, kind, values, first: 0.0, is_single: false, weight: 1.0, tags: b"", minus_is_delta: false };
+        let mut message = Message {
+            name,
+            kind,
+            values,
+            first: 0.0,
+            is_single: false,
+            weight: 1.0,
+            tags: b"",
+            minus_is_delta: false,
+            sections: b"",
+        };
         let (mut passed, mut has_passed) = (Tally { unknown_field: &[], ..Tally::default() }, false);
         let (mut has_rate, mut has_tags, mut is_dogstatsd) = (false, false, false);
         let mut offset = text.len() + 1;
@@ -227,35 +273,46 @@ impl<'a> Messages<'a> {
         if let Some(error) = bad {
             return Err(error);
         }
+        if !(has_rate || has_passed || is_last_section) {
+            message.sections = after;
+        }
         message.minus_is_delta = match self.gauge_minus {
             GaugeMinus::Auto => !is_dogstatsd,
             GaugeMinus::Delta => true,
             GaugeMinus::Absolute => false,
         };
-        if kind == MessageType::Set {
-            if values.is_empty() {
-                return Err(DecodeError::BadValue);
-            }
-        } else {
-            let (mut first, mut rest) = (None, Some(values));
-            while let Some(text) = rest {
-                let value;
-                (value, rest) = head(text, b':');
-                message.is_single = first.is_none() && rest.is_none() && value.len() == values.len();
-                if value.is_empty() {
-                    (passed.empty_values, has_passed) = (passed.empty_values + 1, true);
-                    continue;
-                }
-                let value = parse_value(value)?;
-                first = first.or(Some(value));
-            }
-            message.first = first.ok_or(DecodeError::BadValue)?;
+        let empty = read_values(&mut message)?;
+        if empty > 0 {
+            (passed.empty_values, has_passed) = (empty, true);
         }
         if has_passed {
             self.tally.add(&passed);
         }
         Ok(message)
     }
+}
+
+/// Reads the values of a message of which the rest is known; how many empty texts are among them.
+#[inline]
+fn read_values(message: &mut Message<'_>) -> Result<u64, DecodeError> {
+    let values = message.values;
+    if message.kind == MessageType::Set {
+        return if values.is_empty() { Err(DecodeError::BadValue) } else { Ok(0) };
+    }
+    let (mut first, mut rest, mut empty) = (None, Some(values), 0);
+    while let Some(text) = rest {
+        let value;
+        (value, rest) = head(text, b':');
+        message.is_single = first.is_none() && rest.is_none() && value.len() == values.len();
+        if value.is_empty() {
+            empty += 1;
+            continue;
+        }
+        let value = parse_value(value)?;
+        first = first.or(Some(value));
+    }
+    message.first = first.ok_or(DecodeError::BadValue)?;
+    Ok(empty)
 }
 
 impl Tally<'_> {
@@ -274,22 +331,14 @@ impl<'a> Iterator for Messages<'a> {
     type Item = Result<Message<'a>, DecodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some((name, body)) = self.same_name.take() {
-            return Some(self.decode_sample(name, body));
-        }
-        while !self.rest.is_empty() {
-            let (line, rest) = split_at(self.rest, b'\n').unwrap_or((self.rest, &[]));
-            self.rest = rest;
-            let line = line.strip_suffix(b"\r").unwrap_or(line);
-            if line.trim_ascii_start().is_empty() {
-                continue;
-            }
-            self.line = line;
-            if let Some(message) = self.decode_line(line) {
+        loop {
+            if let Some(message) = self.next_of_line() {
                 return Some(message);
             }
+            if !self.next_line() {
+                return None;
+            }
         }
-        None
     }
 }
 

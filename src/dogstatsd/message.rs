@@ -19,6 +19,20 @@ pub enum MessageType {
     Set,
 }
 
+impl MessageType {
+    /// Its name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "c",
+            Self::Gauge => "g",
+            Self::Timer => "ms",
+            Self::Histogram => "h",
+            Self::Distribution => "d",
+            Self::Set => "s",
+        }
+    }
+}
+
 /// One value of a message.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MessageValue {
@@ -59,6 +73,47 @@ pub struct Message<'a> {
     pub tags: &'a [u8],
     /// Whether `-5` changes the gauge.
     pub(super) minus_is_delta: bool,
+    /// The type and all that follows it, if none of it can differ from one message to the next: no rate, no timestamp,
+    /// nothing to be counted. Else empty.
+    pub(crate) sections: &'a [u8],
+}
+
+/// A line as most are, of which no more is known than where its number ends: one without a sign.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plain<'a> {
+    /// What is before the first `:`.
+    pub(crate) name: &'a [u8],
+    /// What is after the number's `|`.
+    pub(crate) sections: &'a [u8],
+    text: &'a [u8],
+    value: f64,
+}
+
+impl<'a> Plain<'a> {
+    #[inline]
+    pub(super) fn of(line: &'a [u8]) -> Option<Self> {
+        let (name, body) = split_at(line, b':')?;
+        let (value, length) = short_unsigned(body)?;
+        let (text, after) = body.split_at_checked(length)?;
+        let [b'|', sections @ ..] = after else { return None };
+        Some(Self { name, sections, text, value })
+    }
+
+    /// The message, whose sections say that it is of this kind and has no rate.
+    #[inline]
+    pub(crate) fn message(&self, kind: MessageType) -> Message<'a> {
+        Message {
+            name: self.name,
+            kind,
+            values: self.text,
+            first: self.value,
+            is_single: true,
+            weight: 1.0,
+            tags: &[],
+            minus_is_delta: false,
+            sections: self.sections,
+        }
+    }
 }
 
 impl<'a> Message<'a> {
@@ -151,32 +206,33 @@ pub(super) fn parse_value(text: &[u8]) -> Result<f64, DecodeError> {
     if value.is_finite() { Ok(value) } else { Err(DecodeError::NotFinite) }
 }
 
-/// At most 15 digits with or without a point, as nearly all values are: their number and the power of ten are doubles
-/// exactly, so that one division rounds once (Clinger, "How to read floating point numbers accurately", 1990).
+/// A number of at most 15 digits with or without a point, as nearly all values are, and its length: the digits and the power
+/// of ten are doubles exactly, so that one division rounds once (Clinger, "How to read floating point numbers
+/// accurately", 1990).
+fn short_unsigned(text: &[u8]) -> Option<(f64, usize)> {
+    let (mut number, mut length, mut point) = (0_u64, 0, None);
+    for byte in text {
+        match byte {
+            b'0'..=b'9' => number = number.wrapping_mul(10).wrapping_add(u64::from(byte - b'0')),
+            b'.' if point.is_none() => point = Some(length + 1),
+            _ => break,
+        }
+        length += 1;
+    }
+    let digits = length - usize::from(point.is_some());
+    if digits == 0 || digits > 15 {
+        return None;
+    }
+    Some((number as f64 / TENS.get(point.map_or(0, |point| length - point))?, length))
+}
+
 fn parse_short(text: &[u8]) -> Option<f64> {
     let (is_negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
         [b'+', digits @ ..] | digits => (false, digits),
     };
-    if digits.len() > 15 {
-        return None;
-    }
-    let (mut number, mut count, mut point) = (0_u64, 0, None);
-    for byte in digits {
-        match byte {
-            b'0'..=b'9' => {
-                number = number * 10 + u64::from(byte - b'0');
-                count += 1;
-            }
-            b'.' if point.is_none() => point = Some(count),
-            _ => return None,
-        }
-    }
-    if count == 0 {
-        return None;
-    }
-    let value = number as f64 / TENS.get(count - point.unwrap_or(count))?;
-    Some(if is_negative { -value } else { value })
+    let (value, length) = short_unsigned(digits)?;
+    (length == digits.len()).then_some(if is_negative { -value } else { value })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What the names that are ours mean, for `# HELP`.
 
-const HELP: [(&str, &str); 24] = [
+const HELP: [(&str, &str); 29] = [
     ("cortex_api_requests_total", "Finished requests by response code."),
     ("cortex_api_request_duration_seconds", "From the first byte of the request to the last of the response."),
     ("cortex_api_request_first_byte_seconds", "From the first byte of the request to the first of the response."),
@@ -17,13 +17,21 @@ const HELP: [(&str, &str); 24] = [
     ("cortex_collector_service_checks_total", "Service checks received. They are not kept."),
     ("cortex_collector_ignored_total", "Parts of messages that were passed over, by part."),
     ("cortex_collector_dropped_total", "Messages dropped, by reason."),
-    ("cortex_collector_kernel_drops_total", "Datagrams that the kernel dropped since the receive buffer was full."),
+    (
+        "cortex_collector_kernel_drops_total",
+        "Datagrams that the kernel dropped since the receive buffer was full, by socket.",
+    ),
     ("cortex_collector_payloads_missing_total", "Payloads that clients numbered and that never came."),
     ("cortex_collector_tags_dropped_total", "Tags without a key, or whose label an earlier tag had."),
     ("cortex_collector_commit_failures_total", "Ticks that the store refused at first."),
     ("cortex_collector_series", "Series in memory."),
     ("cortex_collector_store_size_bytes", "Size of the store on disk."),
     ("cortex_api_request_queue_seconds", "From accepting a request to its prediction."),
+    ("process_cpu_seconds_total", "Processor time that the process took, in user and in system mode."),
+    ("process_open_fds", "Open file descriptors."),
+    ("process_resident_memory_bytes", "Memory that the process holds."),
+    ("process_start_time_seconds", "When the process started, in seconds since the Unix epoch."),
+    ("process_virtual_memory_bytes", "Address space that the process has taken."),
     ("cortex_client_payload_sequence", "The number of a client's newest payload."),
 ];
 

@@ -4,32 +4,45 @@
 //! declared here and not generated, so that no build needs `protoc`. A scrape is a sequence of families, each after its
 //! length.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
+use super::CHUNK_BYTES;
 use super::help::help;
 use crate::model::{
-    BucketSpan, ExponentialHistogram, Family, Labels, METRIC_NAME, MetricKind, Value, ZERO_THRESHOLD, classic_buckets,
+    BucketSpan, ExponentialHistogram, Family, Labels, Ladder, METRIC_NAME, MetricKind, PublishedSeries, Snapshot,
+    Value, ZERO_THRESHOLD,
 };
 
-/// The `Content-Type` of what [`render_protobuf`] writes.
+/// The `Content-Type` of what [`protobuf_chunks`] writes.
 pub const PROTOBUF_CONTENT_TYPE: &str =
     "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
 
-#[derive(Clone, PartialEq, Message)]
-struct LabelPair {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    value: String,
+/// `google.protobuf.Timestamp`.
+#[derive(Clone, Copy, PartialEq, Message)]
+struct Timestamp {
+    #[prost(int64, tag = "1")]
+    seconds: i64,
+    #[prost(int32, tag = "2")]
+    nanos: i32,
 }
 
-/// A counter or a gauge: both have their value in the same place.
-#[derive(Clone, PartialEq, Message)]
+impl Timestamp {
+    fn of(ms: i64) -> Self {
+        Self { seconds: ms.div_euclid(1000), nanos: ms.rem_euclid(1000) as i32 * 1_000_000 }
+    }
+}
+
+/// A counter or a gauge: both have their value in the same place. A gauge has no start.
+#[derive(Clone, Copy, PartialEq, Message)]
 struct Number {
     #[prost(double, optional, tag = "1")]
     value: Option<f64>,
+    /// `created_timestamp`, which newer versions call `start_timestamp`.
+    #[prost(message, optional, tag = "3")]
+    start: Option<Timestamp>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -82,68 +95,105 @@ struct Histogram {
     positive_delta: Vec<i64>,
     #[prost(double, repeated, tag = "14")]
     positive_count: Vec<f64>,
+    /// `created_timestamp`, which newer versions call `start_timestamp`.
+    #[prost(message, optional, tag = "15")]
+    start: Option<Timestamp>,
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct Metric {
-    #[prost(message, repeated, tag = "1")]
-    label: Vec<LabelPair>,
-    #[prost(message, optional, tag = "2")]
-    gauge: Option<Number>,
-    #[prost(message, optional, tag = "3")]
-    counter: Option<Number>,
-    #[prost(message, optional, tag = "7")]
-    histogram: Option<Histogram>,
+// `LabelPair`, `Metric` and `MetricFamily` are written by hand: there is one for each series and label, and prost would
+// want a string of its own for each name and value. The tests read them with prost.
+
+/// A snapshot as families, one chunk after another, a histogram both as native one and as classic buckets: the scraper takes
+/// what it is configured for. A family comes after its length, so it is made as a whole.
+pub fn protobuf_chunks(snapshot: Arc<Snapshot>, ladder: Ladder) -> impl Iterator<Item = Vec<u8>> + Send {
+    // The family that was written last; `None` at the end.
+    let mut written: Option<Box<str>> = Some(Box::from(""));
+    std::iter::from_fn(move || {
+        let before = written.take()?;
+        let (mut out, mut metrics, mut metric) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, family) in snapshot.families_after(&before) {
+            metrics.clear();
+            for (_, series) in snapshot.series_from(family, 0) {
+                metric.clear();
+                encode_metric(&mut metric, family.kind, series, &ladder);
+                encode_bytes(&mut metrics, 4, &metric);
+            }
+            if metrics.is_empty() {
+                continue;
+            }
+            let head = family_head(name, family);
+            encode_varint((head.len() + metrics.len()) as u64, &mut out);
+            out.extend_from_slice(&head);
+            out.extend_from_slice(&metrics);
+            if out.len() >= CHUNK_BYTES {
+                written = Some(name.into());
+                break;
+            }
+        }
+        Some(out)
+    })
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct MetricFamily {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, optional, tag = "2")]
-    help: Option<String>,
-    /// 0 counter, 1 gauge, 4 histogram.
-    #[prost(int32, optional, tag = "3")]
-    kind: Option<i32>,
-    #[prost(message, repeated, tag = "4")]
-    metric: Vec<Metric>,
-}
-
-/// All families, a histogram both as native one and as classic buckets: the scraper takes what it is configured for.
-pub fn render_protobuf(families: &BTreeMap<String, Family>) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (name, family) in families.iter().filter(|(_, family)| !family.series.is_empty()) {
-        let family = MetricFamily {
-            name: name.clone(),
-            help: help(name).map(str::to_owned),
-            kind: Some(match family.kind {
-                MetricKind::Counter => 0,
-                MetricKind::Gauge => 1,
-                MetricKind::Histogram => 4,
-            }),
-            metric: family.series.iter().map(|(labels, value)| metric(family.kind, labels, value)).collect(),
-        };
-        // A Vec has no end to run into.
-        let _ = family.encode_length_delimited(&mut out);
+/// A `MetricFamily` without its metrics: name (1), help (2), type (3).
+fn family_head(name: &str, family: &Family) -> Vec<u8> {
+    let mut head = Vec::new();
+    encode_bytes(&mut head, 1, name.as_bytes());
+    if let Some(help) = help(name) {
+        encode_bytes(&mut head, 2, help.as_bytes());
     }
-    out
+    encode_key(3, WireType::Varint, &mut head);
+    let kind = match family.kind {
+        MetricKind::Counter => 0,
+        MetricKind::Gauge => 1,
+        MetricKind::Histogram => 4,
+    };
+    encode_varint(kind, &mut head);
+    head
 }
 
-fn metric(kind: MetricKind, labels: &Labels, value: &Value) -> Metric {
-    let pairs = labels.iter().filter(|(label, _)| *label != METRIC_NAME);
-    let label = pairs.map(|(name, value)| LabelPair { name: name.to_owned(), value: value.to_owned() }).collect();
-    let number = value.as_float().map(|value| Number { value: Some(value) });
-    let (gauge, counter) = if kind == MetricKind::Counter { (None, number) } else { (number, None) };
-    Metric { label, gauge, counter, histogram: value.as_histogram().map(histogram) }
+/// A `Metric`: labels (1), and a gauge (2), a counter (3) or a histogram (7).
+fn encode_metric(out: &mut Vec<u8>, kind: MetricKind, series: &PublishedSeries, ladder: &Ladder) {
+    encode_labels(out, &series.labels);
+    let start = series.start_ms.map(|start_ms| Timestamp::of(start_ms.get()));
+    match &series.value {
+        Value::Float(value) if kind == MetricKind::Counter => {
+            encode_message(out, 3, &Number { value: Some(*value), start });
+        }
+        Value::Float(value) => encode_message(out, 2, &Number { value: Some(*value), start: None }),
+        Value::Histogram(values) => encode_message(out, 7, &Histogram { start, ..histogram(values, ladder) }),
+    }
 }
 
-fn histogram(histogram: &ExponentialHistogram) -> Histogram {
+/// `LabelPair`s: name (1), value (2).
+fn encode_labels(out: &mut Vec<u8>, labels: &Labels) {
+    let length = |text: &str| 1 + prost::length_delimiter_len(text.len()) + text.len();
+    for (name, value) in labels.iter().filter(|(name, _)| *name != METRIC_NAME) {
+        encode_key(1, WireType::LengthDelimited, out);
+        encode_varint((length(name) + length(value)) as u64, out);
+        encode_bytes(out, 1, name.as_bytes());
+        encode_bytes(out, 2, value.as_bytes());
+    }
+}
+
+fn encode_bytes(out: &mut Vec<u8>, tag: u32, bytes: &[u8]) {
+    encode_key(tag, WireType::LengthDelimited, out);
+    encode_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+fn encode_message(out: &mut Vec<u8>, tag: u32, message: &impl Message) {
+    encode_key(tag, WireType::LengthDelimited, out);
+    // A Vec has no end to run into.
+    let _ = message.encode_length_delimited(out);
+}
+
+fn histogram(histogram: &ExponentialHistogram, ladder: &Ladder) -> Histogram {
     let whole = |count: f64| count.fract() == 0.0 && (0.0..9e15).contains(&count);
     let all_counts = histogram.positive().counts.iter().chain(&histogram.negative().counts);
     let is_whole = whole(histogram.count()) && whole(histogram.zero_count()) && all_counts.copied().all(whole);
     let count = |count: f64| is_whole.then_some(count as u64);
     let float = |count: f64| (!is_whole).then_some(count);
-    let bucket = classic_buckets(histogram).map(|(upper_bound, at_most)| Bucket {
+    let bucket = ladder.counts(histogram).map(|(upper_bound, _, at_most)| Bucket {
         cumulative_count: count(at_most),
         upper_bound,
         cumulative_count_float: float(at_most),
@@ -169,6 +219,7 @@ fn histogram(histogram: &ExponentialHistogram) -> Histogram {
         positive_span,
         positive_delta: if is_whole { deltas(&positive) } else { Vec::new() },
         positive_count: if is_whole { Vec::new() } else { positive },
+        start: None,
     }
 }
 
@@ -204,11 +255,100 @@ fn deltas(counts: &[f64]) -> Vec<i64> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::collections::BTreeMap;
+    use std::num::NonZeroI64;
 
     use proptest::prelude::*;
 
     use super::*;
+
+    #[derive(Clone, PartialEq, Message)]
+    struct LabelPair {
+        #[prost(string, tag = "1")]
+        name: String,
+        #[prost(string, tag = "2")]
+        value: String,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Metric {
+        #[prost(message, repeated, tag = "1")]
+        label: Vec<LabelPair>,
+        #[prost(message, optional, tag = "2")]
+        gauge: Option<Number>,
+        #[prost(message, optional, tag = "3")]
+        counter: Option<Number>,
+        #[prost(message, optional, tag = "7")]
+        histogram: Option<Histogram>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct MetricFamily {
+        #[prost(string, tag = "1")]
+        name: String,
+        #[prost(string, optional, tag = "2")]
+        help: Option<String>,
+        #[prost(int32, optional, tag = "3")]
+        kind: Option<i32>,
+        #[prost(message, repeated, tag = "4")]
+        metric: Vec<Metric>,
+    }
+
+    fn snapshot(series: impl IntoIterator<Item = (MetricKind, Labels, Option<i64>, Value)>) -> Arc<Snapshot> {
+        let mut snapshot = Snapshot::default();
+        for (kind, labels, start_ms, value) in series {
+            let start_ms = start_ms.and_then(NonZeroI64::new);
+            snapshot.insert(kind, PublishedSeries { labels, start_ms, value });
+        }
+        snapshot.settle();
+        Arc::new(snapshot)
+    }
+
+    fn families(snapshot: Arc<Snapshot>) -> Vec<MetricFamily> {
+        let bytes: Vec<u8> = protobuf_chunks(snapshot, Ladder::default()).flatten().collect();
+        let mut rest = bytes.as_slice();
+        let mut families = Vec::new();
+        while !rest.is_empty() {
+            families.push(MetricFamily::decode_length_delimited(&mut rest).unwrap());
+        }
+        families
+    }
+
+    #[test]
+    fn counters_and_histograms_say_when_they_began_and_gauges_do_not() {
+        let labels = |name: &str| Labels::from_pairs([(METRIC_NAME, name), ("zone", "é")]);
+        let histogram = Value::Histogram(Arc::default());
+        let families = families(snapshot([
+            (MetricKind::Counter, labels("cortex_client_calls_total"), Some(1_700_000_000_250), Value::Float(0.0)),
+            (MetricKind::Counter, labels("d"), None, Value::Float(1.5)),
+            (MetricKind::Gauge, labels("ended"), Some(5), Value::stale()),
+            (MetricKind::Gauge, labels("g"), Some(5), Value::Float(-0.0)),
+            (MetricKind::Histogram, labels("h"), Some(-1), histogram),
+        ]));
+        let names: Vec<_> = families.iter().map(|family| (family.name.as_str(), family.kind)).collect();
+        assert_eq!(names, [("cortex_client_calls_total", Some(0)), ("d", Some(0)), ("g", Some(1)), ("h", Some(4))]);
+        assert!(families[0].help.is_some() && families[1].help.is_none());
+        let pair = LabelPair { name: "zone".to_owned(), value: "é".to_owned() };
+        assert!(families.iter().all(|family| family.metric.len() == 1 && family.metric[0].label == [pair.clone()]));
+        let start = Some(Timestamp { seconds: 1_700_000_000, nanos: 250_000_000 });
+        assert_eq!(families[0].metric[0].counter, Some(Number { value: Some(0.0), start }));
+        assert_eq!(families[1].metric[0].counter, Some(Number { value: Some(1.5), start: None }));
+        assert_eq!(families[2].metric[0].gauge, Some(Number { value: Some(-0.0), start: None }));
+        let began = families[3].metric[0].histogram.as_ref().unwrap().start;
+        assert_eq!(began, Some(Timestamp { seconds: -1, nanos: 999_000_000 }));
+    }
+
+    #[test]
+    fn chunks_lose_no_family() {
+        let labels =
+            |at: usize| Labels::from_pairs([(METRIC_NAME, format!("name_{:03}", at % 300)), ("v", at.to_string())]);
+        let series = (0..9_000).map(|at| (MetricKind::Counter, labels(at), Some(5), Value::Float(at as f64)));
+        let snapshot = snapshot(series);
+        assert!(protobuf_chunks(Arc::clone(&snapshot), Ladder::default()).count() > 2);
+        let families = families(snapshot);
+        assert_eq!(families.len(), 300);
+        assert!(families.iter().all(|family| family.metric.len() == 30));
+    }
 
     /// What a scraper makes of spans and counts: the count of each bucket.
     fn read(spans: &[Span], counts: &[f64]) -> BTreeMap<i32, f64> {
@@ -238,10 +378,9 @@ mod tests {
         ) {
             let mut recorded = ExponentialHistogram::default();
             values.iter().for_each(|(value, weight)| recorded.record(*value, *weight));
-            let series = BTreeMap::from([(Labels::from_pairs([(METRIC_NAME, "h"), ("a", "b")]), Value::Histogram(Arc::new(recorded.clone())))]);
-            let families = BTreeMap::from([("h".to_owned(), Family { kind: MetricKind::Histogram, series })]);
-            let bytes = render_protobuf(&families);
-            let family = MetricFamily::decode_length_delimited(bytes.as_slice()).unwrap();
+            let labels = Labels::from_pairs([(METRIC_NAME, "h"), ("a", "b")]);
+            let value = Value::Histogram(Arc::new(recorded.clone()));
+            let family = families(snapshot([(MetricKind::Histogram, labels, None, value)])).remove(0);
             prop_assert_eq!((family.name.as_str(), family.kind), ("h", Some(4)));
             let got = family.metric[0].histogram.clone().unwrap();
             // Weights of 2.5 can add up to whole counts too.

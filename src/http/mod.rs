@@ -6,20 +6,25 @@ pub mod api;
 mod page;
 mod status;
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-
-use tokio::sync::Semaphore;
+use http_body::Frame;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::compression::CompressionLayer;
 
 use crate::clock::Clock;
 use crate::collector::{Intake, Published};
 use crate::exposition;
+use crate::model::{Ladder, Snapshot};
 use crate::promql::Engine;
 
 /// What the handlers read.
@@ -35,13 +40,21 @@ pub struct App {
     pub clock: Clock,
     /// One page is made at a time: each asks for two weeks of every API.
     page_permit: Arc<Semaphore>,
+    /// The bounds of classic buckets.
+    ladder: Ladder,
+    /// A scraper that reads slowly holds the snapshot that it reads.
+    scrape_permits: Arc<Semaphore>,
 }
+
+/// So many scrapes are answered at once; one more gets 503.
+const SCRAPES_MAX: usize = 16;
 
 impl App {
     /// An app over these parts.
-    pub fn new(engine: Arc<Engine>, published: Arc<Published>, intake: Arc<Intake>) -> Self {
+    pub fn new(engine: Arc<Engine>, published: Arc<Published>, intake: Arc<Intake>, ladder: Ladder) -> Self {
         let clock = published.clock();
-        Self { engine, published, intake, clock, page_permit: Arc::new(Semaphore::new(1)) }
+        let (page_permit, scrape_permits) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(SCRAPES_MAX)));
+        Self { engine, published, intake, clock, page_permit, ladder, scrape_permits }
     }
 }
 
@@ -57,6 +70,7 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/", get(page::index))
         .route("/metrics", get(metrics).layer(CompressionLayer::new()))
+        .route("/metrics/self", get(metrics_self).layer(CompressionLayer::new()))
         .route("/healthz", get(healthz))
         .route("/api/v1/status/ingest", get(status::ingest))
         .route("/api/v1/status/clients", get(status::clients))
@@ -64,19 +78,52 @@ pub fn router(app: App) -> Router {
         .merge(api::routes(app.engine, app.clock))
 }
 
-async fn metrics(State(app): State<App>, headers: HeaderMap) -> impl IntoResponse {
-    let wants_protobuf = headers.get_all(header::ACCEPT).iter().any(prefers_protobuf);
-    let body = tokio::task::spawn_blocking(move || {
-        let families = &app.published.snapshot().families;
-        if wants_protobuf {
-            (exposition::PROTOBUF_CONTENT_TYPE, exposition::render_protobuf(families))
+/// The newest tick.
+async fn metrics(State(app): State<App>, headers: HeaderMap) -> Response {
+    scrape(&app, &headers, |app| app.published.snapshot())
+}
+
+/// The collector's own series of the newest tick, and what the system says of its process.
+async fn metrics_self(State(app): State<App>, headers: HeaderMap) -> Response {
+    scrape(&app, &headers, |app| {
+        let mut own = app.published.snapshot().with_prefix("cortex_collector_");
+        exposition::insert_process(&mut own);
+        Arc::new(own)
+    })
+}
+
+fn scrape(app: &App, headers: &HeaderMap, snapshot: impl FnOnce(&App) -> Arc<Snapshot>) -> Response {
+    let Ok(permit) = Arc::clone(&app.scrape_permits).try_acquire_owned() else {
+        let text = format!("{SCRAPES_MAX} scrapes are being answered already\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    };
+    let (snapshot, ladder) = (snapshot(app), app.ladder.clone());
+    let (content_type, chunks): (_, Box<dyn Iterator<Item = Vec<u8>> + Send>) =
+        if headers.get_all(header::ACCEPT).iter().any(prefers_protobuf) {
+            (exposition::PROTOBUF_CONTENT_TYPE, Box::new(exposition::protobuf_chunks(snapshot, ladder)))
         } else {
-            (exposition::CONTENT_TYPE, exposition::render(families).into_bytes())
-        }
-    });
-    match body.await {
-        Ok((content_type, body)) => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            (exposition::CONTENT_TYPE, Box::new(exposition::text_chunks(snapshot, ladder)))
+        };
+    let body = Body::new(Chunks { chunks, _permit: permit });
+    ([(header::CONTENT_TYPE, content_type)], body).into_response()
+}
+
+/// A body whose parts are made when the connection has room for them.
+struct Chunks {
+    chunks: Box<dyn Iterator<Item = Vec<u8>> + Send>,
+    /// Given back with the last part, or when the scraper is gone.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl HttpBody for Chunks {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.chunks.next().map(|chunk| Ok(Frame::data(chunk.into()))))
     }
 }
 
@@ -105,6 +152,25 @@ async fn healthz(State(app): State<App>) -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collector::Registry;
+    use crate::promql::Limits;
+    use crate::store::{Restored, Store};
+
+    #[test]
+    fn scrapers_that_do_not_read_hold_a_place_until_they_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(folder.path()).unwrap();
+        let engine = Engine::new(Arc::new(store.reader()), Limits::default());
+        let intake = Intake::new(Registry::new(Restored::default()), 0);
+        let app = App::new(Arc::new(engine), Arc::default(), Arc::new(intake), Ladder::default());
+        let answer = || scrape(&app, &HeaderMap::new(), |app| app.published.snapshot());
+        let mut held: Vec<Response> = (0..SCRAPES_MAX).map(|_| answer()).collect();
+        assert!(held.iter().all(|response| response.status() == StatusCode::OK));
+        assert_eq!(answer().status(), StatusCode::SERVICE_UNAVAILABLE);
+        held.pop();
+        assert_eq!(answer().status(), StatusCode::OK);
+        assert_eq!(answer().status(), StatusCode::OK, "the one before is gone");
+    }
 
     #[test]
     fn a_scraper_gets_the_format_that_it_prefers() {

@@ -16,9 +16,39 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
         .iter()
         .map(|(reason, d)| ((*reason).to_owned(), json!({ "count": d.count, "example": d.example })))
         .collect();
+    let sockets: Vec<Value> = app
+        .intake
+        .sockets()
+        .iter()
+        .map(|socket| {
+            json!({
+                "socket": socket.place(),
+                "datagrams": socket.datagrams(),
+                "truncated": socket.truncated(),
+                "kernelDrops": socket.kernel_drops(),
+                "receiveBufferBytes": socket.receive_buffer_bytes(),
+            })
+        })
+        .collect();
+    let overflows: Vec<Value> = state
+        .registry
+        .overflows()
+        .iter()
+        .map(|(name, overflow)| {
+            json!({
+                "name": name,
+                "messages": overflow.messages,
+                "limit": overflow.limit.as_str(),
+                "metric": overflow.metric,
+                "label": overflow.label,
+                "values": overflow.values,
+            })
+        })
+        .collect();
     Json(json!({
         "status": "success",
         "data": {
+            "sockets": sockets,
             "datagrams": state.totals.datagrams,
             "messages": state.totals.messages,
             "events": state.totals.events,
@@ -31,7 +61,7 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
             },
             "repeatedFields": state.totals.repeated_fields,
             "emptyValues": state.totals.empty_values,
-            "kernelDrops": state.totals.kernel_drops,
+            "kernelDrops": app.intake.sockets().iter().map(|socket| socket.kernel_drops()).sum::<u64>(),
             "payloadsMissing": state.senders.missing_total(),
             "tagsDropped": state.registry.tags_dropped(),
             "series": state.registry.len(),
@@ -39,6 +69,7 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
                 "mappings": mapping.len(),
                 "error": state.mapping_error,
             })),
+            "overflows": overflows,
         }
     }))
 }

@@ -313,6 +313,11 @@ impl ExponentialHistogram {
 impl<C: Copy + Default + AddAssign> BucketSpan<C> {
     /// Adds to one bucket, growing the span to it. False, with nothing changed, if the span would pass `BUCKETS_MAX`.
     pub(crate) fn add(&mut self, index: i32, weight: C) -> bool {
+        // Nearly always the bucket is there.
+        if let Some(count) = usize::try_from(index - self.offset).ok().and_then(|at| self.counts.get_mut(at)) {
+            *count += weight;
+            return true;
+        }
         if self.counts.is_empty() {
             self.offset = index;
         }

@@ -1,5 +1,6 @@
 //! A series' name and labels: sorted, without duplicates, cheap to clone.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,35 +10,43 @@ pub const METRIC_NAME: &str = "__name__";
 /// The labels of one series, its name among them as `__name__`.
 ///
 /// Invariants: sorted by label name, each name once, no empty values (to Prometheus an empty value is an absent label).
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Labels(Arc<[(Box<str>, Box<str>)]>);
+///
+/// All of them are one piece of text, since there are as many of these as there are series: each name and each value after
+/// its length ([`push`] writes it). Equal labels are equal text; the order is that of the pairs.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Labels(Arc<str>);
 
 impl Labels {
     /// No labels at all, not even a name: what `sum(x)` returns.
     pub fn empty() -> Self {
-        Self(Arc::from([]))
+        Self(Arc::from(""))
     }
 
     /// Labels from pairs in any order. Of equal names the first wins; empty values are left out.
     pub fn from_pairs<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Self
     where
-        N: Into<Box<str>>,
-        V: Into<Box<str>>,
+        N: AsRef<str>,
+        V: AsRef<str>,
     {
-        let mut pairs: Vec<(Box<str>, Box<str>)> = pairs
-            .into_iter()
-            .map(|(name, value)| (name.into(), value.into()))
-            .filter(|(_, value)| !value.is_empty())
-            .collect();
-        pairs.sort_by(|a, b| a.0.cmp(&b.0)); // stable: the first of equal names stays first
-        pairs.dedup_by(|later, earlier| later.0 == earlier.0);
-        Self(pairs.into())
+        let mut pairs: Vec<(N, V)> = pairs.into_iter().filter(|(_, value)| !value.as_ref().is_empty()).collect();
+        pairs.sort_by(|a, b| a.0.as_ref().cmp(b.0.as_ref())); // stable: the first of equal names stays first
+        pairs.dedup_by(|later, earlier| later.0.as_ref() == earlier.0.as_ref());
+        Self::packed(pairs.iter().map(|(name, value)| (name.as_ref(), value.as_ref())))
+    }
+
+    /// From pairs that fulfil the invariants.
+    fn packed<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut text = String::new();
+        for (name, value) in pairs {
+            push(&mut text, name);
+            push(&mut text, value);
+        }
+        Self(text.into())
     }
 
     /// The value of one label, `None` if the series does not have it.
     pub fn get(&self, name: &str) -> Option<&str> {
-        let at = self.0.binary_search_by(|(n, _)| (**n).cmp(name)).ok()?;
-        self.0.get(at).map(|(_, value)| &**value)
+        self.iter().find(|(n, _)| *n == name).map(|(_, value)| value)
     }
 
     /// The series' name, empty if it has none.
@@ -46,13 +55,14 @@ impl Labels {
     }
 
     /// All pairs in the order of their names, `__name__` among them.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (&**name, &**value))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut rest = &*self.0;
+        std::iter::from_fn(move || Some((take(&mut rest)?, take(&mut rest)?)))
     }
 
     /// How many labels there are, the name counted.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.iter().count()
     }
 
     /// True if there is neither name nor label.
@@ -63,7 +73,7 @@ impl Labels {
     /// The labels whose names `keep` accepts.
     #[must_use]
     pub fn filtered(&self, mut keep: impl FnMut(&str) -> bool) -> Self {
-        Self(self.0.iter().filter(|(name, _)| keep(name)).cloned().collect())
+        Self::packed(self.iter().filter(|(name, _)| keep(name)))
     }
 
     /// The same labels without the name: what most `PromQL` operations return.
@@ -76,6 +86,51 @@ impl Labels {
     #[must_use]
     pub fn with(&self, name: &str, value: &str) -> Self {
         Self::from_pairs(std::iter::once((name, value)).chain(self.iter().filter(|(n, _)| *n != name)))
+    }
+}
+
+/// Bits of a length that one character holds.
+const LENGTH_BITS: u32 = 6;
+/// Set in a character of a length that another one follows.
+const MORE: u8 = 1 << LENGTH_BITS;
+
+/// Appends the length of `part` in bytes, six bits a character, the lowest first, and then `part` itself.
+fn push(text: &mut String, part: &str) {
+    let mut length = part.len();
+    while length >= usize::from(MORE) {
+        text.push(char::from(length as u8 & (MORE - 1) | MORE));
+        length >>= LENGTH_BITS;
+    }
+    text.push(char::from(length as u8));
+    text.push_str(part);
+}
+
+/// Takes from the front what [`push`] has appended; `None` at the end.
+fn take<'a>(rest: &mut &'a str) -> Option<&'a str> {
+    let (mut length, mut shift, mut at) = (0, 0, 0);
+    loop {
+        let byte = *rest.as_bytes().get(at)?;
+        length |= usize::from(byte & (MORE - 1)) << shift;
+        at += 1;
+        shift += LENGTH_BITS;
+        if byte & MORE == 0 {
+            break;
+        }
+    }
+    let (part, after) = rest.get(at..)?.split_at_checked(length)?;
+    *rest = after;
+    Some(part)
+}
+
+impl Ord for Labels {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.iter().cmp(other.iter())
+    }
+}
+
+impl PartialOrd for Labels {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -105,6 +160,8 @@ impl fmt::Debug for Labels {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -115,6 +172,22 @@ mod tests {
         assert_eq!(labels.get("c"), None);
         assert_eq!(labels.with("a", "").to_string(), "up{b=\"2\"}");
         assert_eq!(labels.with("a", "x").without_name().to_string(), "{a=\"x\", b=\"2\"}");
+    }
+
+    proptest! {
+        #[test]
+        fn property_test_packed_labels_are_the_pairs_and_their_order(
+            mut a in prop::collection::btree_map(".{0,3}", ".{1,3}", 0..4),
+            b in prop::collection::btree_map(".{0,3}", ".{1,3}", 0..4),
+            long in 0..20_000_usize,
+        ) {
+            a.insert("long".to_owned(), "ä".repeat(long) + "x");
+            let (left, right) = (Labels::from_pairs(&a), Labels::from_pairs(&b));
+            prop_assert!(left.iter().eq(a.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
+            prop_assert_eq!(left.len(), a.len());
+            prop_assert_eq!(left.cmp(&right), a.iter().cmp(b.iter()));
+            prop_assert_eq!(left == right, a == b);
+        }
     }
 
     #[test]

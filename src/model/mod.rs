@@ -7,9 +7,11 @@ mod histogram;
 mod labels;
 mod ladder;
 mod sample;
+mod snapshot;
 
 pub use histogram::{Bucket, BucketSpan, ExponentialHistogram, SCHEMA_DEFAULT, SCHEMA_MAX, SCHEMA_MIN, ZERO_THRESHOLD};
 pub(crate) use histogram::{index_of, upper_bound};
 pub use labels::{Labels, METRIC_NAME};
-pub use ladder::{CLASSIC_BOUNDS, classic_buckets, classic_le, format_float};
-pub use sample::{Family, MetricKind, Sample, SeriesId, Value};
+pub use ladder::{AtMost, Ladder, classic_le, format_float};
+pub use sample::{MetricKind, Sample, SeriesId, Value};
+pub use snapshot::{Family, Place, PublishedSeries, Snapshot};

@@ -1,9 +1,8 @@
 //! A sample: what one series was at one time.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{ExponentialHistogram, Labels};
+use super::ExponentialHistogram;
 
 /// The number of a series inside one data directory: given once, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,15 +77,6 @@ pub struct Sample {
     pub timestamp_ms: i64,
     /// What the series was.
     pub value: Value,
-}
-
-/// All series of one name, each with one value.
-#[derive(Debug)]
-pub struct Family {
-    /// What the name is.
-    pub kind: MetricKind,
-    /// Each series with its value.
-    pub series: BTreeMap<Labels, Value>,
 }
 
 #[cfg(test)]

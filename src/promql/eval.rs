@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::node::{At, Node, Selector, Subquery, TimeShift};
 use super::value::{Operand, StepSeries, merge_same_labels};
 use super::{Limits, QueryError, RangeSeries, aggregate, binary, check_time, functions, select};
-use crate::model::{Sample, Value};
+use crate::model::{Ladder, Sample, Value};
 use crate::store::{Select, SelectedSeries, Selection};
 
 /// The times at which an expression is evaluated.
@@ -54,6 +54,7 @@ impl Grid {
 /// Evaluates one query.
 pub(super) struct Evaluator<'a> {
     select: &'a dyn Select,
+    ladder: &'a Ladder,
     limits: &'a Limits,
     /// What `@ start()` and `@ end()` mean, in subqueries too.
     query: Grid,
@@ -73,8 +74,14 @@ pub(super) struct Windows {
 }
 
 impl<'a> Evaluator<'a> {
-    pub(super) fn new(select: &'a dyn Select, limits: &'a Limits, query: &Grid, deadline: Option<Instant>) -> Self {
-        Self { select, limits, query: *query, deadline, held: Cell::new(0) }
+    pub(super) fn new(
+        select: &'a dyn Select,
+        ladder: &'a Ladder,
+        limits: &'a Limits,
+        query: &Grid,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self { select, ladder, limits, query: *query, deadline, held: Cell::new(0) }
     }
 
     /// The value of a scalar or vector node at every step.
@@ -247,7 +254,7 @@ impl<'a> Evaluator<'a> {
             repeats,
             samples_max: self.limits.samples_max.saturating_sub(self.held.get()),
         };
-        let series = select::select(self.select, &selection)?;
+        let series = select::select(self.select, self.ladder, &selection)?;
         self.check_room(series.iter().map(|s| s.samples.len()).sum())?;
         Ok(series)
     }

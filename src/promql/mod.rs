@@ -49,7 +49,7 @@ use self::eval::{Evaluator, Grid};
 use self::node::{Kind, Node};
 use self::parse::TIME_MAX_MS;
 use self::value::{Operand, StepSeries};
-use crate::model::{Labels, Sample, Value};
+use crate::model::{Labels, Ladder, Sample, Value};
 use crate::store::{Matcher, Select, Selection};
 
 /// The most steps a range query may have, as in Prometheus's API.
@@ -82,13 +82,20 @@ impl Default for Limits {
 /// Answers queries over one source of series.
 pub struct Engine {
     select: Arc<dyn Select>,
+    ladder: Ladder,
     limits: Limits,
 }
 
 impl Engine {
     /// An engine over `select`, each query within `limits`.
     pub fn new(select: Arc<dyn Select>, limits: Limits) -> Self {
-        Self { select, limits }
+        Self { select, ladder: Ladder::default(), limits }
+    }
+
+    /// The bounds that `h_bucket` of a histogram `h` has, in place of the default ones.
+    #[must_use]
+    pub fn with_ladder(self, ladder: Ladder) -> Self {
+        Self { ladder, ..self }
     }
 
     /// What a query may take at most.
@@ -187,7 +194,7 @@ impl Engine {
         let mut found = Vec::new();
         for matchers in wanted {
             let selection = Selection { matchers, start_ms, end_ms, repeats: false, samples_max };
-            found.extend(select::labels(&*self.select, &selection)?);
+            found.extend(select::labels(&*self.select, &self.ladder, &selection)?);
         }
         found.sort();
         found.dedup();
@@ -196,7 +203,7 @@ impl Engine {
 
     fn evaluator(&self, grid: &Grid, timeout: Duration) -> Evaluator<'_> {
         let deadline = Instant::now().checked_add(timeout.min(self.limits.timeout));
-        Evaluator::new(&*self.select, &self.limits, grid, deadline)
+        Evaluator::new(&*self.select, &self.ladder, &self.limits, grid, deadline)
     }
 }
 

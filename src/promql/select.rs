@@ -1,10 +1,10 @@
 //! Selection: what a selector's matchers find, the classic names of histograms among it.
 //!
 //! A histogram `h` also answers to `h_count`, `h_sum` and `h_bucket{le="..."}`, as if it had been recorded in classic
-//! buckets on the ladder of [`CLASSIC_BOUNDS`]. This happens here, before any operator, so that everything else sees
+//! buckets on the [`Ladder`]. This happens here, before any operator, so that everything else sees
 //! ordinary float series.
 
-use crate::model::{CLASSIC_BOUNDS, ExponentialHistogram, Labels, METRIC_NAME, Sample, Value, classic_le};
+use crate::model::{AtMost, ExponentialHistogram, Labels, Ladder, METRIC_NAME, Sample, Value};
 use crate::store::{MatchOp, Matcher, Select, SelectedSeries, Selection, StoreError};
 
 /// A part of a histogram that has a classic name.
@@ -19,11 +19,15 @@ enum Part {
 const LE: &str = "le";
 
 /// Selects what the matchers say, sorted by labels.
-pub(super) fn select(select: &dyn Select, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError> {
+pub(super) fn select(
+    select: &dyn Select,
+    ladder: &Ladder,
+    selection: &Selection,
+) -> Result<Vec<SelectedSeries>, StoreError> {
     let mut series = select.select(selection)?;
     if let Some((base, part)) = classic_part(&selection.matchers) {
         let held: usize = series.iter().map(|s| s.samples.len()).sum();
-        let derived = select_derived(select, selection, base, part, held)?;
+        let derived = select_derived(select, ladder, selection, base, part, held)?;
         // Where both exist, the recorded series is the truth.
         let recorded: hashbrown::HashSet<Labels> = series.iter().map(|s| s.labels.clone()).collect();
         series.extend(derived.into_iter().filter(|d| !recorded.contains(&d.labels)));
@@ -33,11 +37,11 @@ pub(super) fn select(select: &dyn Select, selection: &Selection) -> Result<Vec<S
 }
 
 /// The labels of what [`select`] would find. Only for a classic name does it take a look at samples.
-pub(super) fn labels(source: &dyn Select, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
+pub(super) fn labels(source: &dyn Select, ladder: &Ladder, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
     if classic_part(&selection.matchers).is_none() {
         return source.labels(selection);
     }
-    Ok(select(source, selection)?.into_iter().map(|s| s.labels).collect())
+    Ok(select(source, ladder, selection)?.into_iter().map(|s| s.labels).collect())
 }
 
 /// The base name and the part, if the matchers demand a name with one of the classic suffixes.
@@ -54,6 +58,7 @@ fn classic_part(matchers: &[Matcher]) -> Option<(&str, Part)> {
 
 fn select_derived(
     select: &dyn Select,
+    ladder: &Ladder,
     selection: &Selection,
     base: &str,
     part: Part,
@@ -74,7 +79,7 @@ fn select_derived(
         if !series.samples.iter().any(|s| s.value.as_histogram().is_some()) {
             continue;
         }
-        let mut wanted = parts(&series.labels, base, part);
+        let mut wanted = parts(&series.labels, ladder, base, part);
         wanted.retain(|(labels, _)| selection.matchers.iter().all(|m| m.matches(labels)));
         samples = samples.saturating_add(series.samples.len().saturating_mul(wanted.len()));
         if samples > samples_max {
@@ -105,53 +110,30 @@ enum Read {
     AtMost(f64),
 }
 
-/// What each of `reads` sees in a histogram, bounds in ascending order. As `count_at_most` for every bound, in one pass
-/// over the buckets for all of them.
+/// What each of `reads` sees in a histogram, bounds in ascending order: one pass over the buckets for all of them.
 fn read_all(h: &ExponentialHistogram, reads: &[Read]) -> Vec<f64> {
     let needs_buckets = reads.iter().any(|read| matches!(read, Read::AtMost(_)));
-    let buckets = if needs_buckets { h.buckets() } else { Vec::new() };
-    let mut buckets = buckets.iter().peekable();
-    let mut cumulative = 0.0;
+    let mut buckets = needs_buckets.then(|| AtMost::new(h));
     let mut read = |read: &Read| match *read {
         Read::Count => h.count(),
         Read::Sum => h.sum(),
-        Read::AtMost(bound) => {
-            while let Some(bucket) = buckets.next_if(|bucket| bucket.upper <= bound) {
-                cumulative += bucket.count;
-            }
-            cumulative
-        }
+        Read::AtMost(bound) => buckets.as_mut().map_or(0.0, |buckets| buckets.count(bound)),
     };
     reads.iter().map(&mut read).collect()
 }
 
 /// The series that one histogram series stands for.
-fn parts(labels: &Labels, base: &str, part: Part) -> Vec<(Labels, Read)> {
+fn parts(labels: &Labels, ladder: &Ladder, base: &str, part: Part) -> Vec<(Labels, Read)> {
     match part {
         Part::Count => vec![(labels.with(METRIC_NAME, &format!("{base}_count")), Read::Count)],
         Part::Sum => vec![(labels.with(METRIC_NAME, &format!("{base}_sum")), Read::Sum)],
         Part::Buckets => {
             let named = labels.with(METRIC_NAME, &format!("{base}_bucket"));
-            let bound = |bound: f64| (named.with(LE, &classic_le(bound)), Read::AtMost(bound));
-            let infinite = (named.with(LE, &classic_le(f64::INFINITY)), Read::Count);
-            CLASSIC_BOUNDS.into_iter().map(bound).chain([infinite]).collect()
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn property_test_one_pass_counts_what_each_bound_counts(values in prop::collection::vec(-9.0f64..2e6, 0..60)) {
-            let mut h = ExponentialHistogram::default();
-            values.iter().for_each(|v| h.record(*v, 1.0));
-            let counts = read_all(&h, &CLASSIC_BOUNDS.map(Read::AtMost));
-            prop_assert_eq!(counts, CLASSIC_BOUNDS.map(|bound| h.count_at_most(bound)).to_vec());
+            let bound = |(bound, le): (f64, &str)| {
+                let read = if bound.is_infinite() { Read::Count } else { Read::AtMost(bound) };
+                (named.with(LE, le), read)
+            };
+            ladder.bounds().map(bound).collect()
         }
     }
 }

@@ -152,8 +152,10 @@ impl Store {
             .connection
             .prepare("SELECT timestamp, value FROM samples WHERE series = ?1 ORDER BY timestamp DESC LIMIT 1")
             .map_err(&failed)?;
-        let mut all =
-            self.connection.prepare("SELECT id, labels, kind, writer FROM series ORDER BY id").map_err(&failed)?;
+        let mut all = self
+            .connection
+            .prepare("SELECT id, labels, kind, start, writer FROM series ORDER BY id")
+            .map_err(&failed)?;
         let mut rows = all.query([]).map_err(&failed)?;
         let mut series = Vec::new();
         while let Some(row) = rows.next().map_err(&failed)? {
@@ -174,8 +176,9 @@ impl Store {
                     .ok_or_else(|| damaged(&format!("the value at {timestamp}")))?,
                 None => start_value(kind).unwrap_or_else(Value::stale),
             };
-            let writer = row.get(3).map_err(&failed)?;
-            series.push(RestoredSeries { id: SeriesId(id.cast_unsigned()), labels, kind, value, writer });
+            let start_ms = row.get(3).map_err(&failed)?;
+            let writer = row.get(4).map_err(&failed)?;
+            series.push(RestoredSeries { id: SeriesId(id.cast_unsigned()), labels, kind, start_ms, value, writer });
         }
         Ok(Restored { last_tick_ms, next_id: next_id.cast_unsigned(), series })
     }
@@ -198,7 +201,7 @@ impl Store {
             transaction
                 .execute("INSERT OR IGNORE INTO ticks (timestamp) VALUES (?1)", [tick.timestamp_ms])
                 .map_err(&failed)?;
-            for StartedSeries { id, labels, kind, start_ms, level } in &tick.started {
+            for StartedSeries { id, labels, kind, start_ms, level, .. } in &tick.started {
                 let id = id.0.cast_signed();
                 insert_series
                     .execute(params![id, encode_labels(labels), encode_kind(*kind), start_ms])
@@ -270,15 +273,14 @@ impl Store {
         let Some(id) = self.index.read().by_labels.get(labels).copied() else { return Ok(None) };
         let failed = self.failed();
         let number = id.0.cast_signed();
-        let is_of_kind = |found: &i64| decode_kind(*found) == Some(kind);
-        let found: Option<i64> = self
+        let found: Option<(i64, i64)> = self
             .connection
-            .prepare_cached("SELECT kind FROM series WHERE id = ?1")
-            .and_then(|mut query| query.query_row([number], |row| row.get(0)).optional())
+            .prepare_cached("SELECT kind, start FROM series WHERE id = ?1")
+            .and_then(|mut query| query.query_row([number], |row| Ok((row.get(0)?, row.get(1)?))).optional())
             .map_err(&failed)?;
-        if !found.as_ref().is_some_and(is_of_kind) {
+        let Some((_, since_ms)) = found.filter(|(found, _)| decode_kind(*found) == Some(kind)) else {
             return Ok(None);
-        }
+        };
         // The newest is a stale marker if the series has ended, and there are never two in a row.
         let newest: Vec<Vec<u8>> = self
             .connection
@@ -292,7 +294,7 @@ impl Store {
                 what: format!("the last value of series {number}"),
             })?);
         }
-        Ok(Some(Known { id, value: values.into_iter().find(|value| !value.is_stale()) }))
+        Ok(Some(Known { id, since_ms, value: values.into_iter().find(|value| !value.is_stale()) }))
     }
 
     /// Whether any series has this name.

@@ -40,6 +40,8 @@ pub struct Tick {
 pub struct Known {
     /// Its number.
     pub id: SeriesId,
+    /// When it began for the first time, in milliseconds since the Unix epoch.
+    pub since_ms: i64,
     /// Its last value that is not a stale marker.
     pub value: Option<Value>,
 }
@@ -55,6 +57,8 @@ pub struct StartedSeries {
     pub kind: MetricKind,
     /// When it began, before the tick: counters and histograms get an explicit zero here, so that the first increment is seen.
     pub start_ms: i64,
+    /// When it began for the first time: what it counts, it has counted since then. Of a new one `start_ms`.
+    pub since_ms: i64,
     /// For one that comes back, the value that it had; `None`: it is new.
     pub level: Option<Value>,
 }
@@ -79,6 +83,8 @@ pub struct RestoredSeries {
     pub labels: Labels,
     /// What its name is.
     pub kind: MetricKind,
+    /// When it began, in milliseconds since the Unix epoch.
+    pub start_ms: i64,
     /// Its last committed value.
     pub value: Value,
     /// For a gauge, the id of its last writer; empty if that one does not name itself.

@@ -13,7 +13,14 @@ fn labels(name: &str) -> Labels {
 }
 
 fn started(id: u64, kind: MetricKind, start_ms: i64) -> StartedSeries {
-    StartedSeries { id: SeriesId(id), labels: labels(&format!("m{id}")), kind, start_ms, level: None }
+    StartedSeries {
+        id: SeriesId(id),
+        labels: labels(&format!("m{id}")),
+        kind,
+        start_ms,
+        since_ms: start_ms,
+        level: None,
+    }
 }
 
 fn select(store: &Store, name: &str, start_ms: i64, end_ms: i64) -> Vec<(i64, Value)> {

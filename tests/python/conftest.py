@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,21 @@ def collector(tmp_path: Path) -> Iterator[Collector]:
     started = Collector(tmp_path)
     yield started
     started.stop()
+
+
+@pytest.fixture
+def collector_with(tmp_path: Path) -> Iterator[Callable[..., Collector]]:
+    """Starts the collector with these flags."""
+    started: list[Collector] = []
+
+    def start(*flags: str) -> Collector:
+        started.append(Collector(tmp_path, "127.0.0.1:0", "127.0.0.1:0", *flags))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.send_signal(signal.SIGCONT)  # to one that a test has stopped
+        each.stop()
 
 
 @pytest.fixture

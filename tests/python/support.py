@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,12 +244,13 @@ def answer(function):
 class Collector(Process):
     """The real `cortex-collector`, with a tick every second."""
 
-    def __init__(self, folder: Path, udp: str = "127.0.0.1:0", web: str = "127.0.0.1:0") -> None:
+    def __init__(self, folder: Path, udp: str = "127.0.0.1:0", web: str = "127.0.0.1:0", *flags: str) -> None:
         log = folder / "collector.log"
         log.write_bytes(b"")
         arguments = ("--listen-udp", udp, "--listen-http", web, "--data-dir", str(folder / "data"), "--interval", "1s")
-        super().__init__(log, BIN / "cortex-collector", *arguments)
+        super().__init__(log, BIN / "cortex-collector", *arguments, *flags)
         self.folder = folder
+        self.flags = flags
         self.udp = self.line(r"metrics in: +udp://(\S+)")
         self.web = self.line(r"dashboard: +http://(\S+)/")
 
@@ -259,11 +260,15 @@ class Collector(Process):
 
     def again(self) -> Collector:
         """The same collector started again."""
-        return Collector(self.folder, self.udp, self.web)
+        return Collector(self.folder, self.udp, self.web, *self.flags)
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://{self.web}{path}", timeout=10) as response:
             return str(response.read().decode())
+
+    def status(self, what: str) -> Any:
+        """`ingest` or `clients`: the account of what came in, or of who sends."""
+        return json.loads(self.get(f"/api/v1/status/{what}"))["data"]
 
     def query(self, expression: str) -> dict[str, float]:
         """The values of an instant query by the labels that a test usually tells them apart by."""

@@ -188,6 +188,11 @@ def test_in_flight_is_zero_again_whatever_happened_and_its_peak_is_true(udp: Udp
         assert Recorded(udp, client).gauges["cortex_api_in_flight_requests_peak"] == 0
 
 
+def test_one_path_to_exclude_that_is_no_list_is_told(udp: Udp) -> None:
+    with MetricsClient(udp.url) as client, pytest.raises(TypeError, match=r"want several paths, like \('/live',\)"):
+        MetricsMiddleware(answering(OK), client, exclude="/live")
+
+
 def test_other_scopes_and_excluded_paths_pass_through_uncounted(udp: Udp) -> None:
     with MetricsClient(udp.url, flush_interval=60) as client:
         app = MetricsMiddleware(answering(OK), client, api_name="a", exclude=("/live",))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import copy
 import decimal
 import logging
 import multiprocessing
 import os
+import pickle
 import socket
 import subprocess
 import sys
 import threading
 import types
+from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cortex_metrics import MetricsClient
-from support import Udp, until
+from support import Tally, Udp, check_account, until
 
 
 def sent(udp: Udp, *calls: Any) -> list[str]:
@@ -70,7 +75,7 @@ def test_a_value_is_anything_with_float_or_index(udp: Udp, value: Any, text: str
 
 def test_tags_are_any_mapping_of_text_to_whatever_has_a_text(udp: Udp) -> None:
     tags = {"s": "x", "i": 1, "f": 0.5, "yes": True, "no": False, "gone": None, "o": decimal.Decimal(2)}
-    want = "c:1|c|#s:x,i:1,f:0.5,yes:true,no:false,o:2"
+    want = "c:1|c|#f:0.5,i:1,no:false,o:2,s:x,yes:true"
     for mapping in (tags, types.MappingProxyType(tags), collections.OrderedDict(tags), collections.UserDict(tags)):
         assert sent(udp, ("increment", ("c", 1, mapping), {})) == [want]
 
@@ -210,7 +215,7 @@ def test_the_environment_says_where_to_send_and_a_bad_value_is_told(
     monkeypatch.setenv("CORTEX_API_NAME", "iris")
     with MetricsClient(tags={"env": "test"}) as client:
         client.increment("c", tags={"a": "b"})
-    assert udp.messages() == ["c:1|c|#a:b,env:test,api_name:iris"]
+    assert udp.messages() == ["c:1|c|#a:b,api_name:iris,env:test"]
     monkeypatch.setenv("CORTEX_METRICS_URL", "http://nonsense")
     assert repr(MetricsClient()) == 'MetricsClient("udp://127.0.0.1:9125")'
     assert 'CORTEX_METRICS_URL: got "http://nonsense", want udp://host:port or unix:///path' in caplog.text
@@ -492,3 +497,199 @@ def test_contexts_beyond_the_limit_are_counted_and_their_metric_is_named_once(
 def test_limits_out_of_range_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         MetricsClient(**bad)  # type: ignore[arg-type]
+
+
+def test_tags_in_another_order_are_the_same_context_and_the_newest_gauge_counts(udp: Udp) -> None:
+    assert sent(
+        udp,
+        ("gauge", ("g", 10, {"a": 1, "b": 2}), {}),
+        ("gauge", ("g", 20, {"b": 2, "a": 1}), {}),
+        ("increment", ("c", 1, {"b": 2, "a": 1, "c": 3}), {}),
+        ("increment", ("c", 1, {"c": 3, "a": 1, "b": 2}), {}),
+    ) == ["c:2|c|#a:1,b:2,c:3", "g:20|g|#a:1,b:2"]
+
+
+def test_of_equal_keys_that_of_the_call_wins(udp: Udp) -> None:
+    with MetricsClient(udp.url, tags={"model": "v0", "zone": "eu"}) as client:
+        client.increment("c", 1, {"model": "v1"})
+    assert udp.messages() == ["c:1|c|#model:v1,zone:eu"]
+
+
+def test_as_many_contexts_as_are_allowed_arrive_in_every_flush(udp: Udp) -> None:
+    with MetricsClient(udp.url, contexts_max=3, flush_interval=3600) as client:
+        for _ in range(3):
+            # Each refusal becomes a metric of our own account, which takes nobody's room.
+            client.increment("c", -1)
+            client.gauge("g", float("nan"))
+            client.increment("", 1)
+            for number in range(4):
+                client.increment(f"c{number}")
+            client.flush()
+            assert sorted(udp.messages()) == ["c0:1|c", "c1:1|c", "c2:1|c"]
+        assert client.stats()["dropped"]["context_limit"] == 3
+
+
+class Shown:
+    """Something that is no number, no text and no mapping, and counts how often somebody looks at it."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __repr__(self) -> str:
+        self.times += 1
+        return "shown"
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def test_a_refused_call_that_was_told_costs_no_words(udp: Udp) -> None:
+    shown = Shown()
+    with MetricsClient(udp.url) as client:
+        for _ in range(100):
+            client.gauge("g", shown)  # type: ignore[arg-type]
+            client.increment("c", 1, shown)  # type: ignore[arg-type]
+            client.increment("d", 1, {"tag": shown})
+        assert sum(client.stats()["dropped"].values()) == 300
+    assert shown.times == 3
+
+
+def test_what_is_told_of_huge_arguments_is_short(udp: Udp, caplog: pytest.LogCaptureFixture) -> None:
+    huge = "line\n" * 2_000_000
+    with MetricsClient(udp.url) as client:
+        client.increment(huge)
+        client.gauge("value", list(range(1_000_000)))  # type: ignore[arg-type]
+        client.increment("tags", 1, list(range(1_000_000)))  # type: ignore[arg-type]
+        client.increment("tag", 1, {huge: 1})
+        client.increment("text", 1, {"text": huge})
+        assert sum(client.stats()["dropped"].values()) == 5
+    assert len(caplog.records) == 5
+    assert all(len(record.getMessage()) < 400 for record in caplog.records), caplog.text[:2000]
+    assert "a list of 1000000 items" in caplog.text
+
+
+def test_what_cannot_be_used_is_not_kept(udp: Udp) -> None:
+    with MetricsClient(udp.url) as client:
+        keys = ["k" * 100_000 + str(number) for number in range(50)]
+        for _ in range(20):
+            for key in keys:
+                client.increment("c", 1, {key: None})
+        del key
+        held = [key for key in keys if sys.getrefcount(key) > 3]
+        assert not held
+    assert udp.messages() == ["c:1000|c"]
+
+
+def test_whoever_wants_to_end_the_program_is_not_held_up(udp: Udp) -> None:
+    class Interrupting(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            raise KeyboardInterrupt
+
+    class Ending:
+        def __repr__(self) -> str:
+            raise SystemExit(5)
+
+    logger, handler = logging.getLogger("cortex_metrics"), Interrupting()
+    with MetricsClient(udp.url) as client:
+        logger.addHandler(handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                client.increment("c", -1)
+        finally:
+            logger.removeHandler(handler)
+        with pytest.raises(SystemExit):
+            client.gauge("g", Ending())  # type: ignore[arg-type]
+
+
+def test_a_name_of_the_api_that_is_too_long_is_left_out_and_told(
+    udp: Udp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CORTEX_API_NAME", "x" * 700)
+    with MetricsClient(udp.url, tags={"env": "test"}) as client:
+        client.increment("c")
+    assert udp.messages() == ["c:1|c|#env:test"]
+    assert "CORTEX_API_NAME: got 700 bytes" in caplog.text
+
+
+def test_an_argument_decides_before_the_environment(udp: Udp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORTEX_METRICS_STRICT", "1")
+    with MetricsClient(udp.url, strict=False) as client:
+        client.increment("c", -1)
+        assert client.stats()["dropped"]["negative_increment"] == 1
+
+
+def test_a_client_that_is_pickled_is_made_anew_and_one_that_is_copied_is_the_same(udp: Udp) -> None:
+    arguments: dict[str, Any] = {"tags": {"zone": "eu"}, "contexts_max": 7, "payload_bytes_max": 600, "strict": True}
+    with MetricsClient(udp.url, **arguments) as client:
+        assert copy.copy(client) is client
+        assert copy.deepcopy({"metrics": client})["metrics"] is client
+        with pickle.loads(pickle.dumps(client)) as other:
+            assert other is not client
+            assert other.__getnewargs_ex__() == client.__getnewargs_ex__()
+            with pytest.raises(ValueError, match="want 0 or more"):
+                other.increment("c", -1)
+            other.increment("c")
+    assert udp.messages() == ["c:1|c|#zone:eu"]
+
+
+def test_a_client_travels_with_a_task_to_a_pool(udp: Udp) -> None:
+    with (
+        MetricsClient(udp.url, flush_interval=3600) as client,
+        futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+    ):
+        assert list(pool.map(client.increment, ["a", "b"])) == [None, None]
+    assert sorted(udp.messages()) == ["a:1|c", "b:1|c"]
+
+
+@pytest.mark.parametrize("closers", [1, 2, 4])
+def test_whoever_closes_and_how_often_the_account_is_right(tally: Tally, closers: int) -> None:
+    for _ in range(20):
+        client = MetricsClient(tally.url, flush_interval=3600)
+        for number in range(200):
+            client.increment(f"c{number}")
+        threads = [threading.Thread(target=client.close) for _ in range(closers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        client.close()
+        stats = client.stats()
+        check_account(stats)
+        assert (stats["sent"], stats["held"]) == (200, 0)
+    tally.close()
+    assert sum(tally.counters[f"c{number}"] for number in range(200)) == 20 * 200
+
+
+def test_a_client_that_is_let_go_of_holds_up_nobody_else(tmp_path: Path) -> None:
+    path = f"{tmp_path}/full.sock"
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+    ):
+        server.bind(path)
+        sender.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while sender.sendto(b"a:1|c", path):
+                pass
+        client = MetricsClient(f"unix://{path}", flush_interval=3600)
+        client.increment("c")
+        steps, is_over = 0, threading.Event()
+
+        def go_on() -> None:
+            nonlocal steps
+            while not is_over.wait(0.001):
+                steps += 1
+
+        other = threading.Thread(target=go_on)
+        before = sys.getswitchinterval()
+        # From here on the other thread runs only where this one lets go of the interpreter.
+        sys.setswitchinterval(1000)
+        try:
+            other.start()
+            before_del = steps
+            del client
+            assert steps > before_del
+        finally:
+            sys.setswitchinterval(before)
+            is_over.set()
+            other.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -112,6 +113,84 @@ def test_an_end_without_a_collector_gives_up_in_time_and_tells_what_is_lost(
     assert (stats["called"], stats["sent"], stats["held"]) == (20, 0, 0)
     assert stats["dropped"]["closed"] == 20  # type: ignore[index]
     assert "20 calls are lost" in complaints
+
+
+MUCH = """
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(client.stats())))
+from cortex_metrics import MetricsClient
+client = MetricsClient(flush_interval=3600, contexts_max=30_000)
+for context in range(30_000):
+    for value in range(90):
+        client.histogram("h", value + 0.123456789012345, {"context": str(context)})
+if sys.argv[1] == "busy":
+    import threading
+    threading.Thread(target=client.flush, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("how", ["idle", "busy"])
+def test_an_end_with_more_than_can_be_sent_in_time_tells_what_is_lost(tally: Tally, tmp_path: Path, how: str) -> None:
+    # Some 17,000 datagrams, and after each 32 the sender rests for a millisecond: they cannot all leave in 100 ms.
+    (tmp_path / "much.py").write_text(MUCH)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "much.py", how],
+        env={**os.environ, "CORTEX_METRICS_URL": tally.url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    stats = json.loads(done.stdout)
+    check_account(stats)
+    assert stats["called"] == 30_000 * 90
+    told = re.search(r"(up to )?(\d+) calls are lost", done.stderr)
+    assert told, done.stderr
+    if told[1]:
+        # A busy machine: the flusher had not come to an end when nobody waited any longer.
+        assert int(told[2]) >= stats["held"] + stats["dropped"]["closed"] > 0
+    else:
+        assert stats["held"] == 0
+        assert int(told[2]) == stats["dropped"]["closed"] > 0
+
+
+DAEMONS = """
+import enum, logging, sys, threading, time
+from cortex_metrics import MetricsClient
+
+logging.basicConfig()
+
+class Model(enum.Enum):
+    V1 = "v1"
+
+    def __str__(self):
+        return "-".join(self.value)
+
+client = MetricsClient(flush_interval=0.01)
+
+def work(number):
+    while True:
+        client.increment("calls")
+        client.increment("requests", 1, {"model": Model.V1})
+        client.increment(f"bad{time.perf_counter_ns()}", -1)
+        if number == 0:
+            client.flush()
+
+for number in range(4):
+    threading.Thread(target=work, args=(number,), daemon=True).start()
+time.sleep(0.05)
+"""
+
+
+@EACH_PYTHON
+def test_threads_that_nobody_joins_do_not_bring_down_the_end(tally: Tally, tmp_path: Path, python: Path) -> None:
+    script = tmp_path / "daemons.py"
+    script.write_text(DAEMONS)
+    env = {**os.environ, "CORTEX_METRICS_URL": tally.url, "PYTHONPATH": package_path(tmp_path)}
+    for _ in range(5):
+        done = subprocess.run([python, script], env=env, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("how", ["end", "sys.exit", "fork"])

@@ -118,9 +118,9 @@ def test_the_predictor_of_the_readme_is_served_unchanged(serve: Serve, udp: Udp)
     assert process.stop() == 0
     messages = udp.messages()
     for message in (
-        "my_counter:1|c|#model:v1,api_name:text-generator",
-        "my_gauge:42|g|#model:v1,api_name:text-generator",
-        "my_histogram:100|h|#model:v1,api_name:text-generator",
+        "my_counter:1|c|#api_name:text-generator,model:v1",
+        "my_gauge:42|g|#api_name:text-generator,model:v1",
+        "my_histogram:100|h|#api_name:text-generator,model:v1",
     ):
         assert message in messages
     assert sum(m.startswith("cortex_api_requests_total:1|c") for m in messages) == 1

@@ -289,7 +289,7 @@ def test_a_bad_timer_never_raises_where_the_client_is_not_strict(udp: Udp) -> No
             assert client.timer(metric, tags)(len)([]) == 0  # type: ignore[arg-type]
         stats = client.stats()
     assert (stats["called"], sum(stats["dropped"].values())) == (3 * len(BAD) + 3, 3 * len(BAD))
-    assert sorted(line.rpartition("|")[2] for line in udp.messages()) == ["#good:x", "#good:x,added:1"]
+    assert sorted(line.rpartition("|")[2] for line in udp.messages()) == ["#added:1,good:x", "#good:x"]
 
 
 def test_what_a_strict_client_refuses_does_not_hide_what_the_body_raised(client: CapturingClient) -> None:
@@ -320,3 +320,28 @@ def test_a_decorator_without_its_parentheses_is_told_where_it_stands(client: Cap
         for metrics in (client, real):
             with pytest.raises(TypeError, match=r'want @metrics\.timer\("name"\)'):
                 metrics.timer(lambda: None)  # type: ignore[arg-type]
+
+
+def test_blocks_of_generators_that_take_turns_are_each_their_own(client: CapturingClient) -> None:
+    timer = client.timer("block_seconds")
+
+    def block(name: str) -> Iterator[None]:
+        with timer as timing:
+            timing.tags["name"] = name
+            yield
+            timing.tags["end"] = name
+
+    first, second = block("a"), block("b")
+    next(first)
+    next(second)
+    for generator in (first, second):
+        assert next(generator, "over") == "over"
+    assert [call.tags for call in client.calls] == [{"name": "a", "end": "a"}, {"name": "b", "end": "b"}]
+
+
+def test_blocks_of_an_exit_stack_are_recorded_once_each(client: CapturingClient) -> None:
+    timer = client.timer("block_seconds")
+    with ExitStack() as stack:
+        for name in ("a", "b"):
+            stack.enter_context(timer).tags["name"] = name
+    assert [call.tags["name"] for call in client.calls] == ["b", "a"]

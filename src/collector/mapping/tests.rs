@@ -611,6 +611,7 @@ fn series_of_before_a_restart_have_the_ttl_of_their_name() {
         kind: crate::model::MetricKind::Gauge,
         value: Value::Float(1.0),
         writer: String::new(),
+        start_ms: 0,
     };
     let restored = Restored {
         last_tick_ms: Some(1000),
