@@ -219,6 +219,10 @@ pub(super) fn timer_factor(kind: MessageType) -> f64 {
     if kind == MessageType::Timer { 1e-3 } else { 1.0 }
 }
 
+fn is_never_mapped(name: &[u8]) -> bool {
+    MAPPED_NEVER.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+}
+
 /// The place of what the mapping file drops, where nothing is.
 pub(super) const DROPPED: u32 = u32::MAX;
 
@@ -371,7 +375,7 @@ impl Registry {
     /// get their expiry by their names, until somebody writes to them.
     #[must_use]
     pub fn with_mapping(mut self, mapping: Mapping) -> Self {
-        for live in self.series.iter_mut().flatten() {
+        for live in self.series.iter_mut().flatten().filter(|live| !is_never_mapped(live.labels.name().as_bytes())) {
             live.ttl_ms = mapping.ttl_of_series(live.labels.name());
         }
         self.mapping = Some(mapping);
@@ -528,9 +532,8 @@ impl Registry {
 
     /// What the mapping file says of a message's name. Names of our own mean the same everywhere.
     fn map(&mut self, message: &Message<'_>, usage: Usage) -> Found {
-        let is_own = MAPPED_NEVER.iter().any(|prefix| message.name.starts_with(prefix.as_bytes()));
         match &mut self.mapping {
-            Some(mapping) if !is_own => mapping.find(message.name, usage.metric_type()),
+            Some(mapping) if !is_never_mapped(message.name) => mapping.find(message.name, usage.metric_type()),
             _ => Found::Unmapped { ttl_ms: None },
         }
     }

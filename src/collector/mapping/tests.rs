@@ -616,14 +616,16 @@ fn series_of_before_a_restart_have_the_ttl_of_their_name() {
     let restored = Restored {
         last_tick_ms: Some(1000),
         next_id: 9,
-        series: vec![series(1, "named"), series(2, "other"), series(3, "made_x")],
+        series: vec![series(1, "named"), series(2, "other"), series(3, "made_x"), series(4, "cortex_api_info")],
     };
-    let mapping = "mappings:\n- {match: n.*, name: named, ttl: 5s}\n- {match: m.*, name: 'made_$1', ttl: 5s}\n";
+    let mapping = "defaults: {ttl: 20s}\nmappings:\n- {match: n.*, name: named, ttl: 5s}\n- {match: m.*, name: 'made_$1', ttl: 5s}\n";
     let registry = Registry::new(restored).with_mapping(Mapping::parse(mapping.as_bytes()).unwrap());
     let intake = Intake::new(registry, 1000);
-    let mut names = [(1, "named".to_owned())].into();
+    let mut names = [(1, "named".to_owned()), (2, "other".to_owned()), (3, "made_x".to_owned())].into();
     assert_eq!(tick(&intake, &mut names, 6001), ["named stale"]);
-    assert_eq!(tick(&intake, &mut names, 60_000), [""; 0], "nobody knows which mapping made the others");
+    // Nobody knows which mapping made a name out of parts.
+    assert_eq!(tick(&intake, &mut names, 21_001), ["other stale", "made_x stale"]);
+    assert_eq!(tick(&intake, &mut names, 600_000), [""; 0], "our own names are not mapped");
 }
 
 #[test]
