@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::collector::{Intake, Limits, Listener, Place, Published, Recorder, RecorderConfig, Registry};
+use crate::collector::{Intake, Limits, Listener, Mapping, Place, Published, Recorder, RecorderConfig, Registry};
 use crate::config::{default_data_dir, parse_duration, parse_size};
 use crate::dogstatsd::GaugeMinus;
 use crate::http::{self, App};
@@ -77,6 +77,10 @@ pub struct CollectorArgs {
     /// What -5 says to a gauge: a change (delta), a value (absolute), or a value only in messages with DogStatsD sections (auto)
     #[arg(long, value_name = "HOW", env = "CORTEX_COLLECTOR_GAUGE_MINUS", default_value = "auto")]
     gauge_minus: Minus,
+
+    /// A mapping file of statsd_exporter, which makes labels of the parts of names; read anew on SIGHUP
+    #[arg(long, value_name = "PATH", env = "CORTEX_COLLECTOR_MAPPING_CONFIG")]
+    mapping_config: Option<PathBuf>,
 
     /// Threads that read each socket
     #[arg(
@@ -185,7 +189,7 @@ fn bounded(text: &str, least: Duration, most: Duration, range: &str) -> Result<D
 /// Runs the collector until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// A port that is taken, a data directory that cannot be used, a signal handler that cannot be installed.
+/// A mapping file that cannot be used, a port that is taken, a data directory that cannot be used, a signal handler that cannot be installed.
 pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     memory::return_early();
     telemetry::init(&args.log_level).map_err(anyhow::Error::msg)?;
@@ -194,15 +198,17 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         bail!("neither --data-dir nor XDG_STATE_HOME nor HOME is set: say where to keep data with --data-dir DIR");
     };
 
+    let mapping = args.mapping_config.as_deref().map(read_mapping).transpose()?;
+
     // Before anything is accepted: a signal that comes from here on finds what was accepted stored.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_stack_size(QUERY_STACK_BYTES)
         .enable_all()
         .build()?;
-    let (mut terminate, mut interrupt) = {
+    let (mut terminate, mut interrupt, mut hangup) = {
         let _runtime = runtime.enter();
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?)
     };
 
     let mut listeners = bind(&args.listen_udp, args.receive_buffer, args.listen_unix.as_deref())?;
@@ -223,8 +229,11 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         series_expiry_ms: args.series_expiry.as_millis() as i64,
         gauge_expiry_ms: args.gauge_expiry.map(|expiry| expiry.as_millis() as i64),
     };
-    let intake =
-        Intake::new(Registry::with_limits(restored, limits), clock.now_ms()).with_gauge_minus(args.gauge_minus.into());
+    let mut registry = Registry::with_limits(restored, limits);
+    if let Some(mapping) = mapping {
+        registry = registry.with_mapping(mapping);
+    }
+    let intake = Intake::new(registry, clock.now_ms()).with_gauge_minus(args.gauge_minus.into());
     let intake = intake.with_sockets(listeners.iter().map(|listener| Arc::clone(listener.account())).collect());
     let intake = Arc::new(intake);
     let config = RecorderConfig { interval: args.interval, retention: args.retention };
@@ -236,13 +245,20 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
 
     runtime.block_on(async {
         let (stop_http, http_stopped) = oneshot::channel::<()>();
-        let router = http::router(App::new(engine, published, intake, ladder));
+        let router = http::router(App::new(engine, published, Arc::clone(&intake), ladder));
         let server = axum::serve(TcpListener::from_std(http_socket)?, router)
             .with_graceful_shutdown(async { drop(http_stopped.await) });
         let server = tokio::spawn(async move { server.await });
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: storing what has come in"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: storing what has come in"),
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: storing what has come in"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: storing what has come in"),
+                _ = hangup.recv() => {
+                    reload(args.mapping_config.as_deref(), &intake);
+                    continue;
+                }
+            }
+            break;
         }
         // Senders are refused first, then everything the kernel had accepted is read, and only then is the last tick made.
         tokio::task::spawn_blocking(move || {
@@ -257,6 +273,30 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     runtime.shutdown_timeout(HTTP_GRACE);
     tracing::info!("stored and stopped");
     Ok(())
+}
+
+/// Reads the mapping file and says what whoever wrote it should know.
+fn read_mapping(path: &Path) -> anyhow::Result<Mapping> {
+    let mapping = Mapping::read(path).with_context(|| format!("--mapping-config {}", path.display()))?;
+    mapping.notes().iter().for_each(|note| tracing::warn!(path = %path.display(), "{note}"));
+    tracing::info!(path = %path.display(), mappings = mapping.len(), "mapping names");
+    Ok(mapping)
+}
+
+/// Reads the mapping file anew; if it cannot be used, the rules of before stay.
+fn reload(path: Option<&Path>, intake: &Intake) {
+    let Some(path) = path else {
+        tracing::info!("SIGHUP: there is no --mapping-config to read anew");
+        return;
+    };
+    match read_mapping(path) {
+        Ok(mapping) => intake.set_mapping(mapping),
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::error!("SIGHUP: {error}; the rules of before stay");
+            intake.lock().mapping_error = Some(error);
+        }
+    }
 }
 
 fn bind(udp: &[SocketAddr], receive_buffer_bytes: usize, unix: Option<&Path>) -> anyhow::Result<Vec<Listener>> {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::registry::{Refusal, Registry, Resolved, Usage};
+use super::mapping::Mapping;
+use super::registry::{Refusal, Registry, Usage};
 use super::senders::Senders;
 use super::shard::{Batch, Effect, Op, Part, Shard, Why};
 use super::socket_account::SocketAccount;
@@ -45,6 +46,8 @@ pub struct IntakeState {
     pub senders: Senders,
     /// What came in since the start.
     pub totals: IntakeTotals,
+    /// Why the mapping file was not read anew when it was last asked for.
+    pub mapping_error: Option<String>,
 }
 
 /// What came in since the start of this process.
@@ -88,7 +91,7 @@ impl Intake {
         let mut senders = Senders::default();
         registry.writers().for_each(|writer| senders.expect(writer, now_ms));
         Self {
-            state: Mutex::new(IntakeState { registry, senders, totals: IntakeTotals::default() }),
+            state: Mutex::new(IntakeState { registry, senders, totals: IntakeTotals::default(), mapping_error: None }),
             sockets: Vec::new(),
             shards: Mutex::default(),
             gauge_minus: GaugeMinus::default(),
@@ -186,13 +189,26 @@ impl Intake {
             return;
         }
         // No thread may go on to know the way to a place that is given away; whoever writes there meanwhile keeps it.
+        self.clear_shards();
+        self.lock().registry.remove_silent(tick);
+    }
+
+    /// Maps names by other rules from now on. What was gathered before goes where the old rules said.
+    pub fn set_mapping(&self, mapping: Mapping) {
+        let mut state = self.lock();
+        state.registry.set_mapping(mapping);
+        state.mapping_error = None;
+        drop(state);
+        self.clear_shards();
+    }
+
+    fn clear_shards(&self) {
         for shard in self.shards() {
             let mut shard = shard.lock();
             let mut state = self.lock();
             let refused = shard.clear(&mut state.registry);
             state.totals.refuse(refused);
         }
-        self.lock().registry.remove_silent(tick);
     }
 
     fn shards(&self) -> Vec<Arc<Mutex<Shard>>> {
@@ -236,15 +252,16 @@ impl IntakeState {
         usage: Usage,
         writer: Option<u64>,
     ) -> Result<(), Refusal> {
-        let Resolved { at, is_routable } = self.registry.resolve(message, usage)?;
+        let resolved = self.registry.resolve(message, usage)?;
+        let at = resolved.at;
         if shard.is_full() {
             let refused = shard.clear(&mut self.registry);
             self.totals.refuse(refused);
         }
-        let write = if is_routable {
-            shard.route(message, usage, at)?
+        let write = if resolved.is_routable {
+            shard.route(message, usage, resolved)?
         } else {
-            match shard.effect_of(message, usage)? {
+            match shard.effect_of(message, usage, resolved.scale)? {
                 Effect::Gather(gathered) => {
                     let refused = self.registry.add_part(Part { at, messages: 1, gathered });
                     self.totals.refuse(refused);
@@ -262,7 +279,12 @@ impl IntakeTotals {
         let reason = why.as_str();
         let dropped = self.dropped.entry(reason).or_default();
         dropped.count += 1;
-        if dropped.logged_ms.is_none_or(|logged| now_ms - logged >= LOG_AGAIN_MS) {
+        if why == Why::Refused(Refusal::MappedDrop) {
+            // Nothing to tell of: somebody wants it so.
+            if dropped.example.is_empty() {
+                dropped.example = printable(example);
+            }
+        } else if dropped.logged_ms.is_none_or(|logged| now_ms - logged >= LOG_AGAIN_MS) {
             dropped.logged_ms = Some(now_ms);
             dropped.example = printable(example);
             tracing::warn!(reason, count = dropped.count, example = dropped.example, "message dropped: {why}");

@@ -1,24 +1,47 @@
 //! The one place where names become Prometheus names and tags become labels.
 //!
 //! The rules are those of Prometheus's data model ("Metric names and labels"): a name matches `[a-zA-Z_:][a-zA-Z0-9_:]*`, a
-//! label `[a-zA-Z_][a-zA-Z0-9_]*`. Whatever else stands there becomes `_`.
+//! label `[a-zA-Z_][a-zA-Z0-9_]*`. Whatever else stands there becomes `_`. A mapping file can say otherwise for names that it
+//! knows: `rules` finds out, and `file` reads it.
+
+mod file;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+pub use file::MappingError;
+pub use rules::Mapping;
+pub(super) use rules::{Found, Mapped, MetricType};
 
 use crate::dogstatsd::Message;
 use crate::model::{Labels, METRIC_NAME};
 
-/// The labels that a message's name and tags make, and how many tags fell away: those without a key, and those whose
-/// label an earlier tag already has.
-pub(super) fn series_of(message: &Message<'_>) -> (Labels, usize) {
-    let mut pairs: Vec<(String, String)> = vec![(METRIC_NAME.to_owned(), metric_name(message.name))];
+/// The labels that a message's name and tags make, or what its name was mapped to, and how many tags fell away: those without
+/// a key, and those whose label an earlier tag already has.
+pub(super) fn series_of(message: &Message<'_>, mapped: Option<&Mapped>) -> (Labels, usize) {
+    let name = mapped.map_or_else(|| metric_name(message.name), |mapped| mapped.name.clone());
+    let mut pairs = vec![(METRIC_NAME.to_owned(), name)];
+    let labels = || mapped.iter().flat_map(|mapped| mapped.labels.iter().cloned());
+    let honor_labels = mapped.is_some_and(|mapped| mapped.honor_labels);
+    if !honor_labels {
+        pairs.extend(labels());
+    }
+    let of_mapping = pairs.len();
     let mut fallen = 0;
     for (key, value) in message.tags() {
         let label = label_name(key);
-        if key.is_empty() || pairs.iter().any(|(name, _)| *name == label) {
-            fallen += 1;
+        let taken = pairs.iter().position(|(name, _)| *name == label);
+        if key.is_empty() || taken.is_some() {
+            // That the mapping's label wins is meant.
+            fallen += usize::from(key.is_empty() || taken >= Some(of_mapping));
             continue;
         }
         let value = value.map_or_else(|| "true".into(), String::from_utf8_lossy);
         pairs.push((label, value.into_owned()));
+    }
+    if honor_labels {
+        // Of equal names the first wins that has a value.
+        pairs.extend(labels());
     }
     (Labels::from_pairs(pairs), fallen)
 }
@@ -43,33 +66,4 @@ fn identifier(bytes: &[u8]) -> String {
     let starts_with_digit = text.starts_with(|c: char| c.is_ascii_digit());
     let rest = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
     starts_with_digit.then_some('_').into_iter().chain(rest).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dogstatsd::decode;
-
-    fn of(line: &[u8]) -> (String, usize) {
-        let (labels, fallen) = series_of(&decode(line).next().unwrap().unwrap());
-        (labels.to_string(), fallen)
-    }
-
-    #[test]
-    fn names_and_tags_become_what_prometheus_allows() {
-        let cases: [(&[u8], &str, usize); 9] = [
-            (b"my_counter:1|c|#model:v1", r#"my_counter{model="v1"}"#, 0),
-            (b"page.views-total:1|c", "page_views_total", 0),
-            (b"5xx:1|c", "_5xx", 0),
-            (b"m:1|c|#canary", r#"m{canary="true"}"#, 0),
-            (b"m:1|c|#le:1,quantile:2,__name__:x", r#"m{tag___name__="x", tag_le="1", tag_quantile="2"}"#, 0),
-            (b"m:1|c|#a.b:1,a-b:2,a_b:3", r#"m{a_b="1"}"#, 2),
-            (b"m:1|c|#:nokey,k:", "m", 1),
-            (b"m:1|c|#url:http://x/y", r#"m{url="http://x/y"}"#, 0),
-            (b"m\xff\xc3\xa9:1|c|#k:\xff", "m__{k=\"\u{fffd}\"}", 0),
-        ];
-        for (line, series, fallen) in cases {
-            assert_eq!(of(line), (series.to_owned(), fallen), "{}", String::from_utf8_lossy(line));
-        }
-    }
 }

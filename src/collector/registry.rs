@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::mapping::{OVERFLOW_LABEL, metric_name, series_of};
+use super::mapping::{Found, Mapping, MetricType, OVERFLOW_LABEL, metric_name, series_of};
 use super::senders::Senders;
 use super::shard::{Gathered, Part, Write, check};
 use crate::dogstatsd::{Message, MessageType};
@@ -35,6 +35,8 @@ const SET_WRITER: &str = "set";
 const CLASSIC_SUFFIXES: [&str; 3] = ["_bucket", "_count", "_sum"];
 /// The prefix that no sender may use: what the collector says of itself.
 const OWN_PREFIX: &str = "cortex_collector_";
+/// What no mapping file touches: `cortex get` asks for these names.
+const MAPPED_NEVER: [&str; 2] = ["cortex_api_", "cortex_client_"];
 
 /// The bounds of a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +94,12 @@ pub enum Refusal {
     /// The set, or all sets together, have as many members as are told apart in a tick.
     #[error("the set has {SET_MEMBERS_MAX} values already in this tick, or all sets {ALL_SETS_MEMBERS_MAX}")]
     SetLimit,
+    /// The mapping file says so.
+    #[error("the mapping file says that it is to be dropped")]
+    MappedDrop,
+    /// The mapping file makes no name of it.
+    #[error("the references in the mapping's name have nothing to refer to")]
+    MappedToNothing,
     /// There are too many series, and too many names among them.
     #[error("there are as many series as --series-max allows, and as many names beyond it; is a name made of data?")]
     SeriesLimit,
@@ -107,6 +115,8 @@ impl Refusal {
             Self::NotFinite => "total_not_finite",
             Self::TooLong => "too_long",
             Self::SetLimit => "set_limit",
+            Self::MappedDrop => "mapped_drop",
+            Self::MappedToNothing => "mapped_to_nothing",
             Self::SeriesLimit => "series_limit",
         }
     }
@@ -185,6 +195,15 @@ impl Usage {
         }
     }
 
+    /// What it is to a mapping file.
+    pub(super) fn metric_type(self) -> MetricType {
+        match self {
+            Self::Counter => MetricType::Counter,
+            Self::Gauge | Self::Set => MetricType::Gauge,
+            Self::Histogram => MetricType::Observer,
+        }
+    }
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -200,11 +219,20 @@ pub(super) fn timer_factor(kind: MessageType) -> f64 {
     if kind == MessageType::Timer { 1e-3 } else { 1.0 }
 }
 
+fn is_never_mapped(name: &[u8]) -> bool {
+    MAPPED_NEVER.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+}
+
+/// The place of what the mapping file drops, where nothing is.
+pub(super) const DROPPED: u32 = u32::MAX;
+
 /// Where the values of a message go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Resolved {
-    /// The place of the series.
+    /// The place of the series, or [`DROPPED`].
     pub(super) at: u32,
+    /// What the mapping file multiplies values by; 1 if it does not.
+    pub(super) scale: f64,
     /// Whether the way there may be remembered: what is beyond a limit comes in too many spellings.
     pub(super) is_routable: bool,
 }
@@ -240,6 +268,8 @@ struct Live {
     writer: Option<u64>,
     /// When it last changed, by the time of the tick.
     changed_ms: i64,
+    /// What the mapping file says instead of the registry's limits.
+    ttl_ms: Option<i64>,
     is_new: bool,
     is_changed: bool,
     is_ended: bool,
@@ -268,6 +298,7 @@ struct Name {
 #[derive(Debug)]
 pub struct Registry {
     limits: Limits,
+    mapping: Option<Mapping>,
     /// A place stays a series' own as long as a shard may remember the way there.
     series: Vec<Option<Live>>,
     free: Vec<u32>,
@@ -297,6 +328,7 @@ impl Registry {
     pub fn with_limits(restored: Restored, limits: Limits) -> Self {
         let mut registry = Self {
             limits,
+            mapping: None,
             series: Vec::new(),
             free: Vec::new(),
             by_labels: HashMap::default(),
@@ -339,6 +371,27 @@ impl Registry {
         registry
     }
 
+    /// Maps names by the rules of a mapping file. They hold for what is resolved from now on; series that the store gave
+    /// get their expiry by their names, until somebody writes to them.
+    #[must_use]
+    pub fn with_mapping(mut self, mapping: Mapping) -> Self {
+        for live in self.series.iter_mut().flatten().filter(|live| !is_never_mapped(live.labels.name().as_bytes())) {
+            live.ttl_ms = mapping.ttl_of_series(live.labels.name());
+        }
+        self.mapping = Some(mapping);
+        self
+    }
+
+    /// Other rules. Whoever remembers ways must forget them.
+    pub(super) fn set_mapping(&mut self, mapping: Mapping) {
+        self.mapping = Some(mapping);
+    }
+
+    /// The rules, if there are any.
+    pub fn mapping(&self) -> Option<&Mapping> {
+        self.mapping.as_ref()
+    }
+
     fn live_mut(&mut self, at: u32) -> Option<&mut Live> {
         self.series.get_mut(at as usize)?.as_mut()
     }
@@ -356,6 +409,7 @@ impl Registry {
             value,
             writer: None,
             changed_ms: self.now_ms,
+            ttl_ms: None,
             is_new: true,
             is_changed: false,
             is_ended: false,
@@ -422,23 +476,38 @@ impl Registry {
 
     /// The series of a message, made if it may begin: only a message that is taken begins one.
     pub(super) fn resolve(&mut self, message: &Message<'_>, usage: Usage) -> Result<Resolved, Refusal> {
-        check(message, usage)?;
         if message.name.len() > NAME_BYTES_MAX {
             return Err(Refusal::TooLong);
         }
+        let (mapped, ttl_ms) = match self.map(message, usage) {
+            Found::Drop => return Ok(Resolved { at: DROPPED, scale: 1.0, is_routable: true }),
+            Found::Mapped(mapped) => (Some(Arc::clone(&mapped)), mapped.ttl_ms),
+            Found::Unmapped { ttl_ms } => (None, ttl_ms),
+        };
+        let mapped = mapped.as_deref();
+        let scale = mapped.map_or(1.0, |mapped| mapped.scale);
+        check(message, usage, scale)?;
+        if mapped.is_some_and(|mapped| mapped.name.is_empty()) {
+            return Err(Refusal::MappedToNothing);
+        }
         let is_too_long = message.name.len() + message.tags.len() > CONTEXT_BYTES_MAX;
         let (labels, fallen) = if is_too_long {
-            (Labels::from_pairs([(METRIC_NAME, metric_name(message.name))]), 0)
+            let name = mapped.map_or_else(|| metric_name(message.name), |mapped| mapped.name.clone());
+            (Labels::from_pairs([(METRIC_NAME, name)]), 0)
         } else {
-            series_of(message)
+            series_of(message, mapped)
         };
+        if labels.name().len() > NAME_BYTES_MAX {
+            return Err(Refusal::TooLong);
+        }
         if labels.name().starts_with(OWN_PREFIX) {
             return Err(Refusal::ReservedName);
         }
         self.check_type(labels.name(), usage)?;
         if !is_too_long && let Some(at) = self.by_labels.get(&labels).copied() {
             self.tags_dropped += fallen as u64;
-            return Ok(Resolved { at, is_routable: true });
+            self.set_ttl(at, ttl_ms);
+            return Ok(Resolved { at, scale, is_routable: true });
         }
         let series = self.names.get(labels.name()).map_or(0, |name| name.series);
         let has_long_value =
@@ -457,7 +526,22 @@ impl Registry {
             None => self.begin(labels, usage),
         };
         self.tags_dropped += fallen as u64;
-        Ok(Resolved { at, is_routable: limit.is_none() })
+        self.set_ttl(at, ttl_ms);
+        Ok(Resolved { at, scale, is_routable: limit.is_none() })
+    }
+
+    /// What the mapping file says of a message's name. Names of our own mean the same everywhere.
+    fn map(&mut self, message: &Message<'_>, usage: Usage) -> Found {
+        match &mut self.mapping {
+            Some(mapping) if !is_never_mapped(message.name) => mapping.find(message.name, usage.metric_type()),
+            _ => Found::Unmapped { ttl_ms: None },
+        }
+    }
+
+    fn set_ttl(&mut self, at: u32, ttl_ms: Option<i64>) {
+        if let Some(live) = self.live_mut(at) {
+            live.ttl_ms = ttl_ms;
+        }
     }
 
     fn begin(&mut self, labels: Labels, usage: Usage) -> u32 {
@@ -630,12 +714,15 @@ impl Registry {
     }
 
     /// Ends the gauges whose writers are no longer alive, and those of senders that do not name themselves if they were
-    /// silent for longer than [`Limits::gauge_expiry_ms`].
+    /// silent for longer than [`Limits::gauge_expiry_ms`]; and all that were silent for longer than their mapping allows.
     pub fn end_gauges(&mut self, senders: &Senders, now_ms: i64) {
         let expiry_ms = self.limits.gauge_expiry_ms;
+        let is_silent =
+            |live: &Live, ms: Option<i64>| ms.is_some_and(|ms| now_ms - live.changed_ms > ms) && !live.is_changed;
         let is_gone = |live: &Live| match live.writer {
+            _ if is_silent(live, live.ttl_ms) => true,
             Some(writer) => !senders.is_alive(writer, now_ms),
-            None => expiry_ms.is_some_and(|expiry_ms| now_ms - live.changed_ms > expiry_ms) && !live.is_changed,
+            None => is_silent(live, expiry_ms),
         };
         let gone: Vec<u32> = self
             .lives()
@@ -651,14 +738,14 @@ impl Registry {
         }
     }
 
-    /// The series that were silent for longer than [`Limits::series_expiry_ms`], or ended so long ago. Before they are let
+    /// The series that were silent for longer than [`Limits::series_expiry_ms`] or their mapping says, or ended so long ago. Before they are let
     /// go all shards must be cleared.
     fn silent(&self) -> impl Iterator<Item = u32> {
-        let oldest_ms = self.now_ms.saturating_sub(self.limits.series_expiry_ms);
+        let expiry_ms = |live: &Live| live.ttl_ms.unwrap_or(self.limits.series_expiry_ms);
         let is_silent = move |live: &Live| {
             (live.is_ended || live.usage != Usage::Gauge)
                 && !live.is_changed
-                && live.changed_ms < oldest_ms
+                && live.changed_ms < self.now_ms.saturating_sub(expiry_ms(live))
                 && !live.is_own()
         };
         self.lives().filter(move |(_, live)| is_silent(live)).map(|(at, _)| at)

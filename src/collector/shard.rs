@@ -11,7 +11,7 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
-use super::registry::{Refusal, Registry, Usage, timer_factor};
+use super::registry::{DROPPED, Refusal, Registry, Resolved, Usage, timer_factor};
 use crate::dogstatsd::{
     DecodeError, GaugeMinus, HEADER_NAME, Header, Message, MessageType, MessageValue, Tally, decode,
 };
@@ -97,6 +97,8 @@ struct Slot {
     at: u32,
     kind: MessageType,
     usage: Usage,
+    /// What the mapping file multiplies values by.
+    scale: f64,
     /// How many messages are in `gathered`.
     messages: u64,
     gathered: Gathered,
@@ -235,9 +237,11 @@ impl Shard {
         let Self { slots, changed, member_hasher, .. } = self;
         let number = slot;
         let Some(slot) = slots.get_mut(slot as usize) else { return Ok(None) };
+        let scale = slot.scale;
         match slot.usage {
+            _ if slot.at == DROPPED => return Err(Refusal::MappedDrop),
             Usage::Counter => {
-                let amount = count_of(message)?;
+                let amount = count_of(message, scale)?;
                 match &mut slot.gathered {
                     Gathered::Count(sum) if !(*sum + amount).is_finite() => return Err(Refusal::NotFinite),
                     Gathered::Count(sum) => *sum += amount,
@@ -245,15 +249,15 @@ impl Shard {
                 }
             }
             Usage::Histogram => {
-                check_values(message)?;
+                check_values(message, scale)?;
                 if matches!(slot.gathered, Gathered::Nothing) {
                     slot.gathered = Gathered::Values(Box::default());
                 }
                 if let Gathered::Values(histogram) = &mut slot.gathered {
-                    record_all(histogram, message);
+                    record_all(histogram, message, scale);
                 }
             }
-            Usage::Gauge => return Ok(Some((slot.at, write_of(message)?))),
+            Usage::Gauge => return Ok(Some((slot.at, write_of(message, scale)?))),
             Usage::Set => {
                 let hash = member_hasher.hash_one(message.member().unwrap_or_default());
                 return Ok(Some((slot.at, Write::Member(hash))));
@@ -266,8 +270,13 @@ impl Shard {
         Ok(None)
     }
 
-    /// Adds a message whose series is at `at` and remembers the way there.
-    pub(super) fn route(&mut self, message: &Message<'_>, usage: Usage, at: u32) -> Result<Option<Write>, Refusal> {
+    /// Adds a message whose series is known and remembers the way there.
+    pub(super) fn route(
+        &mut self,
+        message: &Message<'_>,
+        usage: Usage,
+        resolved: Resolved,
+    ) -> Result<Option<Write>, Refusal> {
         let sections = sections_of(message);
         // An earlier message of the same batch may have been the first.
         let slot = self.find(message.name, &sections).unwrap_or_else(|| {
@@ -276,7 +285,8 @@ impl Shard {
                 key_at: self.keys.len(),
                 name_bytes: message.name.len() as u32,
                 sections_bytes: sections.len() as u32,
-                at,
+                at: resolved.at,
+                scale: resolved.scale,
                 kind: message.kind,
                 usage,
                 messages: 0,
@@ -295,16 +305,16 @@ impl Shard {
     }
 
     /// What a message comes to whose way is not remembered.
-    pub(super) fn effect_of(&self, message: &Message<'_>, usage: Usage) -> Result<Effect, Refusal> {
+    pub(super) fn effect_of(&self, message: &Message<'_>, usage: Usage, scale: f64) -> Result<Effect, Refusal> {
         Ok(match usage {
-            Usage::Counter => Effect::Gather(Gathered::Count(count_of(message)?)),
+            Usage::Counter => Effect::Gather(Gathered::Count(count_of(message, scale)?)),
             Usage::Histogram => {
-                check_values(message)?;
+                check_values(message, scale)?;
                 let mut histogram = Box::default();
-                record_all(&mut histogram, message);
+                record_all(&mut histogram, message, scale);
                 Effect::Gather(Gathered::Values(histogram))
             }
-            Usage::Gauge => Effect::Write(write_of(message)?),
+            Usage::Gauge => Effect::Write(write_of(message, scale)?),
             Usage::Set => {
                 Effect::Write(Write::Member(self.member_hasher.hash_one(message.member().unwrap_or_default())))
             }
@@ -370,10 +380,11 @@ fn sections_of<'a>(message: &Message<'a>) -> Cow<'a, [u8]> {
 }
 
 /// What a message adds to a counter.
-fn count_of(message: &Message<'_>) -> Result<f64, Refusal> {
+fn count_of(message: &Message<'_>, scale: f64) -> Result<f64, Refusal> {
     let mut amount = 0.0;
     for value in message.values() {
         let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
+        let value = value * scale;
         if value < 0.0 {
             return Err(Refusal::NegativeCounter);
         }
@@ -382,11 +393,11 @@ fn count_of(message: &Message<'_>) -> Result<f64, Refusal> {
     if amount.is_finite() { Ok(amount) } else { Err(Refusal::NotFinite) }
 }
 
-fn write_of(message: &Message<'_>) -> Result<Write, Refusal> {
+fn write_of(message: &Message<'_>, scale: f64) -> Result<Write, Refusal> {
     let write = message.values().fold(Write::Change(0.0), |write, value| match (write, value) {
-        (_, MessageValue::Absolute(value)) => Write::Set(value),
-        (Write::Set(before), MessageValue::Delta(delta)) => Write::Set(before + delta),
-        (Write::Change(before), MessageValue::Delta(delta)) => Write::Change(before + delta),
+        (_, MessageValue::Absolute(value)) => Write::Set(value * scale),
+        (Write::Set(before), MessageValue::Delta(delta)) => Write::Set(before + delta * scale),
+        (Write::Change(before), MessageValue::Delta(delta)) => Write::Change(before + delta * scale),
         (Write::Member(_), MessageValue::Delta(_)) => write,
     });
     match write {
@@ -395,18 +406,18 @@ fn write_of(message: &Message<'_>) -> Result<Write, Refusal> {
     }
 }
 
-fn check_values(message: &Message<'_>) -> Result<(), Refusal> {
+fn check_values(message: &Message<'_>, scale: f64) -> Result<(), Refusal> {
     let (mut count, mut sum) = (0.0, 0.0);
     for value in message.values() {
         let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
         count += message.weight;
-        sum += value * message.weight;
+        sum += value * scale * message.weight;
     }
     if f64::is_finite(count) && f64::is_finite(sum) { Ok(()) } else { Err(Refusal::NotFinite) }
 }
 
-fn record_all(histogram: &mut ExponentialHistogram, message: &Message<'_>) {
-    let factor = timer_factor(message.kind);
+fn record_all(histogram: &mut ExponentialHistogram, message: &Message<'_>, scale: f64) {
+    let factor = timer_factor(message.kind) * scale;
     for value in message.values() {
         let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
         histogram.record(value * factor, message.weight);
@@ -414,11 +425,11 @@ fn record_all(histogram: &mut ExponentialHistogram, message: &Message<'_>) {
 }
 
 /// Whether a message may be taken at all, whatever its series holds.
-pub(super) fn check(message: &Message<'_>, usage: Usage) -> Result<(), Refusal> {
+pub(super) fn check(message: &Message<'_>, usage: Usage, scale: f64) -> Result<(), Refusal> {
     match usage {
-        Usage::Counter => count_of(message).map(drop),
-        Usage::Gauge => write_of(message).map(drop),
-        Usage::Histogram => check_values(message),
+        Usage::Counter => count_of(message, scale).map(drop),
+        Usage::Gauge => write_of(message, scale).map(drop),
+        Usage::Histogram => check_values(message, scale),
         Usage::Set => Ok(()),
     }
 }

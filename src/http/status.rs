@@ -65,6 +65,10 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
             "payloadsMissing": state.senders.missing_total(),
             "tagsDropped": state.registry.tags_dropped(),
             "series": state.registry.len(),
+            "mapping": state.registry.mapping().map(|mapping| json!({
+                "mappings": mapping.len(),
+                "error": state.mapping_error,
+            })),
             "overflows": overflows,
         }
     }))

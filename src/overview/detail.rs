@@ -17,7 +17,7 @@ pub struct ApiDetail {
     pub payloads_missing: u64,
     /// Datagrams that the kernel dropped before the collector, of all senders.
     pub kernel_drops: u64,
-    /// Messages that the collector refused, by reason, of all senders.
+    /// Messages that the collector refused, by reason, of all senders; not what a mapping file has it drop.
     pub refused: Vec<(String, u64)>,
     /// The newest values of the API's own metrics, sorted by name and tags.
     pub metrics: Vec<CustomMetric>,
@@ -76,7 +76,7 @@ pub fn detail(source: &dyn Ask, api_name: &str) -> Result<ApiDetail, AskError> {
         dropped: by_reason(&format!("cortex_client_dropped_total{{api_name={name}}}"))?,
         payloads_missing: total("cortex_collector_payloads_missing_total")?,
         kernel_drops: total("cortex_collector_kernel_drops_total")?,
-        refused: by_reason("cortex_collector_dropped_total")?,
+        refused: by_reason("cortex_collector_dropped_total{reason!=\"mapped_drop\"}")?,
         metrics,
     })
 }
