@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-exposition bench-ingest bench-instructions demo hot-shots node test test-rust test-python test-matrix torture fuzz lint fmt wheel check-rust clean
+.PHONY: help bench bench-client bench-exposition bench-ingest bench-instructions demo hot-shots node test test-rust test-python test-matrix torture fuzz lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -54,7 +54,10 @@ fuzz: check-rust ## look for input that breaks the datagram's encoding or decodi
 			-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -verbosity=0 -print_final_stats=1 || exit 1; \
 	done
 
-bench: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of the client costs, beside an empty method and today's clients
+bench: ## all benchmarks but the instructions, one after the other: some ten minutes on a machine that does nothing else
+	@$(MAKE) bench-client bench-ingest bench-exposition
+
+bench-client: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of the client costs, beside an empty method and today's clients
 	PYTHONPATH=target/bench/python $(BIN)/python benches/client.py $(BENCH)
 
 bench-ingest: check-rust ## what the collector takes to receive, beside a loop that only counts (BENCH=quick for a look)
