@@ -407,7 +407,7 @@ mod tests {
             prop_assert!(accumulator.is_empty());
             check_stream(&values, schema, &samples)?;
             let messages = samples.len();
-            prop_assert!(messages <= VALUES_EXACT_MAX.max(2 * 512 + 1 + values.len() / WEIGHT_MAX as usize), "{messages} messages");
+            prop_assert!(messages <= VALUES_EXACT_MAX.max(2 * 513 + 1 + values.len() / WEIGHT_MAX as usize), "{messages} messages");
         }
 
         #[test]

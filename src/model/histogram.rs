@@ -17,8 +17,9 @@ pub const SCHEMA_MIN: i8 = -4;
 pub const SCHEMA_DEFAULT: i8 = 5;
 /// Values this near to zero are zero: 2^-128, as in Prometheus's client libraries (`DefNativeHistogramZeroThreshold`).
 pub const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39;
-/// How many buckets a sign may span before the histogram gets coarser: 2 KiB … 4 KiB of counts, at schema 5 a spread of 65,536.
-const BUCKETS_MAX: usize = 512;
+/// How many buckets a sign may span before the histogram gets coarser: 4 KiB of counts, at schema 5 a spread of 65,536, which
+/// is 512 widths and touches one bucket more.
+const BUCKETS_MAX: usize = 513;
 
 /// The upper bounds of the 256 buckets of schema 8 in `[0.5, 1)`: `2^(i/256) / 2`. A coarser schema takes every n-th of
 /// them, so that boundaries of different schemas are equal to the last bit.
@@ -436,7 +437,8 @@ mod tests {
 
     #[test]
     fn it_stays_at_schema_5_while_the_spread_is_at_most_65536() {
-        assert_eq!(of(&[0.001, 65.0]).schema(), 5);
+        assert_eq!(of(&[0.001, 65.536]).schema(), 5);
+        assert_eq!(of(&[1.0, 65_536.0]).schema(), 5);
         assert!(of(&[0.001, 1000.0]).schema() < 5);
     }
 
