@@ -219,6 +219,22 @@ def test_a_second_collector_is_told_what_is_taken(collector: Collector, tmp_path
     assert "cannot write" in ends(*free, "--data-dir", "/proc/nowhere")
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc here")
+def test_a_quiet_collector_sleeps(collector_with: Callable[..., Collector]) -> None:
+    collector = collector_with("--ingest-threads", "2")
+    until(lambda: collector.query("cortex_collector_datagrams_total") == {"": 0})
+
+    def switches() -> int:
+        """How often its threads have gone to sleep."""
+        statuses = [path.read_text() for path in Path(f"/proc/{collector.process.pid}/task").glob("*/status")]
+        return sum(int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.M)[0]) for status in statuses)
+
+    before = switches()
+    time.sleep(4)
+    # Each of the two looks four times a second whether it shall stop; a tick a second takes the rest.
+    assert switches() - before < 200
+
+
 def test_hostile_datagrams_cost_themselves_only(collector: Collector) -> None:
     import socket
 
