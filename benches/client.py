@@ -1,7 +1,8 @@
 """What a call of the client costs, beside an empty method and beside the clients that people use today.
 
 All subjects of a table are measured in one run, in turn, round after round; what is shown is the least of the rounds,
-since noise only adds. ``make bench-client`` builds and installs what this needs; peers that are not installed are left out.
+since noise only adds. ``make bench-client`` builds and installs what this needs; peers that are not installed are left
+out.
 """
 
 from __future__ import annotations
