@@ -37,6 +37,7 @@ fn a_wrong_command_line_is_exit_code_2() {
         (env!("CARGO_BIN_EXE_cortex"), "--nonsense"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--retention=never"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--interval=1ms"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--log-level=loud"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--classic-buckets=2,1"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--classic-buckets="),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--receive-buffer=1KiB"),

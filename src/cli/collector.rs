@@ -141,9 +141,31 @@ pub struct CollectorArgs {
     )]
     classic_buckets: Option<Ladder>,
 
-    /// What is logged to stderr: error, warn, info, debug or trace
+    /// The least grave of what is logged to stderr
     #[arg(long, value_name = "LEVEL", env = "CORTEX_COLLECTOR_LOG_LEVEL", default_value = "info")]
-    log_level: String,
+    log_level: LogLevel,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogLevel {
+    Error,
+    #[value(alias = "warning")]
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -192,7 +214,7 @@ fn bounded(text: &str, least: Duration, most: Duration, range: &str) -> Result<D
 /// A mapping file that cannot be used, a port that is taken, a data directory that cannot be used, a signal handler that cannot be installed.
 pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     memory::return_early();
-    telemetry::init(&args.log_level).map_err(anyhow::Error::msg)?;
+    telemetry::init(args.log_level.into());
     let clock = Clock::System;
     let Some(data_dir) = args.data_dir.or_else(|| default_data_dir(|name| std::env::var_os(name))) else {
         bail!("neither --data-dir nor XDG_STATE_HOME nor HOME is set: say where to keep data with --data-dir DIR");
