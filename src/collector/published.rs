@@ -36,7 +36,10 @@ impl Published {
         let mut snapshot = Snapshot::default();
         snapshot.tick_ms = restored.last_tick_ms;
         let mut places = HashMap::default();
-        for RestoredSeries { id, labels, kind, start_ms, value, .. } in &restored.series {
+        // What has ended comes with its labels if it comes back.
+        for RestoredSeries { id, labels, kind, start_ms, value, .. } in
+            restored.series.iter().filter(|series| !series.value.is_stale())
+        {
             let series =
                 PublishedSeries { labels: labels.clone(), start_ms: NonZeroI64::new(*start_ms), value: value.clone() };
             places.insert(*id, snapshot.insert(*kind, series));
@@ -80,7 +83,7 @@ impl Published {
                 snapshot.set(*place, value.clone());
             }
         }
-        tick.ended.iter().filter_map(|id| places.remove(id)).for_each(|place| snapshot.remove(place));
+        snapshot.remove(tick.ended.iter().filter_map(|id| places.remove(id)));
         snapshot.settle();
     }
 
@@ -89,7 +92,7 @@ impl Published {
         let mut places = self.places.lock();
         let mut snapshot = self.snapshot.write();
         let snapshot = Arc::make_mut(&mut snapshot);
-        gone.iter().filter_map(|id| places.remove(id)).for_each(|place| snapshot.remove(place));
+        snapshot.remove(gone.iter().filter_map(|id| places.remove(id)));
     }
 
     pub(super) fn set_health(&self, health: Health) {
@@ -138,6 +141,22 @@ mod tests {
             }
             is_over.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn what_had_ended_when_the_store_was_opened_is_not_shown() {
+        let series = |name: &str, value| RestoredSeries {
+            id: SeriesId(name.len() as u64),
+            labels: Labels::from_pairs([(METRIC_NAME, name)]),
+            kind: MetricKind::Gauge,
+            start_ms: 5,
+            value,
+            writer: String::new(),
+        };
+        let series = vec![series("a", Value::stale()), series("bb", Value::Float(1.0))];
+        let published = Published::new(&Restored { series, ..Restored::default() });
+        assert!(published.snapshot().family("a").is_none() && published.snapshot().family("bb").is_some());
+        assert_eq!(published.places.lock().len(), 1);
     }
 
     #[test]

@@ -153,9 +153,9 @@ pub struct Overflow {
     pub messages: u64,
     /// The metric with the label that takes the most values: itself, unless all series together are too many.
     pub metric: String,
-    /// That label; empty if there is none.
+    /// That label, or the one whose value is too long; empty if there is none.
     pub label: String,
-    /// How many values the label had when the limit was met.
+    /// How many values the label had when the limit was met; 0 if they are too long, not too many.
     pub values: usize,
 }
 
@@ -510,9 +510,10 @@ impl Registry {
             return Ok(Resolved { at, scale, is_routable: true });
         }
         let series = self.names.get(labels.name()).map_or(0, |name| name.series);
-        let has_long_value =
-            || labels.iter().any(|(name, v)| name != METRIC_NAME && v.len() > self.limits.label_value_bytes);
-        let limit = if is_too_long || has_long_value() {
+        let is_long =
+            |(name, value): &(&str, &str)| *name != METRIC_NAME && value.len() > self.limits.label_value_bytes;
+        let long = labels.iter().find(is_long).map_or("", |(label, _)| label);
+        let limit = if is_too_long || !long.is_empty() {
             Some(Limit::LabelValueBytes)
         } else if series >= self.limits.series_per_metric {
             Some(Limit::SeriesPerMetric)
@@ -522,7 +523,7 @@ impl Registry {
             None
         };
         let at = match limit {
-            Some(limit) => self.overflow(labels.name(), usage, limit)?,
+            Some(limit) => self.overflow(labels.name(), usage, limit, long)?,
             None => self.begin(labels, usage),
         };
         self.tags_dropped += fallen as u64;
@@ -556,8 +557,8 @@ impl Registry {
         at
     }
 
-    /// The series for what is beyond a limit.
-    fn overflow(&mut self, name: &str, usage: Usage, limit: Limit) -> Result<u32, Refusal> {
+    /// The series for what is beyond a limit; `long` is the label whose value is too long, if one is.
+    fn overflow(&mut self, name: &str, usage: Usage, limit: Limit, long: &str) -> Result<u32, Refusal> {
         let labels = Labels::from_pairs([(METRIC_NAME, name), (OVERFLOW_LABEL, "true")]);
         let is_new_name = self.names.get(name).is_none_or(|name| name.series == 0);
         let at = match self.by_labels.get(&labels) {
@@ -572,7 +573,7 @@ impl Registry {
         if let Some(overflow) = self.overflows.get_mut(name) {
             overflow.messages += 1;
         } else if self.overflows.len() < OVERFLOWS_TOLD_MAX {
-            let overflow = self.explain(name, limit);
+            let overflow = self.explain(name, limit, long);
             let Overflow { metric, label, values, .. } = &overflow;
             tracing::warn!(
                 metric = name,
@@ -588,7 +589,11 @@ impl Registry {
     }
 
     /// Which label it is that takes so many values.
-    fn explain(&self, name: &str, limit: Limit) -> Overflow {
+    fn explain(&self, name: &str, limit: Limit, long: &str) -> Overflow {
+        // Asked again for each name that comes beyond all series, and all are looked at: once is enough.
+        if let Some(told) = self.overflows.values().find(|told| limit == Limit::Series && told.limit == limit) {
+            return Overflow { messages: 1, ..told.clone() };
+        }
         let widest = match limit {
             Limit::Series => self.names.iter().max_by_key(|(_, name)| name.series).map_or(name, |(name, _)| name),
             _ => name,
@@ -603,7 +608,8 @@ impl Registry {
             .iter()
             .map(|(label, values)| (*label, values.len()))
             .max_by_key(|(_, values)| *values)
-            .unwrap_or(("", 0));
+            .filter(|_| limit != Limit::LabelValueBytes)
+            .unwrap_or((long, 0));
         Overflow { limit, messages: 1, metric: widest.to_owned(), label: label.to_owned(), values }
     }
 
@@ -837,15 +843,14 @@ impl Live {
         let (mut level, mut since_ms) = (None, start_ms);
         if let Some(known) = known {
             self.id = known.id;
-            since_ms = known.since_ms;
             match (&mut self.value, known.value) {
                 (LiveValue::Counter(total), Some(Value::Float(before))) if (*total + before).is_finite() => {
                     *total += before;
-                    level = Some(Value::Float(before));
+                    (level, since_ms) = (Some(Value::Float(before)), known.since_ms);
                 }
                 (LiveValue::Histogram(total), Some(Value::Histogram(before))) => {
                     Arc::make_mut(total).merge(&before);
-                    level = Some(Value::Histogram(before));
+                    (level, since_ms) = (Some(Value::Histogram(before)), known.since_ms);
                 }
                 _ => {}
             }
@@ -996,6 +1001,9 @@ mod tests {
         assert_eq!(apply(&intake, &text), [None, None, None, None, Some("too_long")]);
         let want = ["m 8", r#"m{cortex_overflow="true"} 3"#, r#"m{tag_cortex_overflow="true"} 4"#];
         assert_eq!(changes(&intake), want);
+        let state = intake.lock();
+        let overflow = &state.registry.overflows()["m"];
+        assert_eq!((overflow.limit, overflow.label.as_str(), overflow.values), (Limit::LabelValueBytes, "a", 0));
     }
 
     #[test]

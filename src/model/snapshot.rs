@@ -1,6 +1,6 @@
 //! The state of all series after one tick: what a scrape shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroI64;
 use std::ops::Bound;
 
@@ -68,15 +68,23 @@ impl Snapshot {
         }
     }
 
-    /// Takes a series out.
-    pub fn remove(&mut self, place: Place) {
-        let Some(series) = self.series.get_mut(place.0 as usize).and_then(Option::take) else { return };
-        self.free.push(place);
-        let name = series.labels.name();
-        if let Some(family) = self.families.get_mut(name) {
-            family.places.retain(|other| *other != place);
+    /// Takes series out.
+    pub fn remove(&mut self, places: impl IntoIterator<Item = Place>) {
+        let mut names = BTreeSet::new();
+        for place in places {
+            let Some(series) = self.series.get_mut(place.0 as usize).and_then(Option::take) else { continue };
+            self.free.push(place);
+            if !names.contains(series.labels.name()) {
+                names.insert(series.labels.name().to_owned());
+            }
+        }
+        // Once a name, however many of its series go.
+        for name in names {
+            let Some(family) = self.families.get_mut(&*name) else { continue };
+            let series = &self.series;
+            family.places.retain(|place| series.get(place.0 as usize).is_some_and(Option::is_some));
             if family.places.is_empty() {
-                self.families.remove(name);
+                self.families.remove(&*name);
             }
         }
     }
@@ -162,14 +170,14 @@ mod tests {
         snapshot.settle();
         assert_eq!(listed(&snapshot), [r#"a{a="9"}"#, r#"b{a="1"}"#, r#"b{a="2"}"#, r#"b{a="3"}"#]);
         snapshot.set(ended, Value::stale());
-        snapshot.remove(first);
+        snapshot.remove([first]);
         assert_eq!(listed(&snapshot), [r#"a{a="9"}"#, r#"b{a="1"}"#]);
         snapshot.set(ended, Value::Float(2.0));
         assert_eq!(snapshot.insert(counter, series("c", "1")), first);
         snapshot.settle();
         assert_eq!(listed(&snapshot), [r#"a{a="9"}"#, r#"b{a="1"}"#, r#"b{a="2"}"#, r#"c{a="1"}"#]);
         assert_eq!(listed(&snapshot.with_prefix("b")), [r#"b{a="1"}"#, r#"b{a="2"}"#]);
-        snapshot.remove(first);
+        snapshot.remove([first]);
         assert!(snapshot.family("c").is_none() && snapshot.family("b").is_some());
     }
 }
