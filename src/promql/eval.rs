@@ -7,7 +7,7 @@ use super::node::{At, Node, Selector, Subquery, TimeShift};
 use super::value::{Operand, StepSeries, merge_same_labels};
 use super::{Limits, QueryError, RangeSeries, aggregate, binary, check_time, functions, select};
 use crate::model::{Ladder, Sample, Value};
-use crate::store::{Select, SelectedSeries, Selection};
+use crate::store::{Select, SelectedSeries, Selection, StoreError};
 
 /// The times at which an expression is evaluated.
 #[derive(Debug, Clone, Copy)]
@@ -60,18 +60,22 @@ pub(super) struct Evaluator<'a> {
     query: Grid,
     /// `None`: so far away that it cannot be told.
     deadline: Option<Instant>,
+    /// How often the deadline was asked for: the clock is read every so many times.
+    asked: Cell<u32>,
     /// How many values finished operands hold that are not consumed yet.
     held: Cell<usize>,
 }
 
-/// Samples, and the windows over them, one per step.
+/// Where the windows over some samples lie, one per step.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Windows {
-    /// Without stale markers, in the order of time.
-    pub(super) series: Vec<SelectedSeries>,
     pub(super) range_ms: i64,
     /// The end of each window. One step only, if `@` makes all windows the same.
     pub(super) ends: Grid,
 }
+
+/// What is done with one series.
+pub(super) type Visit<'v> = dyn FnMut(SelectedSeries) -> Result<(), QueryError> + 'v;
 
 impl<'a> Evaluator<'a> {
     pub(super) fn new(
@@ -81,7 +85,7 @@ impl<'a> Evaluator<'a> {
         query: &Grid,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { select, ladder, limits, query: *query, deadline, held: Cell::new(0) }
+        Self { select, ladder, limits, query: *query, deadline, asked: Cell::new(0), held: Cell::new(0) }
     }
 
     /// The value of a scalar or vector node at every step.
@@ -151,11 +155,9 @@ impl<'a> Evaluator<'a> {
     ) -> Result<Vec<StepSeries>, QueryError> {
         let ends = self.shifted(selector.shift, grid)?;
         let lookback_ms = self.limits.lookback_ms;
-        let selected = self.fetch(selector, lookback_ms, &ends, true)?;
-        self.check_room(selected.len().saturating_mul(grid.steps))?;
-        let mut vector = Vec::with_capacity(selected.len());
-        for series in selected {
-            self.check_deadline()?;
+        let mut vector = Vec::new();
+        self.for_each(selector, lookback_ms, &ends, true, &mut |series| {
+            self.check_room(cost(&series.samples).saturating_add(vector.len() * grid.steps))?;
             let mut samples = series.samples.iter().peekable();
             let mut newest: Option<&Sample> = None;
             let mut value_at = |end_ms| {
@@ -171,59 +173,77 @@ impl<'a> Evaluator<'a> {
             if values.iter().any(Option::is_some) {
                 vector.push(StepSeries { labels: series.labels, values });
             }
-        }
+            Ok(())
+        })?;
+        self.check_room(vector.len().saturating_mul(grid.steps))?;
+        vector.sort_by(|a, b| a.labels.cmp(&b.labels));
         Ok(vector)
     }
 
-    /// The windows of a range selector or subquery. If whoever asks does not `need_repeats`, a value that held from tick to
-    /// tick may stand there once only.
-    pub(super) fn windows(&self, node: &Node, grid: &Grid, need_repeats: bool) -> Result<Windows, QueryError> {
+    /// The windows of a range selector or subquery, and each of its series in turn, without stale markers. If whoever asks
+    /// does not `need_repeats`, a value that held from tick to tick may stand there once only.
+    pub(super) fn windows(
+        &self,
+        node: &Node,
+        grid: &Grid,
+        need_repeats: bool,
+        visit: &mut dyn FnMut(Windows, SelectedSeries) -> Result<(), QueryError>,
+    ) -> Result<(), QueryError> {
         match node {
             Node::Window { selector, range_ms } => {
-                let ends = self.shifted(selector.shift, grid)?;
+                let windows = Windows { range_ms: *range_ms, ends: self.shifted(selector.shift, grid)? };
                 // A value that stands once is in the first window; further windows would miss it.
-                let mut series = self.fetch(selector, *range_ms, &ends, need_repeats || ends.steps > 1)?;
-                for one in &mut series {
-                    one.samples.retain(|sample| !sample.value.is_stale());
-                }
-                Ok(Windows { series, range_ms: *range_ms, ends })
+                let repeats = need_repeats || windows.ends.steps > 1;
+                self.for_each(selector, *range_ms, &windows.ends, repeats, &mut |mut series| {
+                    series.samples.retain(|sample| !sample.value.is_stale());
+                    self.check_room(cost(&series.samples))?;
+                    visit(windows, series)
+                })
             }
-            Node::Subquery(subquery) => self.subquery(subquery, grid),
+            Node::Subquery(subquery) => {
+                let windows = Windows { range_ms: subquery.range_ms, ends: self.shifted(subquery.shift, grid)? };
+                let Some((inner, series)) = self.subquery(subquery, &windows)? else { return Ok(()) };
+                series.into_iter().try_for_each(|s| {
+                    visit(windows, SelectedSeries { labels: s.labels, samples: inner.samples(s.values) })
+                })
+            }
             _ => Err(QueryError::BadData(format!("expected type range vector, got {}", node.kind()))),
         }
     }
 
-    fn subquery(&self, subquery: &Subquery, grid: &Grid) -> Result<Windows, QueryError> {
-        let ends = self.shifted(subquery.shift, grid)?;
+    /// The steps of a subquery and its series there; `None` if no step falls into a window.
+    fn subquery(&self, subquery: &Subquery, windows: &Windows) -> Result<Option<(Grid, Vec<StepSeries>)>, QueryError> {
+        let ends = &windows.ends;
         let step_ms = subquery.step_ms.unwrap_or(self.limits.subquery_step_ms).max(1);
         // The first multiple of the step after the first window's open end.
         let after = check_time(ends.start_ms - subquery.range_ms)?;
         let start_ms = (after.div_euclid(step_ms) + 1) * step_ms;
-        let windows = |series| Windows { series, range_ms: subquery.range_ms, ends };
         if start_ms > ends.end_ms() {
-            return Ok(windows(Vec::new()));
+            return Ok(None);
         }
         let inner = Grid::new(start_ms, ends.end_ms(), step_ms)?;
         self.check_room(inner.steps)?;
         let series = self.eval_vector(&subquery.inner, &inner)?;
-        Ok(windows(
-            series.into_iter().map(|s| SelectedSeries { labels: s.labels, samples: inner.samples(s.values) }).collect(),
-        ))
+        Ok(Some((inner, series)))
     }
 
     /// The samples of a range selector or subquery as they are: what an instant query of `x[5m]` returns.
     pub(super) fn matrix(&self, node: &Node, time_ms: i64) -> Result<Vec<RangeSeries>, QueryError> {
-        let windows = self.windows(node, &Grid::new(time_ms, time_ms, 1)?, true)?;
-        let end_ms = windows.ends.start_ms;
-        let within = |s: &Sample| s.timestamp_ms > end_ms - windows.range_ms && s.timestamp_ms <= end_ms;
-        let mut series: Vec<RangeSeries> = windows
-            .series
-            .into_iter()
-            .map(|s| RangeSeries { labels: s.labels, samples: s.samples.into_iter().filter(within).collect() })
-            .filter(|s| !s.samples.is_empty())
-            .collect();
-        series.sort_by(|a, b| a.labels.cmp(&b.labels));
-        Ok(series)
+        let mut matrix = Vec::new();
+        let mut held = 0usize;
+        self.windows(node, &Grid::new(time_ms, time_ms, 1)?, true, &mut |windows, series| {
+            let end_ms = windows.ends.start_ms;
+            let within = |s: &Sample| s.timestamp_ms > end_ms - windows.range_ms && s.timestamp_ms <= end_ms;
+            let samples: Vec<Sample> = series.samples.into_iter().filter(within).collect();
+            held = held.saturating_add(cost(&samples));
+            self.check_room(held)?;
+            if !samples.is_empty() {
+                matrix.push(RangeSeries { labels: series.labels, samples });
+            }
+            Ok(())
+        })?;
+        matrix.sort_by(|a, b| a.labels.cmp(&b.labels));
+        Ok(matrix)
     }
 
     /// The grid on which a selector looks when the expression is evaluated on `grid`. One step, if `@` fixes it.
@@ -239,14 +259,15 @@ impl<'a> Evaluator<'a> {
         Ok(Grid { start_ms, step_ms: grid.step_ms, steps })
     }
 
-    /// The samples that windows of `range_ms`, open to the left, need.
-    fn fetch(
+    /// Visits the series of a selector, each with the samples that windows of `range_ms`, open to the left, need.
+    fn for_each(
         &self,
         selector: &Selector,
         range_ms: i64,
         ends: &Grid,
         repeats: bool,
-    ) -> Result<Vec<SelectedSeries>, QueryError> {
+        visit: &mut Visit<'_>,
+    ) -> Result<(), QueryError> {
         let selection = Selection {
             matchers: selector.matchers.clone(),
             start_ms: ends.start_ms - range_ms + 1,
@@ -254,9 +275,17 @@ impl<'a> Evaluator<'a> {
             repeats,
             samples_max: self.limits.samples_max.saturating_sub(self.held.get()),
         };
-        let series = select::select(self.select, self.ladder, &selection)?;
-        self.check_room(series.iter().map(|s| s.samples.len()).sum())?;
-        Ok(series)
+        let mut failed = None;
+        let ended = select::for_each(self.select, self.ladder, &selection, &mut |series| {
+            self.check_deadline().and_then(|()| visit(series)).map_err(|error| {
+                failed = Some(error);
+                StoreError::Stopped
+            })
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(ended?),
+        }
     }
 
     /// An error if `more` values on top of what is held would be too many.
@@ -267,11 +296,24 @@ impl<'a> Evaluator<'a> {
 
     /// An error if the query has run too long. Cheap enough for every step of every series.
     pub(super) fn check_deadline(&self) -> Result<(), QueryError> {
-        match self.deadline {
+        const EVERY: u32 = 64;
+        let asked = self.asked.get();
+        self.asked.set(asked.wrapping_add(1));
+        match self.deadline.filter(|_| asked.is_multiple_of(EVERY)) {
             Some(deadline) if Instant::now() >= deadline => Err(QueryError::Timeout),
             _ => Ok(()),
         }
     }
+}
+
+/// What samples take of the budget: a float 1, a histogram as many as its buckets would fill (Prometheus's
+/// `HPoint.size`: its bytes by the 16 of a float sample).
+fn cost(samples: &[Sample]) -> usize {
+    let one = |sample: &Sample| match &sample.value {
+        Value::Float(_) => 1,
+        Value::Histogram(h) => 12 + h.positive().counts.len().midpoint(h.negative().counts.len()),
+    };
+    samples.iter().map(one).sum()
 }
 
 /// Spreads the value of a fixed time (`@`) over all steps.

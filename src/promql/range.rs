@@ -143,12 +143,11 @@ pub(super) fn eval(
     grid: &Grid,
     param: Option<&[f64]>,
 ) -> Result<Vec<StepSeries>, QueryError> {
-    let windows = evaluator.windows(arg(args, 0)?, grid, function.needs_repeats())?;
-    // With `@` all windows are one; a parameter may still differ from step to step.
-    let steps = if param.is_some() { grid.steps } else { windows.ends.steps };
-    evaluator.check_room(windows.series.len().saturating_mul(grid.steps))?;
-    let mut vector = Vec::with_capacity(windows.series.len());
-    for series in &windows.series {
+    let mut vector = Vec::new();
+    evaluator.windows(arg(args, 0)?, grid, function.needs_repeats(), &mut |windows, series| {
+        evaluator.check_room(vector.len().saturating_add(1).saturating_mul(grid.steps))?;
+        // With `@` all windows are one; a parameter may still differ from step to step.
+        let steps = if param.is_some() { grid.steps } else { windows.ends.steps };
         let samples = series.samples.as_slice();
         let (mut from, mut to) = (0, 0);
         let mut values = Vec::with_capacity(grid.steps);
@@ -170,10 +169,12 @@ pub(super) fn eval(
         }
         repeat_single(&mut values, grid.steps);
         if values.iter().any(Option::is_some) {
-            let labels = if function.keeps_name() { series.labels.clone() } else { series.labels.without_name() };
+            let labels = if function.keeps_name() { series.labels } else { series.labels.without_name() };
             vector.push(StepSeries { labels, values });
         }
-    }
+        Ok(())
+    })?;
+    vector.sort_by(|a, b| a.labels.cmp(&b.labels));
     Ok(vector)
 }
 

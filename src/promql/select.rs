@@ -18,30 +18,37 @@ enum Part {
 /// The label of a classic bucket's upper bound.
 const LE: &str = "le";
 
-/// Selects what the matchers say, sorted by labels.
-pub(super) fn select(
-    select: &dyn Select,
+/// Visits what the matchers say, one series at a time: first what was recorded under that name, then what a histogram
+/// makes of it.
+pub(super) fn for_each(
+    source: &dyn Select,
     ladder: &Ladder,
     selection: &Selection,
-) -> Result<Vec<SelectedSeries>, StoreError> {
-    let mut series = select.select(selection)?;
-    if let Some((base, part)) = classic_part(&selection.matchers) {
-        let held: usize = series.iter().map(|s| s.samples.len()).sum();
-        let derived = select_derived(select, ladder, selection, base, part, held)?;
+    visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let Some((base, part)) = classic_part(&selection.matchers) else { return source.for_each(selection, visit) };
+    let mut recorded: hashbrown::HashSet<Labels> = hashbrown::HashSet::new();
+    source.for_each(selection, &mut |series| {
+        recorded.insert(series.labels.clone());
+        visit(series)
+    })?;
+    for_each_derived(source, ladder, selection, base, part, &mut |series| {
         // Where both exist, the recorded series is the truth.
-        let recorded: hashbrown::HashSet<Labels> = series.iter().map(|s| s.labels.clone()).collect();
-        series.extend(derived.into_iter().filter(|d| !recorded.contains(&d.labels)));
-    }
-    series.sort_by(|a, b| a.labels.cmp(&b.labels));
-    Ok(series)
+        if recorded.contains(&series.labels) { Ok(()) } else { visit(series) }
+    })
 }
 
-/// The labels of what [`select`] would find. Only for a classic name does it take a look at samples.
+/// The labels of what [`for_each`] would find. Only for a classic name does it take a look at samples.
 pub(super) fn labels(source: &dyn Select, ladder: &Ladder, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
     if classic_part(&selection.matchers).is_none() {
         return source.labels(selection);
     }
-    Ok(select(source, ladder, selection)?.into_iter().map(|s| s.labels).collect())
+    let mut found = Vec::new();
+    for_each(source, ladder, selection, &mut |series| {
+        found.push(series.labels);
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// The base name and the part, if the matchers demand a name with one of the classic suffixes.
@@ -56,34 +63,29 @@ fn classic_part(matchers: &[Matcher]) -> Option<(&str, Part)> {
     (!base.is_empty()).then_some((base, part))
 }
 
-fn select_derived(
-    select: &dyn Select,
+fn for_each_derived(
+    source: &dyn Select,
     ladder: &Ladder,
     selection: &Selection,
     base: &str,
     part: Part,
-    held: usize,
-) -> Result<Vec<SelectedSeries>, StoreError> {
+    visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     // The name and `le` come into being below; only the other labels can be asked of the base.
     let of_base = |m: &&Matcher| m.name != METRIC_NAME && m.name != LE;
     let mut matchers: Vec<Matcher> = selection.matchers.iter().filter(of_base).cloned().collect();
     matchers.push(Matcher::metric(base));
-    let samples_max = selection.samples_max.saturating_sub(held);
-    let bases = select.select(&Selection { matchers, samples_max, ..*selection })?;
-
-    let mut derived = Vec::new();
-    let mut samples = 0usize;
-    for series in bases {
+    let samples_max = selection.samples_max;
+    source.for_each(&Selection { matchers, ..*selection }, &mut |series| {
         // Float samples of the base are not of a histogram, but its end is its parts' end.
         let of_histogram = |s: &Sample| s.value.as_histogram().is_some() || s.value.is_stale();
         if !series.samples.iter().any(|s| s.value.as_histogram().is_some()) {
-            continue;
+            return Ok(());
         }
         let mut wanted = parts(&series.labels, ladder, base, part);
         wanted.retain(|(labels, _)| selection.matchers.iter().all(|m| m.matches(labels)));
-        samples = samples.saturating_add(series.samples.len().saturating_mul(wanted.len()));
-        if samples > samples_max {
-            return Err(StoreError::TooManySamples(selection.samples_max));
+        if series.samples.len().saturating_mul(wanted.len()) > samples_max {
+            return Err(StoreError::TooManySamples(samples_max));
         }
         let reads: Vec<Read> = wanted.iter().map(|(_, read)| *read).collect();
         let mut columns: Vec<Vec<Sample>> = vec![Vec::with_capacity(series.samples.len()); wanted.len()];
@@ -96,10 +98,12 @@ fn select_derived(
                 column.push(Sample { timestamp_ms: sample.timestamp_ms, value });
             }
         }
-        let series = wanted.into_iter().zip(columns);
-        derived.extend(series.map(|((labels, _), samples)| SelectedSeries { labels, samples }));
-    }
-    Ok(derived)
+        wanted
+            .into_iter()
+            .zip(columns)
+            .filter(|(_, samples)| !samples.is_empty())
+            .try_for_each(|((labels, _), samples)| visit(SelectedSeries { labels, samples }))
+    })
 }
 
 /// How one derived series reads a histogram.

@@ -34,21 +34,22 @@ impl Memory {
 }
 
 impl Select for Memory {
-    fn select(&self, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError> {
+    fn for_each(
+        &self,
+        selection: &Selection,
+        visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let within = |s: &&Sample| (selection.start_ms..=selection.end_ms).contains(&s.timestamp_ms);
-        let mut held = 0;
-        let mut found = Vec::new();
         for series in self.0.iter().filter(|s| selection.matchers.iter().all(|m| m.matches(&s.labels))) {
             let samples: Vec<Sample> = series.samples.iter().filter(within).cloned().collect();
-            held += samples.len();
-            if held > selection.samples_max {
+            if samples.len() > selection.samples_max {
                 return Err(StoreError::TooManySamples(selection.samples_max));
             }
             if !samples.is_empty() {
-                found.push(SelectedSeries { labels: series.labels.clone(), samples });
+                visit(SelectedSeries { labels: series.labels.clone(), samples })?;
             }
         }
-        Ok(found)
+        Ok(())
     }
 }
 

@@ -93,9 +93,25 @@ pub struct RestoredSeries {
 
 /// Anything that `PromQL` can select series from.
 pub trait Select: Send + Sync {
-    /// The series that match, each with its samples within `start_ms..=end_ms` in the order of time, stale markers
-    /// included; series without a sample there are left out.
-    fn select(&self, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError>;
+    /// Calls `visit` with each series that matches, in the order of their labels, one at a time: its samples within
+    /// `start_ms..=end_ms` in the order of time, stale markers included; series without a sample there are left out. An
+    /// error of `visit` ends it and is returned.
+    fn for_each(
+        &self,
+        selection: &Selection,
+        visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError>;
+
+    /// All that [`Select::for_each`] visits, at once: at most `samples_max` samples together.
+    fn select(&self, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError> {
+        let (mut selected, mut left) = (Vec::new(), selection.samples_max);
+        self.for_each(selection, &mut |series| {
+            left = left.checked_sub(series.samples.len()).ok_or(StoreError::TooManySamples(selection.samples_max))?;
+            selected.push(series);
+            Ok(())
+        })?;
+        Ok(selected)
+    }
 
     /// The labels alone of what [`Select::select`] would find. A store that knows them without reading samples does better
     /// than this.
@@ -116,7 +132,7 @@ pub struct Selection {
     /// Whether a value is repeated at every tick at which it held. If not, it is given once: at the first tick, or where
     /// it changed. That is all that the last, least or greatest value of the whole time asked for depends on.
     pub repeats: bool,
-    /// More samples than this are refused with [`StoreError::TooManySamples`], before they fill the memory.
+    /// A series with more samples than this is refused with [`StoreError::TooManySamples`], before they fill the memory.
     pub samples_max: usize,
 }
 
@@ -188,6 +204,9 @@ pub enum StoreError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// Whoever is visited series by series wants no more of them; why is theirs to say.
+    #[error("the visit of the series ended early")]
+    Stopped,
     /// Another collector uses the data directory.
     #[error("data directory {}: another collector uses it; stop that one, or choose another with --data-dir DIR", path.display())]
     Locked {

@@ -108,7 +108,11 @@ impl Select for Reader {
         Ok(self.matching(selection).into_iter().map(|(_, labels)| labels).collect())
     }
 
-    fn select(&self, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError> {
+    fn for_each(
+        &self,
+        selection: &Selection,
+        visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let idle = self.connections.lock().pop();
         let connection = match idle {
             Some(connection) => connection,
@@ -123,7 +127,8 @@ impl Select for Reader {
         if connections.len() < IDLE_CONNECTIONS_MAX {
             connections.push(connection);
         }
-        Ok(selected)
+        drop(connections);
+        selected.into_iter().try_for_each(visit)
     }
 }
 

@@ -13,7 +13,11 @@ use crate::store::{Select, SelectedSeries, Selection, StoreError};
 struct Fixed;
 
 impl Select for Fixed {
-    fn select(&self, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError> {
+    fn for_each(
+        &self,
+        selection: &Selection,
+        visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let sample = |timestamp_ms, value| Sample { timestamp_ms, value };
         let mut h = ExponentialHistogram::default();
         h.record(1.0, 2.0);
@@ -28,7 +32,7 @@ impl Select for Fixed {
             },
         ];
         let matches = |s: &SelectedSeries| selection.matchers.iter().all(|m| m.matches(&s.labels));
-        Ok(series.into_iter().filter(matches).collect())
+        series.into_iter().filter(matches).try_for_each(visit)
     }
 }
 
