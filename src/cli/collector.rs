@@ -70,6 +70,10 @@ pub struct CollectorArgs {
     #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_RETENTION", default_value = "14d", value_parser = retention)]
     retention: Duration,
 
+    /// How large the store may get, 1MiB to 100TiB: beyond that the oldest days go, whatever --retention says [default: no limit]
+    #[arg(long, value_name = "SIZE", env = "CORTEX_COLLECTOR_RETENTION_SIZE", value_parser = retention_size)]
+    retention_size: Option<u64>,
+
     /// Time between ticks, the resolution of everything that is stored: 1s to 1m
     #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_INTERVAL", default_value = "10s", value_parser = interval)]
     interval: Duration,
@@ -203,6 +207,12 @@ fn receive_buffer(text: &str) -> Result<usize, String> {
     usize::try_from(bytes).ok().filter(|_| is_within).ok_or_else(|| format!("got {text}, want 4KiB to 512MiB"))
 }
 
+fn retention_size(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    let is_within = (1 << 20..=100 << 40).contains(&bytes);
+    is_within.then_some(bytes).ok_or_else(|| format!("got {text}, want 1MiB to 100TiB"))
+}
+
 fn bounded(text: &str, least: Duration, most: Duration, range: &str) -> Result<Duration, String> {
     let duration = parse_duration(text)?;
     if (least..=most).contains(&duration) { Ok(duration) } else { Err(format!("got {text}, want {range}")) }
@@ -216,6 +226,7 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     memory::return_early();
     telemetry::init(args.log_level.into());
     let clock = Clock::System;
+    let steady = Clock::steady();
     let Some(data_dir) = args.data_dir.or_else(|| default_data_dir(|name| std::env::var_os(name))) else {
         bail!("neither --data-dir nor XDG_STATE_HOME nor HOME is set: say where to keep data with --data-dir DIR");
     };
@@ -255,13 +266,14 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     if let Some(mapping) = mapping {
         registry = registry.with_mapping(mapping);
     }
-    let intake = Intake::new(registry, clock.now_ms()).with_gauge_minus(args.gauge_minus.into());
+    let intake = Intake::new(registry, steady.now_ms()).with_gauge_minus(args.gauge_minus.into());
     let intake = intake.with_sockets(listeners.iter().map(|listener| Arc::clone(listener.account())).collect());
     let intake = Arc::new(intake);
-    let config = RecorderConfig { interval: args.interval, retention: args.retention };
-    let recorder = Recorder::start(config, Arc::clone(&intake), store, Arc::clone(&published), clock.clone())?;
+    let config =
+        RecorderConfig { interval: args.interval, retention: args.retention, retention_size: args.retention_size };
+    let recorder = Recorder::start(config, Arc::clone(&intake), store, Arc::clone(&published), clock, steady.clone())?;
     for listener in &mut listeners {
-        listener.start(&intake, &clock, args.ingest_threads.into())?;
+        listener.start(&intake, &steady, args.ingest_threads.into())?;
     }
     announce(&listeners, args.receive_buffer as u64, http_address, &data_dir)?;
 

@@ -1,7 +1,7 @@
 //! The recorder: every 10 s one tick, committed to the store, then published.
 //!
 //! A tick that the disk refuses is kept and merged with the next; meanwhile live values are published and the health says
-//! so. No tick is at or before the one before it, whatever the clock does.
+//! so. A tick has the clock's time, whatever the clock does: one that was set back never rewrites what was stored.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -27,6 +27,8 @@ pub struct RecorderConfig {
     pub interval: Duration,
     /// How long samples are kept. Default 14 days.
     pub retention: Duration,
+    /// How many bytes the store may have; days before the newest go until it has no more. Default: no limit.
+    pub retention_size: Option<u64>,
 }
 
 /// The thread; [`Recorder::stop`] makes the last tick.
@@ -37,16 +39,17 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts the thread.
+    /// Starts the thread. `clock` says when a tick is, `steady` how long something has been silent.
     pub fn start(
         config: RecorderConfig,
         intake: Arc<Intake>,
         store: Store,
         published: Arc<Published>,
         clock: Clock,
+        steady: Clock,
     ) -> io::Result<Self> {
         let (stop, stopped) = bounded::<()>(0);
-        let mut worker = Worker::new(config, intake, store, published, clock);
+        let mut worker = Worker::new(config, intake, store, published, clock, steady);
         let thread = thread::Builder::new().name("cortex-recorder".into()).spawn(move || {
             let interval = worker.config.interval;
             let mut next = Instant::now() + interval;
@@ -72,8 +75,8 @@ struct Worker {
     store: Store,
     published: Arc<Published>,
     clock: Clock,
+    steady: Clock,
     last_tick_ms: Option<i64>,
-    is_clock_behind: bool,
     /// Ticks that could not be committed, merged into one.
     pending: Tick,
     /// What the collector's own counters have been told already.
@@ -82,38 +85,32 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(config: RecorderConfig, intake: Arc<Intake>, store: Store, published: Arc<Published>, clock: Clock) -> Self {
+    fn new(
+        config: RecorderConfig,
+        intake: Arc<Intake>,
+        store: Store,
+        published: Arc<Published>,
+        clock: Clock,
+        steady: Clock,
+    ) -> Self {
         let last_tick_ms = published.snapshot().tick_ms;
         let (pending, told) = (Tick::default(), BTreeMap::new());
-        Self {
-            config,
-            intake,
-            store,
-            published,
-            clock,
-            last_tick_ms,
-            is_clock_behind: false,
-            pending,
-            told,
-            expired: None,
-        }
+        Self { config, intake, store, published, clock, steady, last_tick_ms, pending, told, expired: None }
     }
 
     fn tick(&mut self) {
         let now_ms = self.clock.now_ms();
-        let timestamp_ms = self.last_tick_ms.map_or(now_ms, |last| now_ms.max(last + 1));
-        if timestamp_ms > now_ms + 1000 && !std::mem::replace(&mut self.is_clock_behind, true) {
-            tracing::warn!(
-                behind_seconds = (timestamp_ms - now_ms) / 1000,
-                "the clock is behind the newest tick: ticks follow it closely, and queries look there, until the clock is past it"
-            );
-        }
-        self.is_clock_behind &= timestamp_ms > now_ms + 1000;
         let interval_ms = self.config.interval.as_millis() as i64;
+        // The time is the clock's own, also after it was set back; only where there is a tick already it is a little later.
+        let timestamp_ms = self.store.free_time_ms(now_ms);
+        let earlier = self.last_tick_ms.filter(|last| *last < timestamp_ms);
+        if let Some(ahead) = self.last_tick_ms.filter(|last| *last >= timestamp_ms) {
+            let seconds = (ahead - timestamp_ms) / 1000;
+            tracing::warn!(seconds, "the clock was set back: samples go on at its time, what was stored stays");
+        }
         // The explicit zero of a new series stands at the tick before, or where it would have been.
-        let start_ms =
-            self.last_tick_ms.map_or(timestamp_ms - interval_ms, |last| last.max(timestamp_ms - 2 * interval_ms));
-        let tick = self.take(timestamp_ms, start_ms, now_ms);
+        let start_ms = earlier.map_or(timestamp_ms - interval_ms, |last| last.max(timestamp_ms - 2 * interval_ms));
+        let tick = self.take(timestamp_ms, start_ms);
         self.last_tick_ms = Some(timestamp_ms);
         let tick = merge(std::mem::take(&mut self.pending), tick);
         match self.store.append(&tick) {
@@ -123,7 +120,7 @@ impl Worker {
                     self.published.set_health(Health::default());
                 }
                 self.published.publish(&tick);
-                self.expire(timestamp_ms);
+                self.expire();
             }
             Err(error) => {
                 if self.published.health().store_error.is_none() {
@@ -138,7 +135,8 @@ impl Worker {
     }
 
     /// Takes what changed, with the collector's own figures.
-    fn take(&mut self, timestamp_ms: i64, start_ms: i64, now_ms: i64) -> Tick {
+    fn take(&mut self, timestamp_ms: i64, start_ms: i64) -> Tick {
+        let now_ms = self.steady.now_ms();
         let size_bytes = self.store.size_bytes();
         let intake = Arc::clone(&self.intake);
         intake.gather();
@@ -217,13 +215,13 @@ impl Worker {
         self.intake.lock().registry.record_own(MetricKind::Counter, name, label, grown as f64);
     }
 
-    fn expire(&mut self, now_ms: i64) {
+    fn expire(&mut self) {
         if self.expired.is_some_and(|expired| expired.elapsed() < EXPIRE_EVERY) {
             return;
         }
         self.expired = Some(Instant::now());
         let retention_ms = i64::try_from(self.config.retention.as_millis()).unwrap_or(i64::MAX);
-        match self.store.expire(now_ms.saturating_sub(retention_ms)) {
+        match self.store.expire(retention_ms, self.config.retention_size) {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => {
                 self.published.forget(&gone);
@@ -272,8 +270,10 @@ mod tests {
         let (store, restored) = Store::open(dir).unwrap();
         let published = Arc::new(Published::new(&restored));
         let intake = Arc::new(Intake::new(Registry::new(restored), now_ms));
-        let config = RecorderConfig { interval: Duration::from_secs(10), retention: Duration::from_secs(86_400) };
-        Worker::new(config, intake, store, published, Clock::manual(now_ms))
+        let (interval, retention) = (Duration::from_secs(10), Duration::from_secs(86_400));
+        let config = RecorderConfig { interval, retention, retention_size: None };
+        let clock = Clock::manual(now_ms);
+        Worker::new(config, intake, store, published, clock.clone(), clock)
     }
 
     impl Worker {
@@ -357,13 +357,34 @@ mod tests {
     }
 
     #[test]
-    fn no_tick_is_at_or_before_the_one_before_it() {
+    fn a_clock_that_jumps_stops_nothing_and_rewrites_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let mut worker = worker(dir.path(), START_MS);
+        worker.steady = Clock::manual(START_MS);
+        worker.receive("c:1|c\ng:1|g");
         worker.tick_at(START_MS);
-        worker.receive("c:1|c");
-        worker.tick_at(START_MS - 500_000);
-        assert_eq!(worker.published.snapshot().tick_ms, Some(START_MS + 1));
-        assert_eq!(worker.stored("c").last(), Some(&(0, 1.0)));
+        for (step, jump_s) in [1i64, -1, 43_200, -43_200, 31_536_000, -31_536_000, -500_000, 500_000].iter().enumerate()
+        {
+            let before = worker.stored("g");
+            let now_ms = worker.clock.now_ms() + jump_s * 1000;
+            let value = step as f64 + 2.0;
+            worker.receive(&format!("c:1|c\ng:{value}|g"));
+            worker.tick_at(now_ms);
+            let after = worker.stored("g");
+            // At its own time, or a millisecond after a tick that was there.
+            let at = worker.published.snapshot().tick_ms.unwrap();
+            assert!((now_ms..=now_ms + 1).contains(&at), "{at} {now_ms}");
+            assert!(before.iter().all(|sample| after.contains(sample)), "jump {jump_s}: {before:?} {after:?}");
+            assert_eq!((worker.published("g"), worker.published("c")), (Some(value), Some(value)));
+            let matchers = vec![Matcher::metric("c")];
+            let selection = Selection { matchers, start_ms: at, end_ms: at, repeats: true, samples_max: 9 };
+            let found = worker.store.reader().select(&selection).unwrap();
+            assert_eq!(found[0].samples[0].value, Value::Float(value), "jump {jump_s}");
+            worker.clock.set_ms(at);
+        }
+        let stored = worker.stored("g");
+        drop(worker);
+        let worker = self::worker(dir.path(), START_MS);
+        assert_eq!((worker.stored("g"), worker.published("c")), (stored, Some(9.0)));
     }
 }

@@ -4,19 +4,28 @@
 //! tick from its start to its end: where a tick has no sample of it, its last one still holds. The bytes are described in
 //! `docs/storage-format.md`.
 
+mod chunk;
 mod codec;
-mod database;
+mod columns;
+mod day;
+mod file;
+mod head;
 mod reader;
+mod sealer;
+mod shared;
+mod stream;
 #[cfg(test)]
 mod tests;
+mod window;
+mod writer;
 
 use std::io;
 use std::path::PathBuf;
 
 use regex::Regex;
 
-pub use database::Store;
 pub use reader::Reader;
+pub use writer::{Store, backup};
 
 use crate::model::{Labels, METRIC_NAME, MetricKind, Sample, SeriesId, Value};
 
@@ -89,6 +98,33 @@ pub struct RestoredSeries {
     pub value: Value,
     /// For a gauge, the id of its last writer; empty if that one does not name itself.
     pub writer: String,
+}
+
+/// A series as it came by remote write.
+#[derive(Debug, Clone)]
+pub struct WrittenSeries {
+    /// Its name and labels.
+    pub labels: Labels,
+    /// Its samples; each must be later than the one before it, and than what the series has.
+    pub samples: Vec<Sample>,
+}
+
+/// What became of samples that came by remote write.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    /// How many were stored.
+    pub stored: u64,
+    /// How many were refused.
+    pub refused: u64,
+    /// Which the first of those was, and why, in Prometheus's words.
+    pub example: Option<String>,
+}
+
+impl Written {
+    fn refuse(&mut self, labels: &Labels, sample: &Sample, why: &str) {
+        self.refused += 1;
+        self.example.get_or_insert_with(|| format!("{why}: series {labels} at {} ms", sample.timestamp_ms));
+    }
 }
 
 /// Anything that `PromQL` can select series from.
@@ -226,6 +262,19 @@ pub enum StoreError {
     NotOurs {
         /// The database.
         path: PathBuf,
+    },
+    /// A data directory has room for 4,294,967,295 series in its time.
+    #[error("the data directory has given all its numbers for series: choose a new one with --data-dir DIR")]
+    TooManySeries,
+    /// A database of an earlier version.
+    #[error("{}: format version {got}, this collector reads {want}: move it away, or choose another directory with --data-dir DIR", path.display())]
+    Older {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        got: i64,
+        /// Ours.
+        want: i64,
     },
     /// A database of a later version.
     #[error("{}: format version {got}, this collector knows up to {want}: run the newer collector that wrote it", path.display())]

@@ -1,111 +1,68 @@
-//! Reading: series with one sample per tick, made from what changed.
+//! Reading: the samples of a series from all windows that have some, as one sample per tick.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
-
-use super::codec::decode_value;
-use super::database::Index;
+use super::chunk::{Extremes, Summary};
+use super::day::{Day, Summaries};
+use super::shared::{Index, Shared};
+use super::window::{OpenWindow, SealedWindow, Windows};
 use super::{MatchOp, Select, SelectedSeries, Selection, StoreError};
-use crate::model::{Labels, METRIC_NAME, Sample, SeriesId, Value};
-
-/// So many connections stay open between queries.
-const IDLE_CONNECTIONS_MAX: usize = 4;
+use crate::model::{Labels, METRIC_NAME, Sample, Value};
 
 /// Reads a store that another part of this process writes. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Reader {
-    pub(super) path: PathBuf,
-    pub(super) index: Arc<RwLock<Index>>,
-    pub(super) connections: Arc<Mutex<Vec<Connection>>>,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// Series with the same labels: one that this collector counts, one that was written, or both.
+struct Group {
+    labels: Labels,
+    ids: Vec<u32>,
 }
 
 impl Reader {
-    fn failed(&self) -> impl Fn(rusqlite::Error) -> StoreError + use<> {
-        let path = self.path.clone();
-        move |source| StoreError::Database { path: path.clone(), source }
-    }
-
-    fn matching(&self, selection: &Selection) -> Vec<(SeriesId, Labels)> {
-        let index = self.index.read();
-        let is_match = |labels: &Labels| selection.matchers.iter().all(|matcher| matcher.matches(labels));
+    fn matching(&self, selection: &Selection) -> Vec<Group> {
+        let index = self.shared.index.read();
         let name = selection.matchers.iter().find_map(|matcher| match &matcher.op {
             MatchOp::Equal(name) if matcher.name == METRIC_NAME => Some(name),
             _ => None,
         });
-        let pair = |id: &SeriesId| index.labels.get(id).map(|labels| (*id, labels.clone()));
-        let mut matching: Vec<(SeriesId, Labels)> = match name {
-            Some(name) => index.by_name.get(name).into_iter().flatten().filter_map(pair).collect(),
-            None => index.labels.keys().filter_map(pair).collect(),
+        let mut matching: Vec<(Labels, u32)> = match name {
+            Some(name) => {
+                index.by_name.get(name).into_iter().flatten().filter_map(|id| pair(&index, *id, selection)).collect()
+            }
+            None => index.series.keys().filter_map(|id| pair(&index, *id, selection)).collect(),
         };
-        matching.retain(|(_, labels)| is_match(labels));
-        matching.sort_by(|a, b| a.1.cmp(&b.1));
-        matching
+        drop(index);
+        matching.sort_unstable();
+        let mut groups: Vec<Group> = Vec::with_capacity(matching.len());
+        for (labels, id) in matching {
+            match groups.last_mut() {
+                Some(group) if group.labels == labels => group.ids.push(id),
+                _ => groups.push(Group { labels, ids: vec![id] }),
+            }
+        }
+        groups
     }
 
-    fn read(&self, connection: &Connection, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError> {
-        let failed = self.failed();
-        let (start, end) = (selection.start_ms, selection.end_ms);
-        let matching = self.matching(selection);
-        if matching.is_empty() {
-            return Ok(Vec::new());
-        }
-        // One snapshot for ticks and samples, whatever is committed meanwhile.
-        let snapshot = connection.unchecked_transaction().map_err(&failed)?;
-        let ticks: Vec<i64> = snapshot
-            .prepare_cached("SELECT timestamp FROM ticks WHERE timestamp BETWEEN ?1 AND ?2 ORDER BY timestamp")
-            .and_then(|mut query| query.query_map([start, end], |row| row.get(0))?.collect())
-            .map_err(&failed)?;
-        let mut level = snapshot
-            .prepare_cached(
-                "SELECT timestamp, value FROM samples WHERE series = ?1 AND timestamp < ?2 ORDER BY timestamp DESC LIMIT 1",
-            )
-            .map_err(&failed)?;
-        let mut within = snapshot
-            .prepare_cached(
-                "SELECT timestamp, value FROM samples WHERE series = ?1 AND timestamp BETWEEN ?2 AND ?3 ORDER BY timestamp",
-            )
-            .map_err(&failed)?;
-        let mut selected = Vec::new();
-        let mut left = selection.samples_max;
-        for (id, labels) in matching {
-            let number = id.0.cast_signed();
-            let decode = |timestamp_ms: i64, bytes: &[u8]| match decode_value(bytes) {
-                Some(value) => Ok(Sample { timestamp_ms, value }),
-                None => Err(StoreError::Damaged {
-                    path: self.path.clone(),
-                    what: format!("the value of series {number} at {timestamp_ms}"),
-                }),
-            };
-            let before: Option<(i64, Vec<u8>)> =
-                level.query_row([number, start], |row| Ok((row.get(0)?, row.get(1)?))).optional().map_err(&failed)?;
-            let before = before.map(|(timestamp, bytes)| decode(timestamp, &bytes)).transpose()?;
-            let mut changes = Vec::new();
-            let mut rows = within.query([number, start, end]).map_err(&failed)?;
-            while let Some(row) = rows.next().map_err(&failed)? {
-                let bytes = row.get_ref(1).and_then(|bytes| Ok(bytes.as_blob()?)).map_err(&failed)?;
-                changes.push(decode(row.get(0).map_err(&failed)?, bytes)?);
-                if changes.len() > left {
-                    return Err(StoreError::TooManySamples(selection.samples_max));
-                }
-            }
-            let samples = fill(before.map(|sample| sample.value), changes, &ticks, selection.repeats, left)
-                .ok_or(StoreError::TooManySamples(selection.samples_max))?;
-            left -= samples.len();
-            if !samples.is_empty() {
-                selected.push(SelectedSeries { labels, samples });
-            }
-        }
-        Ok(selected)
+    fn snapshot(&self, groups: &[Group], selection: &Selection) -> Snapshot {
+        let windows = self.shared.windows.read();
+        let ids = || groups.iter().flat_map(|group| group.ids.iter().copied());
+        Snapshot::of(&windows, ids, selection)
     }
+}
+
+fn pair(index: &Index, id: u32, selection: &Selection) -> Option<(Labels, u32)> {
+    let labels = &index.series.get(&id)?.labels;
+    selection.matchers.iter().all(|matcher| matcher.matches(labels)).then(|| (labels.clone(), id))
 }
 
 impl Select for Reader {
     /// Of every series that is kept, whether or not it has a sample in the time asked for: no sample is read.
     fn labels(&self, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
-        Ok(self.matching(selection).into_iter().map(|(_, labels)| labels).collect())
+        Ok(self.matching(selection).into_iter().map(|group| group.labels).collect())
     }
 
     fn for_each(
@@ -113,61 +70,335 @@ impl Select for Reader {
         selection: &Selection,
         visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let idle = self.connections.lock().pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => Connection::open_with_flags(
-                &self.path,
-                OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-            )
-            .map_err(self.failed())?,
-        };
-        let selected = self.read(&connection, selection)?;
-        let mut connections = self.connections.lock();
-        if connections.len() < IDLE_CONNECTIONS_MAX {
-            connections.push(connection);
+        let groups = self.matching(selection);
+        if groups.is_empty() {
+            return Ok(());
         }
-        drop(connections);
-        selected.into_iter().try_for_each(visit)
+        let mut files = Files::new(&self.shared);
+        let mut snapshot = self.snapshot(&groups, selection);
+        for group in &groups {
+            let samples = loop {
+                match snapshot.samples(&mut files, &group.ids, selection) {
+                    Err(StoreError::Damaged { what, .. }) if files.last.is_some() => {
+                        // Once for each file: what is left of it is sound.
+                        let day = files.last.unwrap_or_default();
+                        files.open.clear();
+                        self.shared.salvage_found(day, &what)?;
+                        snapshot = self.snapshot(&groups, selection);
+                    }
+                    other => break other?,
+                }
+            };
+            if !samples.is_empty() {
+                visit(SelectedSeries { labels: group.labels.clone(), samples })?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// One sample at each tick and each change: the newest value there, from `before` on, until a stale marker ends it.
-/// Without `repeats` each value once. `None` if that makes more than `samples_max`.
-fn fill(
-    before: Option<Value>,
-    changes: Vec<Sample>,
-    ticks: &[i64],
-    repeats: bool,
-    samples_max: usize,
-) -> Option<Vec<Sample>> {
-    let mut samples = Vec::new();
-    let mut held = before.filter(|value| !value.is_stale());
-    let mut changes = changes.into_iter().peekable();
-    let mut ticks = ticks.iter().copied().peekable();
-    loop {
-        let change = match (changes.peek(), ticks.peek()) {
-            (None, None) => return Some(samples),
-            (Some(change), Some(tick)) if change.timestamp_ms > *tick => None,
-            (Some(_), _) => changes.next(),
-            (None, Some(_)) => None,
-        };
-        let sample = if let Some(sample) = change {
-            ticks.next_if_eq(&sample.timestamp_ms);
-            held = (!sample.value.is_stale()).then(|| sample.value.clone());
-            sample
-        } else {
-            let timestamp_ms = ticks.next()?;
-            // What is held now was given already, unless it is from before the time asked for.
-            if !repeats && !samples.is_empty() {
-                continue;
-            }
-            let Some(value) = held.clone() else { continue };
-            Sample { timestamp_ms, value }
-        };
-        if samples.len() >= samples_max {
-            return None;
+/// The files that a query has open.
+struct Files<'a> {
+    shared: &'a Shared,
+    open: BTreeMap<i64, Option<Day>>,
+    /// The day whose file was read last.
+    last: Option<i64>,
+}
+
+impl<'a> Files<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self { shared, open: BTreeMap::new(), last: None }
+    }
+
+    /// The file of a day, `None` if the retention took it.
+    fn day(&mut self, day: i64) -> Result<Option<&Day>, StoreError> {
+        self.last = Some(day);
+        if !self.open.contains_key(&day) {
+            let file = self.shared.day(day)?;
+            self.open.insert(day, file);
         }
-        samples.push(sample);
+        Ok(self.open.get(&day).and_then(Option::as_ref))
+    }
+}
+
+impl Drop for Files<'_> {
+    fn drop(&mut self) {
+        std::mem::take(&mut self.open).into_values().flatten().for_each(|day| self.shared.give_back(day));
+    }
+}
+
+/// A window as a query sees it.
+enum Source {
+    Sealed(Arc<SealedWindow>),
+    Sealing(Arc<OpenWindow>),
+    /// Of the window that still grows, the series that are asked for.
+    Open(OpenWindow),
+}
+
+impl Source {
+    fn open(&self) -> Option<&OpenWindow> {
+        match self {
+            Self::Sealed(_) => None,
+            Self::Sealing(window) => Some(window),
+            Self::Open(window) => Some(window),
+        }
+    }
+
+    fn ticks(&self) -> &[i64] {
+        match self {
+            Self::Sealed(window) => &window.ticks,
+            other => other.open().map_or(&[], |window| &window.ticks),
+        }
+    }
+
+    fn span(&self) -> (i64, i64) {
+        match self {
+            Self::Sealed(window) => window.span,
+            other => other.open().and_then(|window| window.span).unwrap_or((i64::MAX, i64::MIN)),
+        }
+    }
+
+    fn run(&self) -> u64 {
+        match self {
+            Self::Sealed(window) => window.run,
+            other => other.open().map_or(0, |window| window.run),
+        }
+    }
+
+    /// Whether values hold from `earlier` on into this window.
+    fn follows(&self, earlier: &Self) -> bool {
+        let (previous, last) = match (self, earlier) {
+            (Self::Sealed(window), Self::Sealed(earlier)) => (window.previous, earlier.last_sequence),
+            (later, Self::Sealed(earlier)) => (later.open().map_or(0, |window| window.previous), earlier.last_sequence),
+            (Self::Sealed(_), _) => return false,
+            (later, earlier) => (
+                later.open().map_or(0, |window| window.previous),
+                earlier.open().map_or(0, |window| window.last_sequence),
+            ),
+        };
+        previous == last
+    }
+
+    fn has(&self, id: u32) -> bool {
+        match self {
+            Self::Sealed(window) => window.present.contains(id),
+            other => other.open().is_some_and(|window| window.streams.contains_key(&id)),
+        }
+    }
+
+    fn has_lost(&self, id: u32) -> bool {
+        matches!(self, Self::Sealed(window) if window.lost.contains(id))
+    }
+
+    fn samples(&self, files: &mut Files<'_>, id: u32) -> Result<Vec<Sample>, StoreError> {
+        match self {
+            Self::Sealed(window) => match files.day(window.day)? {
+                Some(file) => file.samples(window, id),
+                None => Ok(Vec::new()),
+            },
+            // What cannot be read in memory was never written: a stream that we made ourselves.
+            other => Ok(other.open().and_then(|window| window.samples(id)).unwrap_or_default()),
+        }
+    }
+}
+
+/// The windows that a query may need, as they were at one moment.
+struct Snapshot {
+    /// Windows of ticks by run, in the order of the log; which of them overlap the time asked for.
+    runs: Vec<(Vec<Source>, std::ops::Range<usize>)>,
+    /// Windows of written samples that overlap it, in the order of the log.
+    written: Vec<Source>,
+}
+
+impl Snapshot {
+    fn of<I: Iterator<Item = u32>>(windows: &Windows, ids: impl Fn() -> I, selection: &Selection) -> Self {
+        let overlaps = |source: &Source| source.span().0 <= selection.end_ms && source.span().1 >= selection.start_ms;
+        let few = |window: &OpenWindow| {
+            let streams = ids().filter_map(|id| Some((id, window.streams.get(&id)?.clone()))).collect();
+            OpenWindow { streams, ..window.head() }
+        };
+        let sealed = |is_written: bool| {
+            let of_kind = windows.sealed.iter().filter(move |window| window.is_written == is_written);
+            of_kind.map(|window| Source::Sealed(Arc::clone(window)))
+        };
+        let sealing = |is_written: bool| {
+            let of_kind = windows.sealing.iter().filter(move |window| window.is_written == is_written);
+            of_kind.map(|window| Source::Sealing(Arc::clone(window)))
+        };
+        let mut written: Vec<Source> = sealed(true).chain(sealing(true)).filter(overlaps).collect();
+        if !windows.written.is_empty() {
+            written.push(Source::Open(few(&windows.written)));
+        }
+        let mut runs: Vec<(Vec<Source>, std::ops::Range<usize>)> = Vec::new();
+        let open = (!windows.open.is_empty()).then(|| Source::Open(few(&windows.open)));
+        for source in sealed(false).chain(sealing(false)).chain(open) {
+            match runs.last_mut() {
+                Some((run, _)) if run.last().is_some_and(|last| last.run() == source.run()) => run.push(source),
+                _ => runs.push((vec![source], 0..0)),
+            }
+        }
+        for (run, range) in &mut runs {
+            let first = run.iter().position(overlaps);
+            let last = run.iter().rposition(overlaps);
+            *range = first.zip(last).map_or(0..0, |(first, last)| first..last + 1);
+        }
+        runs.retain(|(_, range)| !range.is_empty());
+        Self { runs, written }
+    }
+
+    /// The samples of series with the same labels.
+    fn samples(&self, files: &mut Files<'_>, ids: &[u32], selection: &Selection) -> Result<Vec<Sample>, StoreError> {
+        let mut parts: Vec<Vec<Sample>> = Vec::new();
+        for id in ids {
+            for (run, range) in &self.runs {
+                let mut fill = Fill { selection, samples: Vec::new(), held: None };
+                read_run(files, *id, run, range.clone(), &mut fill)?;
+                parts.push(fill.samples);
+            }
+            for source in self.written.iter().filter(|source| source.has(*id)) {
+                let mut samples = source.samples(files, *id)?;
+                samples.retain(|sample| (selection.start_ms..=selection.end_ms).contains(&sample.timestamp_ms));
+                parts.push(samples);
+            }
+        }
+        parts.retain(|part| !part.is_empty());
+        let mut samples = if parts.len() == 1 { parts.pop().unwrap_or_default() } else { parts.concat() };
+        if !samples.is_sorted_by(|a, b| a.timestamp_ms < b.timestamp_ms) {
+            samples.sort_by_key(|sample| sample.timestamp_ms); // stable: of equal times the first stays
+            samples.dedup_by_key(|sample| sample.timestamp_ms);
+        }
+        if samples.len() > selection.samples_max {
+            return Err(StoreError::TooManySamples(selection.samples_max));
+        }
+        Ok(samples)
+    }
+}
+
+/// Reads a series in the windows `range` of a run.
+fn read_run(
+    files: &mut Files<'_>,
+    id: u32,
+    run: &[Source],
+    range: std::ops::Range<usize>,
+    fill: &mut Fill<'_>,
+) -> Result<(), StoreError> {
+    let selection = fill.selection;
+    let first = range.start;
+    let mut earlier: Option<&Source> = None;
+    for (at, source) in run.iter().enumerate().take(range.end).skip(first) {
+        if earlier.is_some_and(|earlier| !source.follows(earlier)) || source.has_lost(id) {
+            fill.held = None;
+        }
+        let is_present = source.has(id);
+        let is_within = selection.start_ms <= source.span().0 && source.span().1 <= selection.end_ms;
+        let extremes = match source {
+            Source::Sealed(window) if is_present && is_within && !selection.repeats => summary(files, window, id)?,
+            _ => None,
+        };
+        if let Some(extremes) = extremes {
+            if at == first && fill.samples.is_empty() {
+                fill.held = held_before(files, id, run, at)?;
+            }
+            fill.extremes(source.ticks(), source.span(), extremes)?;
+        } else {
+            let samples = if is_present { source.samples(files, id)? } else { Vec::new() };
+            let begins_later = samples.first().is_none_or(|sample| sample.timestamp_ms > selection.start_ms);
+            if at == first && begins_later && !source.has_lost(id) {
+                fill.held = held_before(files, id, run, at)?;
+            }
+            fill.window(source.ticks(), samples)?;
+        }
+        earlier = Some(source);
+    }
+    Ok(())
+}
+
+/// What a series holds at the beginning of a window: its last value in the windows before it, as far back as these follow one another.
+fn held_before(files: &mut Files<'_>, id: u32, run: &[Source], at: usize) -> Result<Option<Value>, StoreError> {
+    for (earlier, later) in run.iter().zip(run.iter().skip(1)).take(at).rev() {
+        if !later.follows(earlier) || earlier.has_lost(id) {
+            return Ok(None);
+        }
+        if earlier.has(id) {
+            let last = earlier.samples(files, id)?.pop();
+            return Ok(last.map(|sample| sample.value).filter(|value| !value.is_stale()));
+        }
+    }
+    Ok(None)
+}
+
+fn summary(files: &mut Files<'_>, window: &SealedWindow, id: u32) -> Result<Option<Extremes>, StoreError> {
+    let Some(file) = files.day(window.day)? else { return Ok(None) };
+    let summaries: Summaries = file.summaries(id)?;
+    Ok(match summaries.get(&window.number) {
+        Some(Summary::Float(extremes)) => Some(*extremes),
+        _ => None,
+    })
+}
+
+/// Makes one sample at each tick and each change: the newest value there, until a stale marker ends it. Without
+/// `repeats` each value once.
+struct Fill<'a> {
+    selection: &'a Selection,
+    samples: Vec<Sample>,
+    held: Option<Value>,
+}
+
+impl Fill<'_> {
+    fn window(&mut self, ticks: &[i64], changes: Vec<Sample>) -> Result<(), StoreError> {
+        let (start, end) = (self.selection.start_ms, self.selection.end_ms);
+        let from = ticks.partition_point(|tick| *tick < start);
+        let to = ticks.partition_point(|tick| *tick <= end);
+        let mut changes = changes.into_iter().peekable();
+        for tick in ticks.get(from..to).unwrap_or_default() {
+            while let Some(change) = changes.next_if(|change| change.timestamp_ms < *tick) {
+                self.change(change)?;
+            }
+            if let Some(change) = changes.next_if(|change| change.timestamp_ms == *tick) {
+                self.change(change)?;
+            } else if let Some(held) = &self.held
+                && (self.selection.repeats || self.samples.is_empty())
+            {
+                let value = held.clone();
+                self.push(Sample { timestamp_ms: *tick, value })?;
+            }
+        }
+        changes.try_for_each(|change| self.change(change))
+    }
+
+    fn change(&mut self, change: Sample) -> Result<(), StoreError> {
+        self.held = (!change.value.is_stale()).then(|| change.value.clone());
+        if (self.selection.start_ms..=self.selection.end_ms).contains(&change.timestamp_ms) {
+            self.push(change)?;
+        }
+        Ok(())
+    }
+
+    /// A window of which only the extremes matter. When each of them was is not told.
+    fn extremes(&mut self, ticks: &[i64], span: (i64, i64), extremes: Extremes) -> Result<(), StoreError> {
+        if let Some(held) = self.held.take()
+            && self.samples.is_empty()
+            && let Some(first) = ticks.first()
+        {
+            self.push(Sample { timestamp_ms: *first, value: held })?;
+        }
+        let Extremes { first, least, greatest, last } = extremes;
+        // After whatever is there, and the last at the end.
+        let mut timestamp_ms = span.0.max(self.samples.last().map_or(i64::MIN, |sample| sample.timestamp_ms + 1));
+        for (value, at) in [(first, None), (least, None), (greatest, None), (last, Some(span.1))] {
+            timestamp_ms = at.unwrap_or(timestamp_ms).max(timestamp_ms);
+            self.push(Sample { timestamp_ms, value: Value::Float(value) })?;
+            timestamp_ms += 1;
+        }
+        self.held = Some(Value::Float(last));
+        Ok(())
+    }
+
+    fn push(&mut self, sample: Sample) -> Result<(), StoreError> {
+        if self.samples.len() >= self.selection.samples_max {
+            return Err(StoreError::TooManySamples(self.selection.samples_max));
+        }
+        self.samples.push(sample);
+        Ok(())
     }
 }

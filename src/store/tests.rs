@@ -1,6 +1,7 @@
 //! The store as its users see it: what is appended is what is selected, also after it was opened again.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -118,81 +119,237 @@ fn a_directory_belongs_to_one_collector_and_only_to_us() {
     Store::open(dir.path()).unwrap();
 
     let foreign = tempfile::tempdir().unwrap();
-    let connection = rusqlite::Connection::open(foreign.path().join("cortex.db")).unwrap();
+    let connection = rusqlite::Connection::open(foreign.path().join("head.db")).unwrap();
     connection.execute_batch("CREATE TABLE theirs (x)").unwrap();
     assert!(matches!(Store::open(foreign.path()), Err(StoreError::NotOurs { .. })));
 
     let newer = tempfile::tempdir().unwrap();
-    drop(Store::open(newer.path()).unwrap());
-    let connection = rusqlite::Connection::open(newer.path().join("cortex.db")).unwrap();
+    let (mut store, _) = Store::open(newer.path()).unwrap();
+    store.append(&tick(10, vec![], vec![])).unwrap();
+    drop(store);
+    let connection = rusqlite::Connection::open(newer.path().join("head.db")).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
-    assert!(matches!(Store::open(newer.path()), Err(StoreError::Newer { got: 99, want: 1, .. })));
+    connection.execute("UPDATE state SET body = x'6300'", []).unwrap();
+    assert!(matches!(Store::open(newer.path()), Err(StoreError::Newer { got: 99, want: 2, .. })));
+
+    let older = tempfile::tempdir().unwrap();
+    std::fs::write(older.path().join("cortex.db"), "").unwrap();
+    let message = Store::open(older.path()).unwrap_err().to_string();
+    assert!(message.contains("format version 1, this collector reads 2"), "{message}");
 
     let file = tempfile::NamedTempFile::new().unwrap();
     let message = Store::open(&file.path().join("below")).unwrap_err().to_string();
     assert!(message.contains("cannot write"), "{message}");
 }
 
+const DAY_MS: i64 = 86_400_000;
+
+/// Ticks every ten minutes from `from` to before `to`, in which series 1 counts the tens of minutes.
+fn run(store: &mut Store, from: i64, to: i64) {
+    for at in (from..to).step_by(600_000) {
+        store.append(&tick(at, vec![], vec![(1, Value::Float((at / 600_000) as f64))])).unwrap();
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = files.filter(|name| name.contains(".db") && !name.ends_with("-journal")).collect();
+    names.sort();
+    names
+}
+
 #[test]
-fn expiry_keeps_levels_and_removes_what_had_ended() {
+fn days_that_are_older_than_the_retention_go_and_with_them_what_had_ended() {
     let dir = tempfile::tempdir().unwrap();
     let (mut store, _) = Store::open(dir.path()).unwrap();
-    let both = vec![started(1, MetricKind::Counter, 0), started(2, MetricKind::Gauge, 0)];
-    store.append(&tick(10, both, vec![(1, Value::Float(1.0)), (2, Value::Float(7.0))])).unwrap();
-    store.append(&tick(20, vec![], vec![(1, Value::Float(2.0)), (2, Value::stale())])).unwrap();
-    store.append(&tick(30, vec![], vec![])).unwrap();
-    store.append(&tick(40, vec![], vec![(1, Value::Float(3.0))])).unwrap();
-    assert_eq!(store.expire(15).unwrap(), []);
-    assert_eq!(store.expire(30).unwrap(), [SeriesId(2)]);
+    let kinds = [MetricKind::Counter, MetricKind::Gauge, MetricKind::Counter];
+    let all = kinds.iter().zip(1..).map(|(kind, id)| started(id, *kind, 0)).collect();
+    store.append(&tick(10, all, vec![(1, Value::Float(1.0)), (2, Value::Float(7.0)), (3, Value::Float(5.0))])).unwrap();
+    store.append(&tick(20, vec![], vec![(2, Value::stale())])).unwrap();
+    run(&mut store, 600_000, 4 * DAY_MS);
+    store.seal_now();
+    assert_eq!(names(dir.path()).len(), 1 + 4);
+    // What is recorded after the second day plus one is not yet a day's worth but for a tick.
+    assert_eq!(store.expire(2 * DAY_MS, None).unwrap(), [SeriesId(2)]);
+    assert_eq!(names(dir.path()), ["1970-01-02.db", "1970-01-03.db", "1970-01-04.db", "head.db"]);
+    assert_eq!(floats(&select(&store, "m1", 0, DAY_MS + 1)), [(DAY_MS, 144.0)]);
     assert_eq!(
-        floats(&select(&store, "m1", 30, 100)),
-        [(30, 2.0), (40, 3.0)],
-        "the level at the cutoff is still known"
+        floats(&select(&store, "m3", 0, DAY_MS + 600_000)),
+        [(DAY_MS, 5.0), (DAY_MS + 600_000, 5.0)],
+        "its level is still known"
     );
+    assert_eq!(store.expire(100 * 365 * DAY_MS, Some(1)).unwrap(), []);
+    assert_eq!(names(dir.path()), ["1970-01-04.db", "head.db"], "the newest day stays, however large");
     drop(store);
     let (_store, restored) = Store::open(dir.path()).unwrap();
-    assert_eq!((restored.series.len(), restored.next_id), (1, 3), "an id is not given again");
+    assert_eq!((restored.series.len(), restored.next_id), (2, 4), "an id is not given again");
+    assert_eq!(restored.series[1].value, Value::Float(5.0));
+}
+
+#[test]
+fn a_clock_that_jumps_ahead_does_not_eat_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))])).unwrap();
+    run(&mut store, 600_000, DAY_MS);
+    let ahead = 365 * DAY_MS;
+    run(&mut store, ahead, ahead + DAY_MS / 2);
+    store.seal_now();
+    assert_eq!(store.expire(14 * DAY_MS, None).unwrap(), []);
+    assert_eq!(names(dir.path()), ["1970-01-01.db", "1971-01-01.db", "head.db"]);
+    // Once a day has passed there, the clock is believed.
+    run(&mut store, ahead + DAY_MS / 2, ahead + DAY_MS);
+    store.seal_now();
+    store.expire(14 * DAY_MS, None).unwrap();
+    assert_eq!(names(dir.path()), ["1971-01-01.db", "head.db"]);
+}
+
+#[test]
+fn what_is_sealed_is_what_was_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    let mut histogram = ExponentialHistogram::default();
+    let kinds = [MetricKind::Counter, MetricKind::Gauge, MetricKind::Histogram];
+    let all = kinds.iter().zip(1..).map(|(kind, id)| started(id, *kind, 5)).collect();
+    store
+        .append(&tick(10, all, vec![(2, Value::Float(0.25)), (3, Value::Histogram(Arc::new(histogram.clone())))]))
+        .unwrap();
+    for at in 2..60i64 {
+        let mut samples = vec![(1, Value::Float((at / 3) as f64))];
+        if at % 7 == 0 {
+            samples.push((2, if at % 2 == 0 { Value::stale() } else { Value::Float(at as f64 / 3.0) }));
+        }
+        if at % 5 == 0 {
+            histogram.record(at as f64, 2.0);
+            samples.push((3, Value::Histogram(Arc::new(histogram.clone()))));
+        }
+        store.append(&tick(at * 10, vec![], samples)).unwrap();
+    }
+    let read = |store: &Store| {
+        let all = ["m1", "m2", "m3"].map(|name| select(store, name, 0, 1000));
+        let windows = [(0, 4), (7, 7), (95, 300), (300, 595)];
+        (all, windows.map(|(from, to)| ["m1", "m2", "m3"].map(|name| select(store, name, from, to))))
+    };
+    let open = format!("{:?}", read(&store));
+    store.seal_now();
+    assert_eq!(format!("{:?}", read(&store)), open);
+    store.append(&tick(600, vec![], vec![])).unwrap();
+    assert_eq!(floats(&select(&store, "m1", 600, 600)), [(600, 19.0)], "what was held is held");
+    drop(store);
+    let (store, restored) = Store::open(dir.path()).unwrap();
+    assert_eq!(restored.series[2].value, Value::Histogram(Arc::new(histogram)));
+    assert_eq!(floats(&select(&store, "m1", 590, 600)), [(590, 19.0), (600, 19.0)]);
 }
 
 #[test]
 fn a_copy_taken_in_the_middle_opens_with_every_committed_tick() {
-    // What a kill leaves: the files as they are, the log not folded in.
+    // What a kill leaves: the files as they are.
     let dir = tempfile::tempdir().unwrap();
     let (mut store, _) = Store::open(dir.path()).unwrap();
     store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))])).unwrap();
     let copy = tempfile::tempdir().unwrap();
-    for name in ["cortex.db", "cortex.db-wal"] {
-        std::fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
-    }
+    backup(dir.path(), copy.path(), |_, _| ()).unwrap();
     let (_store, restored) = Store::open(copy.path()).unwrap();
     assert_eq!(restored.series[0].value, Value::Float(1.0));
+    let message = backup(dir.path(), copy.path(), |_, _| ()).unwrap_err().to_string();
+    assert!(message.contains("not empty"), "{message}");
+}
+
+/// Two days of one counter, sealed, and what is read of them.
+fn two_days(dir: &Path) -> Vec<(i64, f64)> {
+    let (mut store, _) = Store::open(dir).unwrap();
+    store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(0.0))])).unwrap();
+    run(&mut store, 600_000, DAY_MS + DAY_MS / 2);
+    store.seal_now();
+    // The head learns of it with the next ticks.
+    run(&mut store, DAY_MS + DAY_MS / 2, DAY_MS + DAY_MS / 2 + 3_600_000);
+    floats(&select(&store, "m1", 0, 3 * DAY_MS))
 }
 
 #[test]
-fn damage_is_an_error_that_names_the_file_never_a_wrong_value() {
+fn damage_is_set_aside_and_costs_no_more_than_its_day() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut store, _) = Store::open(dir.path()).unwrap();
-    store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))])).unwrap();
-    let connection = rusqlite::Connection::open(dir.path().join("cortex.db")).unwrap();
-    connection.execute("UPDATE samples SET value = x'07' WHERE timestamp = 10", []).unwrap();
-    let selection =
-        Selection { matchers: vec![Matcher::metric("m1")], start_ms: 0, end_ms: 99, repeats: true, samples_max: 9 };
-    let message = store.reader().select(&selection).unwrap_err().to_string();
-    assert!(message.contains("cortex.db: the value of series 1 at 10 cannot be read"), "{message}");
+    let whole = two_days(dir.path());
+    let path = dir.path().join("1970-01-01.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let key = 3i64 << 32 | 1;
+    assert_eq!(connection.execute("UPDATE chunks SET body = zeroblob(9) WHERE key = ?1", [key]).unwrap(), 1);
+    drop(connection);
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let read = floats(&select(&store, "m1", 0, 3 * DAY_MS));
+    // The third window is lost, and nothing else; nothing is made up for it.
+    let slot = 4 * 3_600_000..6 * 3_600_000;
+    let want: Vec<_> = whole.iter().copied().filter(|(at, _)| !slot.contains(at)).collect();
+    assert_eq!(read, want);
+    assert_eq!(store.damaged_files(), 1);
+    assert!(dir.path().join("1970-01-01.db.damaged-1").exists());
+    drop(store);
+    std::fs::write(&path, b"nothing of a database").unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let read = floats(&select(&store, "m1", 0, 3 * DAY_MS));
+    assert_eq!(read, whole.iter().copied().filter(|(at, _)| *at >= DAY_MS).collect::<Vec<_>>());
+    assert_eq!(names(dir.path()).len(), 5);
 }
 
 #[test]
-fn a_log_that_was_torn_loses_its_last_tick_and_nothing_else() {
+fn a_damaged_head_costs_what_was_not_sealed() {
     let dir = tempfile::tempdir().unwrap();
+    let whole = two_days(dir.path());
+    let path = dir.path().join("head.db");
+    std::fs::write(&path, vec![7; 8192]).unwrap();
+    let (store, restored) = Store::open(dir.path()).unwrap();
+    let read = floats(&select(&store, "m1", 0, 3 * DAY_MS));
+    let sealed = DAY_MS + DAY_MS / 2;
+    assert_eq!(read, whole.iter().copied().filter(|(at, _)| *at < sealed).collect::<Vec<_>>());
+    assert_eq!((restored.next_id, &restored.series[0].value), (2, &Value::Float(215.0)));
+    assert!(dir.path().join("head.db.damaged-1").exists());
+    drop(store);
     let (mut store, _) = Store::open(dir.path()).unwrap();
-    store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))])).unwrap();
-    store.append(&tick(20, vec![], vec![(1, Value::Float(2.0))])).unwrap();
-    let copy = tempfile::tempdir().unwrap();
-    std::fs::copy(dir.path().join("cortex.db"), copy.path().join("cortex.db")).unwrap();
-    let log = std::fs::read(dir.path().join("cortex.db-wal")).unwrap();
-    std::fs::write(copy.path().join("cortex.db-wal"), &log[..log.len() - 100]).unwrap();
-    let (_store, restored) = Store::open(copy.path()).unwrap();
-    assert_eq!((restored.last_tick_ms, &restored.series[0].value), (Some(10), &Value::Float(1.0)));
+    run(&mut store, sealed + 3_600_000, sealed + 7_200_000);
+    assert_eq!(select(&store, "m1", 0, 3 * DAY_MS).len(), read.len() + 6);
+}
+
+/// Whatever is done to the bytes of any file: the store opens, says that there was damage or reads what it always read, and never
+/// reads a value that was not there.
+#[test]
+fn any_flipped_byte_is_noticed_or_does_not_matter() {
+    let made = tempfile::tempdir().unwrap();
+    let whole: BTreeMap<i64, f64> = two_days(made.path()).into_iter().collect();
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let rounds = std::env::var("TORTURE_FLIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(150);
+    for round in 0..rounds {
+        let dir = tempfile::tempdir().unwrap();
+        let files = names(made.path());
+        for name in &files {
+            std::fs::copy(made.path().join(name), dir.path().join(name)).unwrap();
+        }
+        let name = &files[random(files.len())];
+        let mut bytes = std::fs::read(dir.path().join(name)).unwrap();
+        let at = random(bytes.len());
+        let is_cut = random(10) == 0;
+        if is_cut {
+            bytes.truncate(at);
+        } else {
+            bytes[at] ^= 1 << random(8);
+        }
+        std::fs::write(dir.path().join(name), &bytes).unwrap();
+        let what = format!("round {round}: {name} at {at}, cut: {is_cut}");
+        let (store, _) = Store::open(dir.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let read = floats(&select(&store, "m1", 0, 3 * DAY_MS));
+        for (time, value) in &read {
+            assert_eq!(whole.get(time), Some(value), "{what}");
+        }
+        if read.len() < whole.len() {
+            assert!(store.damaged_files() > 0, "{what}: {} of {} samples, and no word of it", read.len(), whole.len());
+            let lost = whole.keys().filter(|time| !read.iter().any(|(other, _)| other == *time));
+            let days: std::collections::BTreeSet<i64> = lost.map(|time| time / DAY_MS).collect();
+            assert!(days.len() <= 1, "{what}: lost from {days:?}");
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,313 @@
+//! The file of a day: sealed windows with their chunks, summaries and the labels of their series. One that is damaged is set
+//! aside, and what is left of it goes into a new one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::StoreError;
+use super::chunk::{self, Summary};
+use super::codec::{Table, put_varint, take_varint};
+use super::file::{Database, schema, set_aside};
+use super::head::{SeriesRow, put_series, take_series};
+use super::window::{Chunk, DAY_MS, SealedWindow, chunk_key};
+use crate::clock::{civil_from_days, days_from_civil};
+use crate::model::Sample;
+
+const TABLES: [Table; 5] = [Table::Series, Table::Chunks, Table::Summaries, Table::Windows, Table::State];
+/// The row of `state` that says how many windows there are.
+const COUNT: i64 = 1;
+/// So many chunks go into one transaction: readers never wait for more.
+const CHUNKS_PER_TRANSACTION: usize = 2048;
+
+/// No day that milliseconds in 64 bits can tell has a longer name.
+const NAME_MAX: usize = 18;
+
+/// The summaries of a series on one day, by the numbers of the windows.
+pub(super) type Summaries = BTreeMap<u32, Summary>;
+
+/// The file of a day.
+#[derive(Debug)]
+pub(super) struct Day {
+    day: i64,
+    database: Database,
+}
+
+/// The name of a day's file: `2026-11-23.db`. Days before the year 0 or after 9999 have longer ones.
+pub(super) fn path_of(dir: &Path, day: i64) -> PathBuf {
+    let (year, month, date) = civil_from_days(day);
+    dir.join(format!("{year:04}-{month:02}-{date:02}.db"))
+}
+
+/// The day that a file is named for, `None` if it is not the file of a day.
+pub(super) fn day_of_name(name: &str) -> Option<i64> {
+    if name.len() > NAME_MAX {
+        return None;
+    }
+    let mut parts = name.strip_suffix(".db")?.rsplitn(3, '-');
+    let (date, month, year) = (parts.next()?, parts.next()?, parts.next()?);
+    let day = days_from_civil(year.parse().ok()?, month.parse().ok()?, date.parse().ok()?);
+    let is_exact = path_of(Path::new(""), day).to_str() == Some(name);
+    is_exact.then_some(day)
+}
+
+/// The last millisecond of a day, and one more.
+pub(super) fn end_of(day: i64) -> i64 {
+    (day + 1).saturating_mul(DAY_MS)
+}
+
+/// What was lost with a file that was damaged.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Lost {
+    /// Windows of which nothing is left.
+    pub(super) windows: usize,
+    /// Chunks of other windows.
+    pub(super) chunks: usize,
+}
+
+impl Day {
+    /// Opens the file of a day, and makes it if it is missing.
+    pub(super) fn open(dir: &Path, day: i64) -> Result<Self, StoreError> {
+        Self::open_at(&path_of(dir, day), day)
+    }
+
+    fn open_at(path: &Path, day: i64) -> Result<Self, StoreError> {
+        let database = Database::open(path, &schema(&TABLES))?;
+        let this = Self { day, database };
+        if this.count()?.is_none() {
+            // Just made; if not, the row was lost, and `windows` finds that there are more than none.
+            this.database.transaction(|| this.put_count(0))?;
+        }
+        Ok(this)
+    }
+
+    /// Opens the file of a day for reading.
+    pub(super) fn open_to_read(dir: &Path, day: i64) -> Result<Self, StoreError> {
+        Ok(Self { day, database: Database::open_to_read(&path_of(dir, day))? })
+    }
+
+    pub(super) fn day(&self) -> i64 {
+        self.day
+    }
+
+    fn count(&self) -> Result<Option<u64>, StoreError> {
+        let Some(content) = self.database.row(Table::State, COUNT)? else { return Ok(None) };
+        take_varint(&mut &content[..]).map(Some).ok_or_else(|| self.database.damaged("the number of its windows"))
+    }
+
+    fn put_count(&self, count: u64) -> Result<(), StoreError> {
+        self.database.put(Table::State, COUNT, |out| put_varint(out, count))
+    }
+
+    /// Every window.
+    pub(super) fn windows(&self) -> Result<Vec<SealedWindow>, StoreError> {
+        let count = self.count()?.ok_or_else(|| self.database.damaged("the number of its windows"))?;
+        let mut windows = Vec::new();
+        self.database.rows(Table::Windows, i64::MIN, |number, content| {
+            let window = u32::try_from(number).ok().and_then(|number| SealedWindow::take(self.day, number, content));
+            windows.push(window.ok_or_else(|| self.database.damaged(format!("window {number}")))?);
+            Ok(())
+        })?;
+        if windows.len() as u64 != count {
+            return Err(self.database.damaged(format!("{} of {count} windows are there; the rest", windows.len())));
+        }
+        Ok(windows)
+    }
+
+    /// Appends a window: first its chunks, a few at a time, and then, in one transaction, that it is there. Its number is
+    /// the next one. `row` gives what a series is.
+    pub(super) fn append(
+        &self,
+        window: &SealedWindow,
+        chunks: &[Chunk],
+        row: impl Fn(u32) -> Option<SeriesRow>,
+    ) -> Result<SealedWindow, StoreError> {
+        let count = self.count()?.ok_or_else(|| self.database.damaged("the number of its windows"))?;
+        let last = self.greatest(Table::Windows)?.max(0);
+        let number = u32::try_from(last + 1).map_err(|_| self.database.damaged("the numbers of its windows"))?;
+        let window = SealedWindow { number, ..window.clone() };
+        for few in chunks.chunks(CHUNKS_PER_TRANSACTION) {
+            self.database.transaction(|| {
+                for Chunk { id, content, summary } in few {
+                    let key = window.chunk_key(*id);
+                    self.database.put(Table::Chunks, key, |out| out.extend_from_slice(content))?;
+                    let id_key = i64::from(*id);
+                    let known = self.database.row(Table::Summaries, id_key)?;
+                    if known.is_none()
+                        && let Some(row) = row(*id)
+                    {
+                        self.database.put(Table::Series, id_key, |out| put_series(out, &row))?;
+                    }
+                    // What an attempt that failed has left under this number goes.
+                    let mut summaries = self.take_summaries(*id, known.as_deref().unwrap_or_default())?;
+                    summaries.insert(number, summary.clone());
+                    self.database.put(Table::Summaries, id_key, |out| put_summaries(out, &summaries))?;
+                }
+                Ok(())
+            })?;
+        }
+        self.database.transaction(|| {
+            self.database.put(Table::Windows, i64::from(number), |out| window.put(out))?;
+            self.put_count(count + 1)
+        })?;
+        Ok(window)
+    }
+
+    /// Removes windows: those that are not sealed yet as far as the head knows.
+    pub(super) fn remove(&self, numbers: &[u32]) -> Result<(), StoreError> {
+        self.database.transaction(|| {
+            let count = self.count()?.unwrap_or_default();
+            for number in numbers {
+                let chunks = [chunk_key(*number, 0), chunk_key(*number, u32::MAX)];
+                self.execute("DELETE FROM chunks WHERE key BETWEEN ?1 AND ?2", &chunks)?;
+                self.execute("DELETE FROM windows WHERE key = ?1", &[i64::from(*number)])?;
+            }
+            self.put_count(count.saturating_sub(numbers.len() as u64))
+        })
+    }
+
+    fn execute(&self, text: &str, keys: &[i64]) -> Result<(), StoreError> {
+        let done = self.database.connection().execute(text, rusqlite::params_from_iter(keys));
+        done.map(|_| ()).map_err(|e| self.database.failed(e))
+    }
+
+    fn greatest(&self, table: Table) -> Result<i64, StoreError> {
+        let text = format!("SELECT ifnull(max(key), 0) FROM {}", super::file::name(table));
+        self.database.connection().query_row(&text, [], |row| row.get(0)).map_err(|e| self.database.failed(e))
+    }
+
+    /// The samples of a series in a window that lists it.
+    pub(super) fn samples(&self, window: &SealedWindow, id: u32) -> Result<Vec<Sample>, StoreError> {
+        let damaged = || self.database.damaged(format!("the chunk of series {id} in window {}", window.number));
+        let content = self.database.row(Table::Chunks, window.chunk_key(id))?.ok_or_else(damaged)?;
+        chunk::read(&content, &window.ticks).ok_or_else(damaged)
+    }
+
+    /// The summaries of a series that has a chunk on this day.
+    pub(super) fn summaries(&self, id: u32) -> Result<Summaries, StoreError> {
+        let content = self.database.row(Table::Summaries, i64::from(id))?;
+        self.take_summaries(id, &content.ok_or_else(|| self.database.damaged(format!("the summary of series {id}")))?)
+    }
+
+    fn take_summaries(&self, id: u32, content: &[u8]) -> Result<Summaries, StoreError> {
+        take_summaries(content).ok_or_else(|| self.database.damaged(format!("the summary of series {id}")))
+    }
+
+    /// What the series with a chunk on this day are.
+    pub(super) fn series(&self) -> Result<Vec<(u32, SeriesRow)>, StoreError> {
+        let mut series = Vec::new();
+        self.database.rows(Table::Series, i64::MIN, |key, content| {
+            let row = u32::try_from(key).ok().zip(take_series(content));
+            series.push(row.ok_or_else(|| self.database.damaged(format!("the labels of series {key}")))?);
+            Ok(())
+        })?;
+        Ok(series)
+    }
+
+    /// Sets a damaged file aside and makes a new one of what is left of it. `row` gives what a series is where the file has forgotten it.
+    pub(super) fn salvage(
+        dir: &Path,
+        day: i64,
+        row: impl Fn(u32) -> Option<SeriesRow>,
+    ) -> Result<(PathBuf, Lost), StoreError> {
+        let path = path_of(dir, day);
+        let fresh = dir.join(format!("{}.salvage", path.file_name().unwrap_or_default().to_string_lossy()));
+        remove_if_there(&fresh)?;
+        let lost = Self::copy_what_is_left(&path, &fresh, day, row)?;
+        let aside = set_aside(&path)?;
+        std::fs::rename(&fresh, &path).map_err(|source| StoreError::Directory { path, source })?;
+        Ok((aside, lost))
+    }
+
+    fn copy_what_is_left(
+        path: &Path,
+        fresh: &Path,
+        day: i64,
+        row: impl Fn(u32) -> Option<SeriesRow>,
+    ) -> Result<Lost, StoreError> {
+        let target = Self::open_at(fresh, day)?;
+        let mut lost = Lost::default();
+        let Ok(database) = Database::open_to_read(path) else { return Ok(lost) };
+        let source = Self { day, database };
+        let mut windows = BTreeMap::new();
+        source.database.rows_that_are_left(Table::Windows, |key, content| {
+            if let Some(window) = u32::try_from(key).ok().and_then(|number| SealedWindow::take(day, number, content)) {
+                windows.insert(key, window);
+            }
+        });
+        let count = source.count().ok().flatten().unwrap_or_default();
+        lost.windows = usize::try_from(count).unwrap_or_default().saturating_sub(windows.len());
+        let mut labels = BTreeMap::new();
+        source.database.rows_that_are_left(Table::Series, |key, content| {
+            labels.extend(u32::try_from(key).ok().zip(take_series(content)));
+        });
+        let row = |id: u32| row(id).or_else(|| labels.get(&id).cloned());
+        for mut window in windows.into_values() {
+            let mut chunks = Vec::new();
+            for id in window.present.clone() {
+                let content = source.database.row(Table::Chunks, window.chunk_key(id)).ok().flatten();
+                let read = content.and_then(|content| {
+                    let samples = chunk::read(&content, &window.ticks)?;
+                    row(id).map(|_| (content, samples))
+                });
+                if let Some((content, samples)) = read {
+                    let summary = Summary::of(samples.iter().map(|sample| &sample.value));
+                    chunks.push(Chunk { id, content, summary });
+                } else {
+                    lost.chunks += 1;
+                    window.present.remove(id);
+                    window.lost.insert(id);
+                }
+            }
+            target.append(&window, &chunks, row)?;
+        }
+        Ok(lost)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.database.path()
+    }
+}
+
+fn put_summaries(out: &mut Vec<u8>, summaries: &Summaries) {
+    for (number, summary) in summaries {
+        put_varint(out, u64::from(*number));
+        summary.put(out);
+    }
+}
+
+fn take_summaries(mut content: &[u8]) -> Option<Summaries> {
+    let mut summaries = Summaries::new();
+    while !content.is_empty() {
+        let number = u32::try_from(take_varint(&mut content)?).ok()?;
+        summaries.insert(number, Summary::take(&mut content)?);
+    }
+    Some(summaries)
+}
+
+fn remove_if_there(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::Directory { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_named_for_its_day() {
+        for day in [0, 1, 20_780, -1, -719_529, 2_932_897, 5_000_000] {
+            let path = path_of(Path::new("/x"), day);
+            assert_eq!(day_of_name(path.file_name().unwrap().to_str().unwrap()), Some(day), "{path:?}");
+        }
+        assert_eq!(path_of(Path::new(""), 20_780), Path::new("2026-11-23.db"));
+        for name in
+            ["head.db", "2026-11-31.db", "2026-1-1.db", "2026-11-23.db.damaged-1", "x-11-23.db", "+026-11-23.db"]
+        {
+            assert_eq!(day_of_name(name), None, "{name}");
+        }
+    }
+}

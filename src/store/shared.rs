@@ -1,0 +1,203 @@
+//! What the writer, the sealer and the readers of a data directory share: the labels, the windows, the open files; and what
+//! happens to a file in which damage is found.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use foldhash::fast::RandomState;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+use super::StoreError;
+use super::day::{Day, path_of};
+use super::head::SeriesRow;
+use super::window::Windows;
+use crate::model::{Labels, MetricKind};
+
+/// So many connections to files of days stay open between queries.
+const IDLE_MAX: usize = 32;
+
+/// What is known of a series, whatever it was last.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) labels: Labels,
+    /// `None`: it came by remote write.
+    pub(super) kind: Option<MetricKind>,
+    pub(super) start_ms: i64,
+    pub(super) writer: String,
+    /// When it ended; `None` as long as it lives.
+    pub(super) ended_ms: Option<i64>,
+}
+
+impl Known {
+    pub(super) fn row(&self) -> SeriesRow {
+        SeriesRow { kind: self.kind, start_ms: self.start_ms, writer: self.writer.clone(), labels: self.labels.clone() }
+    }
+}
+
+/// Every series, so that matching never touches the disk.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    pub(super) series: HashMap<u32, Known, RandomState>,
+    /// The series of ticks and those that were written: a remote write never gets into a series that this collector counts.
+    by_labels: [HashMap<Labels, u32, RandomState>; 2],
+    pub(super) by_name: HashMap<String, Vec<u32>, RandomState>,
+}
+
+impl Index {
+    pub(super) fn insert(&mut self, id: u32, known: Known) {
+        let [ticked, written] = &mut self.by_labels;
+        let by_labels = if known.kind.is_some() { ticked } else { written };
+        by_labels.insert(known.labels.clone(), id);
+        let ids = self.by_name.entry(known.labels.name().to_owned()).or_default();
+        if self.series.insert(id, known).is_none() {
+            ids.push(id);
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: u32) {
+        let Some(known) = self.series.remove(&id) else { return };
+        for by_labels in &mut self.by_labels {
+            if by_labels.get(&known.labels) == Some(&id) {
+                by_labels.remove(&known.labels);
+            }
+        }
+        if let Some(ids) = self.by_name.get_mut(known.labels.name()) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_name.remove(known.labels.name());
+            }
+        }
+    }
+
+    /// The series of ticks with these labels.
+    pub(super) fn ticked(&self, labels: &Labels) -> Option<u32> {
+        self.by_labels.first().and_then(|by| by.get(labels)).copied()
+    }
+
+    /// The written series with these labels.
+    pub(super) fn written(&self, labels: &Labels) -> Option<u32> {
+        self.by_labels.last().and_then(|by| by.get(labels)).copied()
+    }
+}
+
+/// What all of them share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) dir: PathBuf,
+    pub(super) index: RwLock<Index>,
+    pub(super) windows: RwLock<Windows>,
+    /// Held by whoever changes a file of a day.
+    writing: Mutex<()>,
+    /// Connections to files of days that nobody uses just now.
+    idle: Mutex<BTreeMap<i64, Vec<Day>>>,
+    /// How many files were damaged since the start.
+    damaged: AtomicU64,
+    /// Why the newest window could not be sealed; `None` while all is well.
+    sealing_error: Mutex<Option<String>>,
+}
+
+impl Shared {
+    pub(super) fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            index: RwLock::default(),
+            windows: RwLock::default(),
+            writing: Mutex::default(),
+            idle: Mutex::default(),
+            damaged: AtomicU64::new(0),
+            sealing_error: Mutex::default(),
+        }
+    }
+
+    pub(super) fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock()
+    }
+
+    /// A connection to the file of a day, `None` if the file is gone: the retention took it.
+    pub(super) fn day(&self, day: i64) -> Result<Option<Day>, StoreError> {
+        if let Some(day) = self.idle.lock().get_mut(&day).and_then(Vec::pop) {
+            return Ok(Some(day));
+        }
+        if !path_of(&self.dir, day).exists() {
+            return Ok(None);
+        }
+        Day::open_to_read(&self.dir, day).map(Some)
+    }
+
+    /// Takes back a connection.
+    pub(super) fn give_back(&self, day: Day) {
+        let mut idle = self.idle.lock();
+        if idle.values().map(Vec::len).sum::<usize>() < IDLE_MAX {
+            idle.entry(day.day()).or_default().push(day);
+        }
+    }
+
+    pub(super) fn forget_connections(&self, day: i64) {
+        self.idle.lock().remove(&day);
+    }
+
+    pub(super) fn row(&self, id: u32) -> Option<SeriesRow> {
+        self.index.read().series.get(&id).map(Known::row)
+    }
+
+    /// Sets the damaged file of a day aside, and goes on with what is left of it. Whoever holds `writing` does this.
+    pub(super) fn salvage(&self, day: i64, what: &str) -> Result<(), StoreError> {
+        self.forget_connections(day);
+        let (aside, lost) = Day::salvage(&self.dir, day, |id| self.row(id))?;
+        self.count_damage();
+        tracing::error!(
+            file = %path_of(&self.dir, day).display(),
+            kept_as = %aside.display(),
+            windows_lost = lost.windows,
+            chunks_lost = lost.chunks,
+            what,
+            "a file of the store is damaged: it is set aside, what can be read of it is kept"
+        );
+        let windows = Day::open(&self.dir, day)?.windows()?;
+        self.windows.write().replace_day(day, windows);
+        Ok(())
+    }
+
+    /// As [`Shared::salvage`], for a reader that came upon the damage with the connection `found`: nothing if another reader was faster.
+    pub(super) fn salvage_found(&self, day: i64, what: &str) -> Result<(), StoreError> {
+        let _writing = self.writing();
+        self.forget_connections(day);
+        let is_damaged = match Day::open(&self.dir, day) {
+            Ok(file) => self.check(&file),
+            Err(error) => Err(error),
+        };
+        match is_damaged {
+            Err(StoreError::Damaged { .. }) => self.salvage(day, what),
+            other => other,
+        }
+    }
+
+    /// Reads all of a file.
+    fn check(&self, file: &Day) -> Result<(), StoreError> {
+        for window in file.windows()? {
+            for id in &window.present {
+                file.samples(&window, id)?;
+                file.summaries(id)?;
+            }
+        }
+        file.series().map(|_| ())
+    }
+
+    pub(super) fn count_damage(&self) {
+        // Relaxed: a figure.
+        self.damaged.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn damaged(&self) -> u64 {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn sealing_error(&self) -> Option<String> {
+        self.sealing_error.lock().clone()
+    }
+
+    pub(super) fn set_sealing_error(&self, error: Option<String>) -> Option<String> {
+        std::mem::replace(&mut self.sealing_error.lock(), error)
+    }
+}

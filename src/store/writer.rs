@@ -1,0 +1,890 @@
+//! The writer's side of a data directory: ticks into the log and the open window, complete windows to the sealer, old days away.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use roaring::RoaringBitmap;
+
+use super::day::{Day, day_of_name, end_of, path_of};
+use super::head::{Commit, Entry, Head, LevelRow, Loaded, put_entry, take_entry};
+use super::reader::Reader;
+use super::sealer::{Done, Job, Sealer};
+use super::shared::{Known, Shared};
+use super::stream::{At, Cursor};
+use super::window::{DAY_MS, Level, day_of, slot_of};
+use super::{Known as KnownSeries, Restored, RestoredSeries, StartedSeries, StoreError, Tick, Written, WrittenSeries};
+use crate::model::{ExponentialHistogram, Labels, MetricKind, SeriesId, Value};
+
+/// The database of the first version of the format.
+const FIRST_VERSION: &str = "cortex.db";
+/// So many levels are renewed with one tick.
+const LEVELS_PER_COMMIT: usize = 2048;
+/// Beyond this much in memory, and as much for each live series, windows are sealed before their two hours are over.
+const OPEN_BYTES: usize = 16 << 20;
+const OPEN_BYTES_PER_SERIES: usize = 384;
+
+/// A series as the writer knows it.
+#[derive(Debug)]
+struct Live {
+    /// Its last value that was no stale marker; `None`: there was none yet.
+    value: Option<Value>,
+    is_ended: bool,
+    last_ms: i64,
+    /// Where its stream stands in the open window whose first entry of the log this is.
+    cursor: Cursor,
+    window: u64,
+}
+
+/// The writer's side of a data directory.
+#[derive(Debug)]
+pub struct Store {
+    head: Head,
+    shared: Arc<Shared>,
+    sealer: Sealer,
+    series: HashMap<u32, Live, RandomState>,
+    last_tick_ms: Option<i64>,
+    run: u64,
+    /// The day and the run that had their full picture last.
+    pictured: Option<(i64, u64)>,
+    /// Levels of windows that are in the files: to be written, and then the log is sealed up to there.
+    settling: VecDeque<(VecDeque<Level>, u64)>,
+    /// Held as long as the store is open.
+    _lock: File,
+}
+
+/// A sample on its way into the log.
+struct Change<'a> {
+    id: u32,
+    at: At,
+    time_ms: i64,
+    value: std::borrow::Cow<'a, Value>,
+}
+
+impl Store {
+    /// Opens a data directory, makes it if it is missing, and takes it for this process alone. Files that are damaged are set
+    /// aside, and what can be read of them is kept.
+    ///
+    /// # Errors
+    /// It cannot be made or written, another collector has it, or what is in it is not ours.
+    pub fn open(dir: &Path) -> Result<(Self, Restored), StoreError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Directory { path, source }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+        let lock_path = dir.join("lock");
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => StoreError::Locked { path: dir.to_owned() },
+            TryLockError::Error(source) => StoreError::Directory { path: lock_path, source },
+        })?;
+        let first_version = dir.join(FIRST_VERSION);
+        if first_version.exists() {
+            return Err(StoreError::Older {
+                path: first_version,
+                got: 1,
+                want: i64::from(super::codec::FORMAT_VERSION),
+            });
+        }
+        let shared = Arc::new(Shared::new(dir));
+        let mut replay = Replay::default();
+        let mut log = Vec::new();
+        let opened = Head::open(dir, |sequence, content| {
+            take_entry(content)?;
+            log.push((sequence, content.to_vec()));
+            Some(())
+        });
+        let (mut head, mut loaded, is_salvaged) = match opened {
+            Ok((head, loaded)) => (head, loaded, false),
+            Err(StoreError::Damaged { path, what }) => {
+                let (head, mut loaded, aside) = Head::salvage(dir)?;
+                shared.count_damage();
+                let next = loaded.state.sealed + 1;
+                log = (next..).zip(std::mem::take(&mut loaded.log)).collect();
+                tracing::error!(
+                    file = %path.display(),
+                    kept_as = %aside.display(),
+                    series = loaded.series.len(),
+                    ticks = log.len(),
+                    what,
+                    "the head of the store is damaged: it is set aside, what can be read of it is kept"
+                );
+                (head, loaded, true)
+            }
+            Err(other) => return Err(other),
+        };
+        // What a day's series are is known before its file may have to be salvaged.
+        for (id, row) in &loaded.series {
+            shared.index.write().insert(*id, known(row.clone(), None));
+        }
+        open_days(&shared, if is_salvaged && loaded.state.last == 0 { None } else { Some(loaded.state.sealed) })?;
+        if is_salvaged {
+            replay.rebuild(&shared, &mut loaded, &mut head, &log)?;
+        }
+        for (id, level) in std::mem::take(&mut loaded.levels) {
+            if let Some(known) = shared.index.write().series.get_mut(&id) {
+                known.ended_ms = level.is_ended.then_some(level.time_ms);
+                replay.series.insert(
+                    id,
+                    Live {
+                        value: Some(level.value),
+                        is_ended: level.is_ended,
+                        last_ms: level.time_ms,
+                        cursor: Cursor::default(),
+                        window: 0,
+                    },
+                );
+            }
+        }
+        replay.stand_at_sealed(&shared);
+        for (sequence, content) in log {
+            // An entry that does not fit what came before it cannot be: it was checked with its sum.
+            if replay.entry(&shared, sequence, &content).is_none() {
+                tracing::error!(sequence, "an entry of the log does not fit those before it: it is left out");
+            }
+        }
+        let restored = replay.restored(&shared, &head);
+        let sealer = Sealer::start(Arc::clone(&shared)).map_err(at(dir))?;
+        replay.jobs.into_iter().for_each(|job| sealer.send(job));
+        let mut store = Self {
+            head,
+            shared,
+            sealer,
+            series: replay.series,
+            last_tick_ms: replay.last_tick_ms,
+            run: replay.run,
+            pictured: replay.pictured,
+            settling: VecDeque::new(),
+            _lock: lock,
+        };
+        store.forget_ended();
+        Ok((store, restored))
+    }
+
+    /// The least time from `wanted_ms` on at which there is no tick yet: a clock that was set back comes by old ticks again.
+    pub fn free_time_ms(&self, wanted_ms: i64) -> i64 {
+        let windows = self.shared.windows.read();
+        (wanted_ms..).find(|time| !windows.has_tick(*time)).unwrap_or(wanted_ms)
+    }
+
+    /// Commits one tick: all of it or nothing. When this returns, it survives the loss of power.
+    ///
+    /// # Errors
+    /// The disk refuses. The same tick, or one that holds its changes, may be appended later.
+    pub fn append(&mut self, tick: &Tick) -> Result<(), StoreError> {
+        self.note_sealed();
+        let time_ms = tick.timestamp_ms;
+        let begins = self.begins(time_ms);
+        if begins {
+            let job = roll(&self.shared, self.head.state.last);
+            job.into_iter().for_each(|job| self.sealer.send(job));
+        }
+        let run = if self.last_tick_ms.is_some_and(|last| time_ms <= last) { self.run + 1 } else { self.run };
+        let number = self.shared.windows.read().open.ticks.len() as u32;
+        let mut changes = Vec::with_capacity(tick.samples.len() + 2 * tick.started.len());
+        for StartedSeries { id, kind, start_ms, level, .. } in &tick.started {
+            if let Some(value) = level.clone().or_else(|| start_value(*kind)) {
+                let (id, at) = (number_of(*id)?, At::Time(*start_ms));
+                changes.push(Change { id, at, time_ms: *start_ms, value: std::borrow::Cow::Owned(value) });
+            }
+        }
+        let change = |id, value| Change { id, at: At::Tick(number), time_ms, value };
+        for (id, value) in &tick.samples {
+            changes.push(change(number_of(*id)?, std::borrow::Cow::Borrowed(value)));
+        }
+        let pictured = Some((day_of(time_ms), run));
+        if self.pictured != pictured {
+            let changed: HashSet<u32> = changes.iter().map(|change| change.id).collect();
+            let index = self.shared.index.read();
+            let is_ticked = |id: &u32| index.series.get(id).is_some_and(|known| known.kind.is_some());
+            let others =
+                self.series.iter().filter(|(id, live)| !live.is_ended && !changed.contains(id) && is_ticked(id));
+            changes.extend(
+                others.filter_map(|(id, live)| Some(change(*id, std::borrow::Cow::Owned(live.value.clone()?)))),
+            );
+        }
+        let mut rows = BTreeMap::new();
+        {
+            // First, so that whoever sees any sample of this tick finds all of its series.
+            let mut index = self.shared.index.write();
+            for StartedSeries { id, labels, kind, start_ms, .. } in &tick.started {
+                let id = number_of(*id)?;
+                if let Some(known) = index.series.get_mut(&id) {
+                    known.ended_ms = None;
+                } else {
+                    let row = Known {
+                        labels: labels.clone(),
+                        kind: Some(*kind),
+                        start_ms: *start_ms,
+                        writer: String::new(),
+                        ended_ms: None,
+                    };
+                    index.insert(id, row);
+                }
+                if !self.head.knows(id)
+                    && let Some(known) = index.series.get(&id)
+                {
+                    rows.insert(id, known.row());
+                }
+            }
+            for (id, writer) in &tick.writers {
+                let id = number_of(*id)?;
+                if let Some(known) = index.series.get_mut(&id) {
+                    known.writer.clone_from(writer);
+                    rows.insert(id, known.row());
+                }
+            }
+        }
+        let next_id = tick.started.iter().map(|started| started.id.0 + 1).max().unwrap_or_default();
+        let entry = Entry { begins, is_written: false, time_ms, run };
+        self.log(entry, changes, rows.into_iter().collect(), next_id)?;
+        self.last_tick_ms = Some(time_ms);
+        self.run = run;
+        self.pictured = pictured;
+        Ok(())
+    }
+
+    /// Commits samples that have times of their own. Of each series they must be later than what it has; what is not is refused,
+    /// and counted.
+    ///
+    /// # Errors
+    /// The disk refuses: nothing was stored.
+    pub fn write(&mut self, series: &[WrittenSeries], oldest_ms: i64) -> Result<Written, StoreError> {
+        self.note_sealed();
+        let mut written = Written::default();
+        let mut changes = Vec::new();
+        let mut rows = Vec::new();
+        let mut next_id = self.head.state.next_id;
+        let mut last: HashMap<u32, (i64, Value)> = HashMap::new();
+        let mut index = self.shared.index.write();
+        for WrittenSeries { labels, samples } in series {
+            let id = match index.written(labels) {
+                Some(id) => id,
+                None => {
+                    let id = number_of(SeriesId(next_id))?;
+                    next_id += 1;
+                    let start_ms = samples.first().map_or(0, |sample| sample.timestamp_ms);
+                    let labels = labels.clone();
+                    let known = Known { labels, kind: None, start_ms, writer: String::new(), ended_ms: None };
+                    index.insert(id, known);
+                    id
+                }
+            };
+            if !self.head.knows(id)
+                && let Some(known) = index.series.get(&id)
+            {
+                rows.push((id, known.row()));
+            }
+            for sample in samples {
+                let before = last.get(&id).map(|(time, value)| (*time, Some(value.clone())));
+                let before = before.or_else(|| self.series.get(&id).map(|live| (live.last_ms, live.last().cloned())));
+                match before {
+                    _ if sample.timestamp_ms < oldest_ms => written.refuse(labels, sample, "out of bounds"),
+                    Some((time, _)) if sample.timestamp_ms < time => {
+                        written.refuse(labels, sample, "out of order sample")
+                    }
+                    Some((time, value)) if sample.timestamp_ms == time => {
+                        if value.is_none_or(|value| !same(&value, &sample.value)) {
+                            written.refuse(labels, sample, "duplicate sample for timestamp");
+                        }
+                    }
+                    _ => {
+                        last.insert(id, (sample.timestamp_ms, sample.value.clone()));
+                        let (at, time_ms) = (At::Time(sample.timestamp_ms), sample.timestamp_ms);
+                        changes.push(Change { id, at, time_ms, value: std::borrow::Cow::Borrowed(&sample.value) });
+                        written.stored += 1;
+                    }
+                }
+            }
+        }
+        drop(index);
+        rows.sort_by_key(|(id, _)| *id);
+        rows.dedup_by_key(|(id, _)| *id);
+        if changes.is_empty() {
+            return Ok(written);
+        }
+        let time_ms = self.last_tick_ms.unwrap_or_default();
+        let entry = Entry { begins: false, is_written: true, time_ms, run: self.run };
+        self.log(entry, changes, rows, next_id)?;
+        Ok(written)
+    }
+
+    /// Commits an entry of the log, and then grows the open window by it.
+    fn log(
+        &mut self,
+        entry: Entry,
+        mut changes: Vec<Change<'_>>,
+        series: Vec<(u32, super::head::SeriesRow)>,
+        next_id: u64,
+    ) -> Result<(), StoreError> {
+        changes.sort_by_key(|change| change.id); // stable: the zero of a series comes before its first value
+        let sequence = self.head.next_sequence();
+        let first = {
+            let windows = self.shared.windows.read();
+            let open = if entry.is_written { &windows.written } else { &windows.open };
+            if open.is_empty() { sequence } else { open.first_sequence }
+        };
+        let mut bytes = Vec::new();
+        let mut growth: Vec<(u32, usize, usize)> = Vec::new();
+        let mut cursors = Vec::new();
+        for of_series in changes.chunk_by(|a, b| a.id == b.id) {
+            let Some(id) = of_series.first().map(|change| change.id) else { continue };
+            let live = self.series.get(&id).filter(|live| live.window == first);
+            let mut cursor = live.map(|live| live.cursor.clone()).unwrap_or_default();
+            let start = bytes.len();
+            for change in of_series {
+                cursor.put(&mut bytes, change.at, &[], &change.value);
+                cursor.advance(change.at, change.time_ms, &change.value);
+            }
+            growth.push((id, start, bytes.len()));
+            cursors.push(cursor);
+        }
+        let slices = || growth.iter().map(|(id, start, end)| (*id, bytes.get(*start..*end).unwrap_or_default()));
+        let mut log = Vec::with_capacity(bytes.len() + 4 * growth.len() + 32);
+        put_entry(&mut log, entry, slices());
+        let (levels, sealed) = self.levels_to_settle();
+        let settled = levels.len();
+        self.head.commit(Commit { next_id, series, levels, sealed, log: Some(log), ..Commit::default() })?;
+        self.settled(settled, sealed);
+
+        let mut windows = self.shared.windows.write();
+        let open = if entry.is_written { &mut windows.written } else { &mut windows.open };
+        if open.is_empty() {
+            open.first_sequence = sequence;
+            open.run = entry.run;
+            open.is_written = entry.is_written;
+        }
+        open.last_sequence = sequence;
+        if !entry.is_written {
+            open.ticks.push(entry.time_ms);
+            open.includes(entry.time_ms);
+        }
+        changes.iter().for_each(|change| open.includes(change.time_ms));
+        slices().for_each(|(id, entry)| open.grow(id, entry));
+        drop(windows);
+        let mut ended = Vec::new();
+        for (of_series, cursor) in changes.chunk_by(|a, b| a.id == b.id).zip(cursors) {
+            let Some(change) = of_series.last() else { continue };
+            let is_ended = change.value.is_stale();
+            if is_ended {
+                ended.push((change.id, change.time_ms));
+            }
+            let earlier = self.series.get_mut(&change.id).and_then(|live| live.value.take());
+            let value = cursor.value().cloned().or(earlier);
+            let live = Live { value, is_ended, last_ms: change.time_ms, cursor, window: first };
+            self.series.insert(change.id, live);
+        }
+        let mut index = self.shared.index.write();
+        for (id, time_ms) in ended {
+            if let Some(known) = index.series.get_mut(&id) {
+                known.ended_ms = Some(time_ms);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a window begins with a tick at this time.
+    fn begins(&self, time_ms: i64) -> bool {
+        let windows = self.shared.windows.read();
+        let most = OPEN_BYTES + OPEN_BYTES_PER_SERIES * self.series.len();
+        let is_over = windows.open.bytes + windows.written.bytes > most;
+        let (first, last) = (windows.open.ticks.first(), windows.open.ticks.last());
+        let goes_on =
+            first.is_some_and(|first| slot_of(*first) == slot_of(time_ms)) && last.is_some_and(|last| *last < time_ms);
+        !goes_on || is_over
+    }
+
+    /// What the sealer has done since the last time.
+    fn note_sealed(&mut self) {
+        while let Ok(Done { levels, up_to }) = self.sealer.done.try_recv() {
+            self.settling.push_back((levels.into(), up_to));
+        }
+    }
+
+    fn levels_to_settle(&self) -> (Vec<(u32, LevelRow)>, Option<u64>) {
+        let Some((levels, up_to)) = self.settling.front() else { return (Vec::new(), None) };
+        let index = self.shared.index.read();
+        let rows = levels.iter().take(LEVELS_PER_COMMIT).filter(|level| index.series.contains_key(&level.id));
+        let rows = rows.filter_map(|level| {
+            let of_head = || self.head.level(level.id).ok().flatten().map(|row| row.value);
+            let value = level.value.clone().or_else(of_head)?;
+            Some((level.id, LevelRow { time_ms: level.time_ms, is_ended: level.is_ended, value }))
+        });
+        (rows.collect(), (levels.len() <= LEVELS_PER_COMMIT).then_some(*up_to))
+    }
+
+    fn settled(&mut self, _rows: usize, sealed: Option<u64>) {
+        if let Some((levels, _)) = self.settling.front_mut() {
+            levels.drain(..levels.len().min(LEVELS_PER_COMMIT));
+        }
+        if sealed.is_some() {
+            self.settling.pop_front();
+            self.forget_ended();
+        }
+    }
+
+    /// Series that ended before the open window, and whose level is in the head, are not kept in memory.
+    fn forget_ended(&mut self) {
+        let sealed = self.head.state.sealed;
+        let index = self.shared.index.read();
+        let is_ticked = |id: &u32| index.series.get(id).is_some_and(|known| known.kind.is_some());
+        self.series.retain(|id, live| !(live.is_ended && live.window <= sealed && is_ticked(id)));
+    }
+
+    /// Removes days that are older than the retention, and the oldest ones while there is more on disk than `size_max` bytes.
+    /// Gives the series of which nothing is left.
+    ///
+    /// A day goes when so much was recorded after its end plus the retention that the clock can be believed: a day's worth, or the
+    /// retention if that is less.
+    ///
+    /// # Errors
+    /// A file cannot be removed, or the disk refuses.
+    pub fn expire(&mut self, retention_ms: i64, size_max: Option<u64>) -> Result<Vec<SeriesId>, StoreError> {
+        // From the first to the last tick of each window: the little time between two windows is not in it.
+        let trusted_ms = retention_ms.min(DAY_MS) / 10 * 9;
+        let mut files = files_of_days(&self.shared.dir)?;
+        let newest = self.last_tick_ms.map(day_of);
+        let old: Vec<PathBuf> = files
+            .iter()
+            .filter(|file| {
+                let horizon = end_of(file.day).saturating_add(retention_ms);
+                newest.is_some_and(|newest| file.day < newest) && self.recorded_after(horizon) >= trusted_ms
+            })
+            .map(|file| file.path.clone())
+            .collect();
+        let mut size: u64 = self.size_bytes();
+        files.sort_by_key(|file| (!file.is_aside, file.day));
+        let mut removed = HashSet::new();
+        for file in &files {
+            let is_old = old.contains(&file.path);
+            let is_beyond = size_max.is_some_and(|most| size > most)
+                && (file.is_aside || newest.is_some_and(|newest| file.day < newest));
+            if !is_old && !is_beyond {
+                continue;
+            }
+            if !file.is_aside {
+                let _writing = self.shared.writing();
+                self.shared.windows.write().replace_day(file.day, Vec::new());
+                self.shared.forget_connections(file.day);
+                removed.insert(file.day);
+            }
+            let at = |source| StoreError::Directory { path: file.path.clone(), source };
+            std::fs::remove_file(&file.path).map_err(at)?;
+            size = size.saturating_sub(file.bytes);
+            let why = if is_old { "it is older than the retention" } else { "the store is larger than it may be" };
+            tracing::info!(file = %file.path.display(), why, "a file of the store is removed");
+        }
+        if removed.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.forget_gone()
+    }
+
+    /// For how many milliseconds there were ticks after a time.
+    fn recorded_after(&self, time_ms: i64) -> i64 {
+        let windows = self.shared.windows.read();
+        let sealed = windows.sealed.iter().map(|window| &window.ticks);
+        let open = windows.sealing.iter().map(|window| &window.ticks).chain([&windows.open.ticks]);
+        let of = |ticks: &Vec<i64>| {
+            let first = ticks.iter().find(|tick| **tick >= time_ms);
+            first.zip(ticks.last()).map_or(0, |(first, last)| last - first)
+        };
+        sealed.chain(open).map(of).sum()
+    }
+
+    fn forget_gone(&mut self) -> Result<Vec<SeriesId>, StoreError> {
+        let mut present = RoaringBitmap::new();
+        {
+            let windows = self.shared.windows.read();
+            for window in &windows.sealed {
+                present |= &window.present;
+                present |= &window.lost;
+            }
+            let sealing = windows.sealing.iter().map(|window| &**window).chain([&windows.open, &windows.written]);
+            sealing.for_each(|window| present.extend(window.streams.keys()));
+        }
+        let index = self.shared.index.read();
+        let is_over = |known: &Known| known.ended_ms.is_some() || known.kind.is_none();
+        let all = index.series.iter().filter(|(id, known)| is_over(known) && !present.contains(**id));
+        let mut gone: Vec<u32> = all.map(|(id, _)| *id).collect();
+        drop(index);
+        gone.sort_unstable();
+        self.head.commit(Commit { gone: &gone, ..Commit::default() })?;
+        let mut index = self.shared.index.write();
+        for id in &gone {
+            index.remove(*id);
+            self.series.remove(id);
+        }
+        Ok(gone.into_iter().map(|id| SeriesId(u64::from(id))).collect())
+    }
+
+    /// The series of ticks with these labels, if there is one of this kind, with the last value that it had.
+    ///
+    /// # Errors
+    /// The head cannot be read.
+    pub fn find(&self, labels: &Labels, kind: MetricKind) -> Result<Option<KnownSeries>, StoreError> {
+        let index = self.shared.index.read();
+        let Some((id, known)) = index.ticked(labels).and_then(|id| Some((id, index.series.get(&id)?))) else {
+            return Ok(None);
+        };
+        if known.kind != Some(kind) {
+            return Ok(None);
+        }
+        let settling = || {
+            let levels = self.settling.iter().rev().flat_map(|(levels, _)| levels);
+            levels.filter(|level| level.id == id).find_map(|level| level.value.clone())
+        };
+        let in_memory = self.series.get(&id).and_then(|live| live.value.clone()).or_else(settling);
+        let value = match in_memory {
+            Some(value) => Some(value),
+            None => self.head.level(id)?.map(|row| row.value),
+        };
+        Ok(Some(KnownSeries { id: SeriesId(u64::from(id)), since_ms: known.start_ms, value }))
+    }
+
+    /// Whether any series has this name.
+    pub fn has_name(&self, name: &str) -> bool {
+        self.shared.index.read().by_name.contains_key(name)
+    }
+
+    /// What reads beside the writer: as many as wanted.
+    pub fn reader(&self) -> Reader {
+        Reader { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Bytes on disk.
+    pub fn size_bytes(&self) -> u64 {
+        let days = files_of_days(&self.shared.dir).unwrap_or_default();
+        let head = std::fs::metadata(self.head.path()).map_or(0, |meta| meta.len());
+        head + days.iter().map(|file| file.bytes).sum::<u64>()
+    }
+
+    /// Why the newest window could not be sealed; `None` while all is well.
+    pub fn sealing_error(&self) -> Option<String> {
+        self.shared.sealing_error()
+    }
+
+    /// How many damaged files were set aside since the store was opened.
+    pub fn damaged_files(&self) -> u64 {
+        self.shared.damaged()
+    }
+
+    /// Lets the head grow to so many pages and no further: a disk that is full.
+    #[cfg(test)]
+    pub(crate) fn limit_pages(&self, pages: i64) {
+        self.head.limit_pages(pages);
+    }
+
+    /// Completes the open windows, and waits until they are in the files.
+    #[cfg(test)]
+    pub(crate) fn seal_now(&mut self) {
+        let job = roll(&self.shared, self.head.state.last);
+        job.into_iter().for_each(|job| self.sealer.send(job));
+        while !self.shared.windows.read().sealing.is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
+impl Live {
+    /// Its last value, the stale marker included.
+    fn last(&self) -> Option<&Value> {
+        static STALE: std::sync::LazyLock<Value> = std::sync::LazyLock::new(Value::stale);
+        if self.is_ended { Some(&STALE) } else { self.value.as_ref() }
+    }
+}
+
+/// What becomes of the log when a store is opened.
+#[derive(Debug, Default)]
+struct Replay {
+    series: HashMap<u32, Live, RandomState>,
+    last_tick_ms: Option<i64>,
+    run: u64,
+    pictured: Option<(i64, u64)>,
+    jobs: Vec<Job>,
+}
+
+impl Replay {
+    /// Where the last sealed window of ticks ended.
+    fn stand_at_sealed(&mut self, shared: &Shared) {
+        let mut windows = shared.windows.write();
+        let last = windows.sealed.iter().rfind(|window| !window.is_written).cloned();
+        if let Some(window) = last {
+            self.last_tick_ms = window.ticks.last().copied();
+            self.run = window.run;
+            self.pictured = window.ticks.first().map(|first| (day_of(*first), window.run));
+            windows.open.previous = window.last_sequence;
+        }
+    }
+
+    /// Goes through one entry. `None`: it does not fit.
+    fn entry(&mut self, shared: &Shared, sequence: u64, content: &[u8]) -> Option<()> {
+        let (entry, growth) = take_entry(content)?;
+        if entry.begins {
+            self.jobs.extend(roll(shared, sequence - 1));
+        }
+        let mut windows = shared.windows.write();
+        let mut index = shared.index.write();
+        let open = if entry.is_written { &mut windows.written } else { &mut windows.open };
+        if open.is_empty() {
+            open.first_sequence = sequence;
+            open.run = entry.run;
+            open.is_written = entry.is_written;
+        }
+        open.last_sequence = sequence;
+        if !entry.is_written {
+            open.ticks.push(entry.time_ms);
+            open.includes(entry.time_ms);
+            self.last_tick_ms = Some(entry.time_ms);
+            self.run = entry.run;
+            self.pictured = Some((day_of(entry.time_ms), entry.run));
+        }
+        for (id, bytes) in growth {
+            // Of a series that is not known, which only damage makes, nothing could be told.
+            let Some(known) = index.series.get_mut(&id) else { continue };
+            let live = self.series.entry(id).or_insert_with(|| Live {
+                value: None,
+                is_ended: false,
+                last_ms: i64::MIN,
+                cursor: Cursor::default(),
+                window: 0,
+            });
+            if live.window != open.first_sequence {
+                live.cursor = Cursor::default();
+                live.window = open.first_sequence;
+            }
+            let mut rest = bytes;
+            while !rest.is_empty() {
+                let (_, sample) = live.cursor.take(&mut rest, &open.ticks)?;
+                live.is_ended = sample.value.is_stale();
+                live.last_ms = sample.timestamp_ms;
+                open.includes(sample.timestamp_ms);
+            }
+            if let Some(value) = live.cursor.value() {
+                live.value = Some(value.clone());
+            }
+            known.ended_ms = live.is_ended.then_some(live.last_ms);
+            open.grow(id, bytes);
+        }
+        Some(())
+    }
+
+    /// After the head was lost: its series are those of the days, and their levels are what they were last there.
+    fn rebuild(
+        &mut self,
+        shared: &Shared,
+        loaded: &mut Loaded,
+        head: &mut Head,
+        log: &[(u64, Vec<u8>)],
+    ) -> Result<(), StoreError> {
+        let windows = shared.windows.read().sealed.clone();
+        let days: HashSet<i64> = windows.iter().map(|window| window.day).collect();
+        for day in days {
+            let Some(file) = shared.day(day)? else { continue };
+            for (id, row) in file.series()? {
+                loaded.series.entry(id).or_insert(row);
+            }
+            shared.give_back(file);
+        }
+        for (id, row) in &loaded.series {
+            shared.index.write().insert(*id, known(row.clone(), None));
+        }
+        for id in loaded.series.keys().copied() {
+            if loaded.levels.contains_key(&id) {
+                continue;
+            }
+            let mut level: Option<Level> = None;
+            for window in windows.iter().rev().filter(|window| window.present.contains(id)) {
+                let Some(file) = shared.day(window.day)? else { continue };
+                let samples = file.samples(window, id)?;
+                shared.give_back(file);
+                let last = samples.last().map(|sample| (sample.timestamp_ms, sample.value.is_stale()));
+                let value = samples.into_iter().map(|sample| sample.value).rfind(|value| !value.is_stale());
+                let (time_ms, is_ended) = level.as_ref().map_or(last.unwrap_or_default(), |l| (l.time_ms, l.is_ended));
+                level = Some(Level { id, time_ms, is_ended, value });
+                if level.as_ref().is_some_and(|level| level.value.is_some()) {
+                    break;
+                }
+            }
+            if let Some(Level { time_ms, is_ended, value: Some(value), .. }) = level {
+                loaded.levels.insert(id, LevelRow { time_ms, is_ended, value });
+            }
+        }
+        let greatest = loaded.series.keys().last().map_or(0, |id| u64::from(*id));
+        let sealed = windows.iter().map(|window| window.last_sequence).max().unwrap_or_default();
+        let sealed = if loaded.state.last == 0 { sealed } else { loaded.state.sealed };
+        head.commit(Commit {
+            next_id: loaded.state.next_id.max(greatest + 1),
+            series: std::mem::take(&mut loaded.series).into_iter().collect(),
+            levels: loaded.levels.iter().map(|(id, row)| (*id, row.clone())).collect(),
+            sealed: Some(sealed),
+            ..Commit::default()
+        })?;
+        for (_, content) in log {
+            head.commit(Commit { log: Some(content.clone()), ..Commit::default() })?;
+        }
+        Ok(())
+    }
+
+    fn restored(&self, shared: &Shared, head: &Head) -> Restored {
+        let index = shared.index.read();
+        let mut series: Vec<RestoredSeries> = index
+            .series
+            .iter()
+            .filter_map(|(id, known)| {
+                let live = self.series.get(id);
+                let value = match live {
+                    Some(live) => live.last().cloned(),
+                    None => None,
+                };
+                let kind = known.kind?;
+                let is_of_kind = |value: &Value| {
+                    value.is_stale() || value.as_histogram().is_some() == (kind == MetricKind::Histogram)
+                };
+                Some(RestoredSeries {
+                    id: SeriesId(u64::from(*id)),
+                    labels: known.labels.clone(),
+                    kind,
+                    start_ms: known.start_ms,
+                    value: value.filter(is_of_kind).or_else(|| start_value(kind)).unwrap_or_else(Value::stale),
+                    writer: known.writer.clone(),
+                })
+            })
+            .collect();
+        series.sort_by_key(|series| series.id);
+        Restored { last_tick_ms: self.last_tick_ms, next_id: head.state.next_id, series }
+    }
+}
+
+/// Completes the open windows: from here on they wait to be sealed, and with them the log up to `up_to`.
+fn roll(shared: &Shared, up_to: u64) -> Option<Job> {
+    let mut windows = shared.windows.write();
+    let previous = if windows.open.is_empty() { windows.open.previous } else { windows.open.last_sequence };
+    let complete = [std::mem::take(&mut windows.open), std::mem::take(&mut windows.written)];
+    windows.open.previous = previous;
+    let complete: Vec<_> = complete.into_iter().filter(|window| !window.is_empty()).map(Arc::new).collect();
+    windows.sealing.extend(complete.iter().cloned());
+    (!complete.is_empty()).then_some(Job { windows: complete, up_to })
+}
+
+/// Opens the files of all days; `sealed` is up to where the head knows the log to be in them.
+fn open_days(shared: &Shared, sealed: Option<u64>) -> Result<(), StoreError> {
+    let _writing = shared.writing();
+    for file in files_of_days(&shared.dir)?.iter().filter(|file| !file.is_aside) {
+        let read = || {
+            let day = Day::open(&shared.dir, file.day)?;
+            let windows = day.windows()?;
+            Ok((day, windows))
+        };
+        let (day, mut windows) = match read() {
+            Err(StoreError::Damaged { what, .. }) => {
+                shared.salvage(file.day, &what)?;
+                read()?
+            }
+            other => other?,
+        };
+        if let Some(sealed) = sealed {
+            // What the head does not know to be sealed is sealed again.
+            let again: Vec<u32> = windows.iter().filter(|w| w.last_sequence > sealed).map(|w| w.number).collect();
+            if !again.is_empty() {
+                day.remove(&again)?;
+                windows.retain(|window| !again.contains(&window.number));
+            }
+        }
+        shared.windows.write().replace_day(file.day, windows);
+    }
+    Ok(())
+}
+
+/// A file of a day in the data directory.
+#[derive(Debug)]
+struct DayFile {
+    path: PathBuf,
+    day: i64,
+    /// Whether it was set aside.
+    is_aside: bool,
+    bytes: u64,
+}
+
+fn files_of_days(dir: &Path) -> Result<Vec<DayFile>, StoreError> {
+    let at = |source| StoreError::Directory { path: dir.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(at)? {
+        let entry = entry.map_err(at)?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let (of_day, is_aside) = match name.split_once(".damaged-") {
+            Some((of_day, _)) => (of_day, true),
+            None => (name, false),
+        };
+        if let Some(day) = day_of_name(of_day) {
+            let bytes = entry.metadata().map_or(0, |meta| meta.len());
+            files.push(DayFile { path: entry.path(), day, is_aside, bytes });
+        }
+    }
+    files.sort_by_key(|file| file.day);
+    Ok(files)
+}
+
+fn known(row: super::head::SeriesRow, ended_ms: Option<i64>) -> Known {
+    Known { labels: row.labels, kind: row.kind, start_ms: row.start_ms, writer: row.writer, ended_ms }
+}
+
+fn number_of(id: SeriesId) -> Result<u32, StoreError> {
+    u32::try_from(id.0).map_err(|_| StoreError::TooManySeries)
+}
+
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Float(a), Value::Float(b)) => a.to_bits() == b.to_bits(),
+        _ => a == b,
+    }
+}
+
+/// The explicit zero that a series begins with; a gauge has none.
+fn start_value(kind: MetricKind) -> Option<Value> {
+    match kind {
+        MetricKind::Counter => Some(Value::Float(0.0)),
+        MetricKind::Gauge => None,
+        MetricKind::Histogram => Some(Value::Histogram(Arc::new(ExponentialHistogram::default()))),
+    }
+}
+
+/// Copies a data directory, also while a collector uses it, to a directory that is new or empty: the head first, so that whatever
+/// a day's copy lacks is still in the copy of the log. `told` is called with each file that is copied and its size in bytes.
+///
+/// # Errors
+/// There is no store at `dir`, `target` is not empty, or a file cannot be copied.
+pub fn backup(dir: &Path, target: &Path, mut told: impl FnMut(&Path, u64)) -> Result<(), StoreError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| StoreError::Directory { path, source }
+    };
+    let head = dir.join("head.db");
+    std::fs::metadata(&head).map_err(at(&head))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(target).map_err(at(target))?;
+    if std::fs::read_dir(target).map_err(at(target))?.next().is_some() {
+        let source = std::io::Error::from(std::io::ErrorKind::DirectoryNotEmpty);
+        return Err(StoreError::Directory { path: target.to_owned(), source });
+    }
+    let mut copy = |path: &Path| {
+        let name = path.file_name().unwrap_or_default();
+        let bytes = super::file::copy_while_used(path, &target.join(name))?;
+        told(path, bytes);
+        Ok(())
+    };
+    copy(&head)?;
+    for file in files_of_days(dir)?.into_iter().filter(|file| !file.is_aside) {
+        match copy(&path_of(dir, file.day)) {
+            // The retention took it.
+            Err(_) if !file.path.exists() => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
