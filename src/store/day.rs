@@ -262,10 +262,6 @@ impl Day {
         }
         Ok(lost)
     }
-
-    pub(super) fn path(&self) -> &Path {
-        self.database.path()
-    }
 }
 
 fn put_summaries(out: &mut Vec<u8>, summaries: &Summaries) {

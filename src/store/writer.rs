@@ -564,6 +564,11 @@ impl Store {
         head + days.iter().map(|file| file.bytes).sum::<u64>()
     }
 
+    /// Whether all windows that are complete are in the files.
+    pub fn is_sealed(&self) -> bool {
+        self.shared.windows.read().sealing.is_empty()
+    }
+
     /// Why the newest window could not be sealed; `None` while all is well.
     pub fn sealing_error(&self) -> Option<String> {
         self.shared.sealing_error()
@@ -585,7 +590,7 @@ impl Store {
     pub(crate) fn seal_now(&mut self) {
         let job = roll(&self.shared, self.head.state.last);
         job.into_iter().for_each(|job| self.sealer.send(job));
-        while !self.shared.windows.read().sealing.is_empty() {
+        while !self.is_sealed() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
