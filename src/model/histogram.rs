@@ -287,7 +287,8 @@ impl ExponentialHistogram {
             }
         }
         if found.lower < 0.0 && found.upper > 0.0 {
-            match (self.negative.counts.is_empty(), self.positive.counts.is_empty()) {
+            let is_empty = |span: &BucketSpan| span.counts.iter().all(|count| *count == 0.0);
+            match (is_empty(&self.negative), is_empty(&self.positive)) {
                 (true, false) => found.lower = 0.0,
                 (false, true) => found.upper = 0.0,
                 _ => {}
