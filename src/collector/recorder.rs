@@ -289,7 +289,14 @@ mod tests {
         /// What is on disk, as (seconds since the start, value); the stale marker is -1.
         fn stored(&self, name: &str) -> Vec<(i64, f64)> {
             let matchers = vec![Matcher::metric(name)];
-            let selection = Selection { matchers, start_ms: 0, end_ms: i64::MAX, repeats: true, samples_max: 100_000 };
+            let selection = Selection {
+                matchers,
+                start_ms: 0,
+                end_ms: i64::MAX,
+                repeats: true,
+                without_buckets: false,
+                samples_max: 100_000,
+            };
             let found = self.store.reader().select(&selection).unwrap();
             let samples = found.into_iter().flat_map(|series| series.samples);
             let float = |v: &Value| if v.is_stale() { -1.0 } else { v.as_float().unwrap() };
@@ -377,7 +384,8 @@ mod tests {
             assert!(before.iter().all(|sample| after.contains(sample)), "jump {jump_s}: {before:?} {after:?}");
             assert_eq!((worker.published("g"), worker.published("c")), (Some(value), Some(value)));
             let matchers = vec![Matcher::metric("c")];
-            let selection = Selection { matchers, start_ms: at, end_ms: at, repeats: true, samples_max: 9 };
+            let selection =
+                Selection { matchers, start_ms: at, end_ms: at, repeats: true, without_buckets: false, samples_max: 9 };
             let found = worker.store.reader().select(&selection).unwrap();
             assert_eq!(found[0].samples[0].value, Value::Float(value), "jump {jump_s}");
             worker.clock.set_ms(at);

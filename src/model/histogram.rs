@@ -84,6 +84,11 @@ impl ExponentialHistogram {
         }
     }
 
+    /// A histogram of which only count and sum are known.
+    pub fn bare(count: f64, sum: f64) -> Self {
+        Self { count, sum, ..Self::default() }
+    }
+
     /// A histogram from its parts, as a decoder reads them: `None` if the schema is not one of Prometheus's, a bucket
     /// lies beyond the range of a double, there are more buckets than such a range holds, or a number is not finite.
     pub fn from_parts(
@@ -287,7 +292,8 @@ impl ExponentialHistogram {
             }
         }
         if found.lower < 0.0 && found.upper > 0.0 {
-            match (self.negative.counts.is_empty(), self.positive.counts.is_empty()) {
+            let is_empty = |span: &BucketSpan| span.counts.iter().all(|count| *count == 0.0);
+            match (is_empty(&self.negative), is_empty(&self.positive)) {
                 (true, false) => found.lower = 0.0,
                 (false, true) => found.upper = 0.0,
                 _ => {}

@@ -2,27 +2,54 @@
 
 use hashbrown::HashMap;
 
-use super::QueryError;
+use super::annotations::shortest;
 use super::eval::{Evaluator, Grid};
-use super::node::{Aggregate, AggregateOp, Grouping};
-use super::quantile;
+use super::node::{Aggregate, AggregateOp, Expr, Grouping, Span};
 use super::range::Mean;
 use super::value::{StepSeries, histogram};
+use super::{QueryError, quantile, xxhash};
 use crate::model::{ExponentialHistogram, Labels, Value, format_float};
 
-pub(super) fn eval(evaluator: &Evaluator<'_>, node: &Aggregate, grid: &Grid) -> Result<Vec<StepSeries>, QueryError> {
-    let param = match &node.op {
-        AggregateOp::TopK(param) | AggregateOp::BottomK(param) | AggregateOp::Quantile(param) => {
-            evaluator.eval_scalar(param, grid)?
+pub(super) fn eval(
+    evaluator: &Evaluator<'_>,
+    node: &Aggregate,
+    span: Span,
+    grid: &Grid,
+) -> Result<Vec<StepSeries>, QueryError> {
+    let (mut param, mut label, mut param_span) = (Vec::new(), "", span);
+    if let Some(node) = &node.param {
+        param_span = node.span;
+        match &node.expr {
+            Expr::Text(text) if text.is_empty() => {
+                return Err(QueryError::Execution("invalid label name \"\"".to_owned()));
+            }
+            Expr::Text(text) => label = text,
+            _ => param = evaluator.eval_scalar(node, grid)?,
         }
-        _ => Vec::new(),
-    };
+    }
     let series = evaluator.eval_vector(&node.inner, grid)?;
-    match &node.op {
-        AggregateOp::CountValues(label) => count_values(evaluator, series, label, &node.grouping, grid),
-        AggregateOp::TopK(_) => extremes(evaluator, series, &node.grouping, &param, true),
-        AggregateOp::BottomK(_) => extremes(evaluator, series, &node.grouping, &param, false),
-        op => grouped(evaluator, &series, op, &node.grouping, &param, grid),
+    match node.op {
+        AggregateOp::CountValues => count_values(evaluator, series, label, &node.grouping, grid),
+        AggregateOp::TopK | AggregateOp::BottomK | AggregateOp::LimitK => {
+            extremes(evaluator, series, node, span, &param)
+        }
+        AggregateOp::LimitRatio => limit_ratio(evaluator, series, &param, param_span),
+        _ => {
+            if node.op == AggregateOp::Quantile {
+                warn_of_quantiles(evaluator, &param, param_span);
+            }
+            grouped(evaluator, &series, node, &param, grid)
+        }
+    }
+}
+
+/// NaN, the greatest above 1 and the least below 0.
+fn warn_of_quantiles(evaluator: &Evaluator<'_>, param: &[f64], span: Span) {
+    let most = param.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let least = param.iter().copied().fold(f64::INFINITY, f64::min);
+    let nan = param.iter().copied().find(|q| q.is_nan());
+    for q in nan.into_iter().chain(Some(most).filter(|q| *q > 1.0)).chain(Some(least).filter(|q| *q < 0.0)) {
+        evaluator.notes.invalid_quantile(span, q);
     }
 }
 
@@ -43,12 +70,11 @@ fn group(series: &[StepSeries], grouping: &Grouping) -> (Vec<usize>, Vec<Labels>
 fn grouped(
     evaluator: &Evaluator<'_>,
     series: &[StepSeries],
-    op: &AggregateOp,
-    grouping: &Grouping,
+    node: &Aggregate,
     param: &[f64],
     grid: &Grid,
 ) -> Result<Vec<StepSeries>, QueryError> {
-    let (numbers, groups) = group(series, grouping);
+    let (numbers, groups) = group(series, &node.grouping);
     evaluator.check_room(groups.len().saturating_mul(grid.steps))?;
     let mut result: Vec<StepSeries> = groups.into_iter().map(|labels| StepSeries::empty(labels, grid.steps)).collect();
     let mut members: Vec<Vec<&Value>> = vec![Vec::new(); result.len()];
@@ -62,7 +88,7 @@ fn grouped(
         }
         let param = param.get(step).copied().unwrap_or(f64::NAN);
         for (group, members) in result.iter_mut().zip(&members) {
-            if let Some(value) = aggregate(op, members, param) {
+            if let Some(value) = aggregate(evaluator, node, members, param) {
                 group.set(step, value);
             }
         }
@@ -71,37 +97,53 @@ fn grouped(
     Ok(result)
 }
 
-fn aggregate(op: &AggregateOp, members: &[&Value], param: f64) -> Option<Value> {
+fn aggregate(evaluator: &Evaluator<'_>, node: &Aggregate, members: &[&Value], param: f64) -> Option<Value> {
     if members.is_empty() {
         return None;
     }
     let floats = || members.iter().filter_map(|value| value.as_float());
-    match op {
+    let has_histograms = members.iter().any(|value| value.as_histogram().is_some());
+    let ignores = match node.op {
+        AggregateOp::Min => "min",
+        AggregateOp::Max => "max",
+        AggregateOp::StdVar => "stdvar",
+        AggregateOp::StdDev => "stddev",
+        AggregateOp::Quantile => "quantile",
+        _ => "",
+    };
+    if has_histograms && !ignores.is_empty() {
+        evaluator.notes.ignored_in_aggregation(node.inner.span, ignores);
+    }
+    match node.op {
         AggregateOp::Count => Some(Value::Float(members.len() as f64)),
         AggregateOp::Group => Some(Value::Float(1.0)),
         AggregateOp::Sum | AggregateOp::Avg => {
-            let is_avg = matches!(op, AggregateOp::Avg);
-            let histograms = members.iter().filter(|value| value.as_histogram().is_some()).count();
-            match histograms {
-                0 if is_avg => Mean::of(floats()).map(Value::Float),
-                0 => Some(Value::Float(super::range::sum(floats()))),
-                all if all == members.len() => {
-                    let sum = sum_histograms(members.iter().filter_map(|value| value.as_histogram()))?;
-                    Some(histogram(if is_avg { sum.divided(all as f64) } else { sum }))
-                }
-                // Floats and histograms do not add up: Prometheus leaves such a group out.
-                _ => None,
+            let is_avg = node.op == AggregateOp::Avg;
+            let all = members.len();
+            if !has_histograms {
+                return if is_avg {
+                    Mean::of(floats()).map(Value::Float)
+                } else {
+                    Some(Value::Float(super::range::sum(floats())))
+                };
             }
+            if floats().next().is_some() {
+                // Floats and histograms do not add up: Prometheus leaves such a group out.
+                evaluator.notes.mixed_in_aggregation(node.inner.span);
+                return None;
+            }
+            let sum = sum_histograms(members.iter().filter_map(|value| value.as_histogram()))?;
+            Some(histogram(if is_avg { sum.divided(all as f64) } else { sum }))
         }
         AggregateOp::Min => floats().reduce(|a, b| if a > b || a.is_nan() { b } else { a }).map(Value::Float),
         AggregateOp::Max => floats().reduce(|a, b| if a < b || a.is_nan() { b } else { a }).map(Value::Float),
         AggregateOp::StdVar => variance(floats()).map(Value::Float),
         AggregateOp::StdDev => variance(floats()).map(|variance| Value::Float(variance.sqrt())),
-        AggregateOp::Quantile(_) => {
+        AggregateOp::Quantile => {
             let mut values: Vec<f64> = floats().collect();
             (!values.is_empty()).then(|| Value::Float(quantile::of_values(param, &mut values)))
         }
-        AggregateOp::TopK(_) | AggregateOp::BottomK(_) | AggregateOp::CountValues(_) => None,
+        _ => None,
     }
 }
 
@@ -136,47 +178,84 @@ fn variance(values: impl Iterator<Item = f64>) -> Option<f64> {
     (count > 0.0).then(|| squares / count)
 }
 
-/// `topk` and `bottomk`: the series themselves, where they are among the k of their group. At a single step, in order.
+/// `topk`, `bottomk` and `limitk`: the series themselves, where they are among the k of their group. At a single step, in
+/// order.
 fn extremes(
     evaluator: &Evaluator<'_>,
     mut series: Vec<StepSeries>,
-    grouping: &Grouping,
+    node: &Aggregate,
+    span: Span,
     param: &[f64],
-    is_top: bool,
 ) -> Result<Vec<StepSeries>, QueryError> {
-    if let Some(wrong) = param.iter().find(|k| k.is_nan() || k.abs() >= i64::MAX as f64) {
-        return Err(QueryError::Execution(match wrong {
-            nan if nan.is_nan() => "Parameter value is NaN".to_owned(),
-            low if *low < 0.0 => format!("Scalar value {} underflows int64", format_float(*low)),
-            high => format!("Scalar value {} overflows int64", format_float(*high)),
-        }));
+    if param.iter().all(|k| *k < 1.0) {
+        return Ok(Vec::new());
     }
-    let (numbers, groups) = group(&series, grouping);
+    let (numbers, groups) = group(&series, &node.grouping);
     let mut order = Vec::new();
-    let mut members: Vec<Vec<(usize, f64)>> = vec![Vec::new(); groups.len()];
+    let mut members: Vec<Vec<(usize, Value)>> = vec![Vec::new(); groups.len()];
     for (step, k) in param.iter().enumerate() {
         evaluator.check_deadline()?;
         members.iter_mut().for_each(Vec::clear);
         for (at, (series, number)) in series.iter_mut().zip(&numbers).enumerate() {
-            // Taken out here and put back if it is among the k; histograms have no order and stay out.
+            // Taken out here and put back if it is among the k.
             let value = series.values.get_mut(step).and_then(Option::take);
-            if let (Some(Value::Float(value)), Some(members)) = (value, members.get_mut(*number)) {
+            let (Some(value), Some(members)) = (value, members.get_mut(*number)) else { continue };
+            if k.is_nan() || k.abs() >= i64::MAX as f64 {
+                return Err(QueryError::Execution(format!("Scalar value {} overflows int64", shortest(*k))));
+            }
+            if value.as_float().is_some() || node.op == AggregateOp::LimitK {
                 members.push((at, value));
+            } else if *k >= 1.0 {
+                // Histograms have no order.
+                let name = if node.op == AggregateOp::TopK { "topk" } else { "bottomk" };
+                evaluator.notes.ignored_in_aggregation(span, name);
             }
         }
         order.clear();
         for members in &mut members {
-            members.sort_by(|a, b| compare(a.1, b.1, is_top));
-            order.extend(members.iter().take(k.max(0.0) as usize).copied());
+            if node.op != AggregateOp::LimitK {
+                let float = |member: &(usize, Value)| member.1.as_float().unwrap_or(f64::NAN);
+                members.sort_by(|a, b| compare(float(a), float(b), node.op == AggregateOp::TopK));
+            }
+            members.truncate(k.max(0.0) as usize);
+            order.append(members);
         }
         for (at, value) in &order {
             if let Some(series) = series.get_mut(*at) {
-                series.set(step, Value::Float(*value));
+                series.set(step, value.clone());
             }
         }
     }
     if param.len() == 1 {
         return Ok(order.iter().filter_map(|(at, _)| series.get(*at).cloned()).collect());
+    }
+    series.retain(|series| series.values.iter().any(Option::is_some));
+    Ok(series)
+}
+
+/// `limit_ratio`: those series whose hash, as a part of all hashes, lies below the ratio; below zero: the others.
+fn limit_ratio(
+    evaluator: &Evaluator<'_>,
+    mut series: Vec<StepSeries>,
+    param: &[f64],
+    span: Span,
+) -> Result<Vec<StepSeries>, QueryError> {
+    for (extreme, cap) in [(f64::max as fn(f64, f64) -> f64, 1.0), (f64::min, -1.0)] {
+        let ratio = param.iter().copied().fold(-cap, extreme);
+        if ratio.abs() > 1.0 {
+            evaluator.notes.invalid_ratio(span, ratio, cap);
+        }
+    }
+    for series in &mut series {
+        evaluator.check_deadline()?;
+        let place = xxhash::of_labels(&series.labels) as f64 / u64::MAX as f64;
+        for (value, ratio) in series.values.iter_mut().zip(param) {
+            if value.is_some() && ratio.is_nan() {
+                return Err(QueryError::Execution("Ratio value NaN is NaN".to_owned()));
+            }
+            let is_in = if *ratio >= 0.0 { place < *ratio } else { place >= 1.0 + ratio.max(-1.0) };
+            *value = value.take().filter(|_| is_in);
+        }
     }
     series.retain(|series| series.values.iter().any(Option::is_some));
     Ok(series)
@@ -195,9 +274,6 @@ fn count_values(
     grouping: &Grouping,
     grid: &Grid,
 ) -> Result<Vec<StepSeries>, QueryError> {
-    if series.iter().any(|s| s.values.iter().flatten().any(|value| value.as_histogram().is_some())) {
-        return Err(QueryError::unsupported("count_values() of histograms"));
-    }
     let mut grouping = grouping.clone();
     if grouping.only {
         grouping.labels.push(label.to_owned());
@@ -206,8 +282,12 @@ fn count_values(
     for series in series {
         evaluator.check_deadline()?;
         for (step, value) in series.values.into_iter().enumerate() {
-            let Some(Value::Float(value)) = value else { continue };
-            let key = grouping.key(&series.labels.with(label, &format_float(value)));
+            let text = match value {
+                None => continue,
+                Some(Value::Float(value)) => format_float(value),
+                Some(Value::Histogram(h)) => describe(&h),
+            };
+            let key = grouping.key(&series.labels.with(label, &text));
             if !counts.contains_key(&key) {
                 evaluator.check_room(counts.len().saturating_add(1).saturating_mul(grid.steps))?;
             }
@@ -222,4 +302,20 @@ fn count_values(
         counts.into_iter().map(|(labels, values)| StepSeries { labels, values }).collect();
     result.sort_by(|a, b| a.labels.cmp(&b.labels));
     Ok(result)
+}
+
+/// A histogram as text (`FloatHistogram.String`).
+fn describe(h: &ExponentialHistogram) -> String {
+    let mut text = format!("{{count:{}, sum:{}", shortest(h.count()), shortest(h.sum()));
+    for bucket in h.buckets() {
+        let (open, close) = match (bucket.lower < 0.0, bucket.upper > 0.0) {
+            (true, true) => ('[', ']'),
+            (true, false) => ('[', ')'),
+            _ => ('(', ']'),
+        };
+        let (lower, upper) = (shortest(bucket.lower), shortest(bucket.upper));
+        text.push_str(&format!(", {open}{lower},{upper}{close}:{}", shortest(bucket.count)));
+    }
+    text.push('}');
+    text
 }

@@ -4,11 +4,20 @@ use hashbrown::{HashMap, HashSet};
 
 use super::QueryError;
 use super::eval::{Evaluator, Grid};
-use super::node::{Binary, BinaryOp, Cardinality, Grouping};
+use super::node::{Binary, BinaryOp, Cardinality, Grouping, Span};
 use super::value::{Operand, StepSeries, histogram, merge_same_labels, same_labels};
 use crate::model::{ExponentialHistogram, Labels, METRIC_NAME, Value};
 
-pub(super) fn eval(evaluator: &Evaluator<'_>, node: &Binary, grid: &Grid) -> Result<Operand, QueryError> {
+/// An operator where it stands.
+#[derive(Clone, Copy)]
+struct Operation<'a> {
+    evaluator: &'a Evaluator<'a>,
+    node: &'a Binary,
+    span: Span,
+}
+
+pub(super) fn eval(evaluator: &Evaluator<'_>, node: &Binary, span: Span, grid: &Grid) -> Result<Operand, QueryError> {
+    let operation = Operation { evaluator, node, span };
     let lhs = evaluator.eval(&node.lhs, grid)?;
     let rhs = evaluator.eval(&node.rhs, grid)?;
     match (lhs, rhs) {
@@ -16,15 +25,15 @@ pub(super) fn eval(evaluator: &Evaluator<'_>, node: &Binary, grid: &Grid) -> Res
             let op = |(l, r)| scalars(node.op, l, r);
             Ok(Operand::Scalar(lhs.into_iter().zip(rhs).map(op).collect::<Option<_>>().ok_or_else(misplaced_set)?))
         }
-        (Operand::Vector(vector), Operand::Scalar(scalar)) => vector_scalar(node, vector, &scalar, false),
-        (Operand::Scalar(scalar), Operand::Vector(vector)) => vector_scalar(node, vector, &scalar, true),
+        (Operand::Vector(vector), Operand::Scalar(scalar)) => vector_scalar(operation, vector, &scalar, false),
+        (Operand::Scalar(scalar), Operand::Vector(vector)) => vector_scalar(operation, vector, &scalar, true),
         (Operand::Vector(lhs), Operand::Vector(rhs)) => {
             let sides = Sides::new(lhs, rhs, &node.matching);
             let steps = grid.steps;
             if node.op.is_set() {
                 return sides.combine_sets(node.op, steps).map(Operand::Vector);
             }
-            sides.match_up(evaluator, node, steps).map(Operand::Vector)
+            sides.match_up(operation, steps).map(Operand::Vector)
         }
     }
 }
@@ -62,6 +71,18 @@ fn scalars(op: BinaryOp, l: f64, r: f64) -> Option<f64> {
     arithmetic(op, l, r).or_else(|| comparison(op, l, r).map(|holds| f64::from(u8::from(holds))))
 }
 
+impl Operation<'_> {
+    /// [`elements`], and what there is to say where the types do not go together.
+    fn apply(self, l: &Value, r: &Value) -> Option<(Value, bool)> {
+        let result = elements(self.node.op, l, r);
+        if result.is_none() {
+            let kind = |value: &Value| if value.as_float().is_some() { "float" } else { "histogram" };
+            self.evaluator.notes.incompatible_types(self.span, self.node.op.symbol(), [kind(l), kind(r)]);
+        }
+        result
+    }
+}
+
 /// `l op r` and, for comparisons, whether it holds; `None` where the types do not go together, which drops the element.
 fn elements(op: BinaryOp, l: &Value, r: &Value) -> Option<(Value, bool)> {
     match (l, r) {
@@ -96,7 +117,7 @@ fn elements(op: BinaryOp, l: &Value, r: &Value) -> Option<(Value, bool)> {
 }
 
 /// Whether two histograms hold the same in the same buckets. Empty buckets at the ends of a span do not count.
-fn equal(l: &ExponentialHistogram, r: &ExponentialHistogram) -> bool {
+pub(super) fn equal(l: &ExponentialHistogram, r: &ExponentialHistogram) -> bool {
     l.schema() == r.schema()
         && l.count() == r.count()
         && l.sum().to_bits() == r.sum().to_bits()
@@ -110,18 +131,19 @@ fn keeps_name(node: &Binary) -> bool {
 }
 
 fn vector_scalar(
-    node: &Binary,
+    operation: Operation<'_>,
     vector: Vec<StepSeries>,
     scalar: &[f64],
     scalar_first: bool,
 ) -> Result<Operand, QueryError> {
+    let node = operation.node;
     if node.op.is_set() {
         return Err(misplaced_set());
     }
     let one = |step: usize, value: Value| -> Option<Value> {
         let scalar = Value::Float(*scalar.get(step)?);
         let (l, r) = if scalar_first { (&scalar, &value) } else { (&value, &scalar) };
-        let (result, holds) = elements(node.op, l, r)?;
+        let (result, holds) = operation.apply(l, r)?;
         if node.return_bool {
             return Some(Value::Float(f64::from(u8::from(holds))));
         }
@@ -217,7 +239,8 @@ impl Sides {
     }
 
     /// Arithmetic and comparison between series of the same group. Right of here is always the "one" side.
-    fn match_up(self, evaluator: &Evaluator<'_>, node: &Binary, steps: usize) -> Result<Vec<StepSeries>, QueryError> {
+    fn match_up(self, operation: Operation<'_>, steps: usize) -> Result<Vec<StepSeries>, QueryError> {
+        let Operation { evaluator, node, .. } = operation;
         let is_swapped = matches!(node.cardinality, Cardinality::OneToMany(_));
         let sides = if is_swapped { self.swapped() } else { self };
         let mut result = Matched::new(node, steps);
@@ -226,6 +249,10 @@ impl Sides {
             evaluator.check_deadline()?;
             evaluator.check_room(result.series.len().saturating_mul(steps))?;
             one_side.fill(None);
+            // Where one side is empty nothing matches, and nothing is wrong.
+            if sides.lhs.iter().all(|series| series.at(step).is_none()) {
+                continue;
+            }
             for (at, (series, group)) in sides.rhs.iter().zip(&sides.rhs_groups).enumerate() {
                 if series.at(step).is_none() {
                     continue;
@@ -243,7 +270,7 @@ impl Sides {
                 let Some(one_series) = sides.rhs.get(one_at) else { continue };
                 let Some(one) = one_series.at(step) else { continue };
                 let (l, r) = if is_swapped { (one, many) } else { (many, one) };
-                if let Some((value, holds)) = elements(node.op, l, r) {
+                if let Some((value, holds)) = operation.apply(l, r) {
                     result.add(step, *group, (at, one_at), [&series.labels, &one_series.labels], value, holds)?;
                 }
             }
@@ -306,6 +333,9 @@ impl<'a> Matched<'a> {
         value: Value,
         holds: bool,
     ) -> Result<(), QueryError> {
+        if !holds && !self.node.return_bool {
+            return Ok(());
+        }
         let at = self.place(pair, labels);
         let is_first = match self.node.cardinality {
             Cardinality::OneToOne => self.seen_groups.insert(group),
@@ -319,9 +349,6 @@ impl<'a> Matched<'a> {
             return Err(QueryError::Execution(format!("multiple matches for labels: {message}")));
         }
         let value = if self.node.return_bool { Value::Float(f64::from(u8::from(holds))) } else { value };
-        if !holds && !self.node.return_bool {
-            return Ok(());
-        }
         let Some(series) = self.series.get_mut(at) else { return Ok(()) };
         if series.at(step).is_some() {
             return Err(same_labels());

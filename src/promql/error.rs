@@ -32,11 +32,6 @@ impl QueryError {
             Self::Store(_) => "internal",
         }
     }
-
-    /// An expression that Prometheus knows and this engine does not.
-    pub(super) fn unsupported(what: &str) -> Self {
-        Self::BadData(format!("{what} is not supported yet"))
-    }
 }
 
 impl From<StoreError> for QueryError {

@@ -3,8 +3,9 @@
 use std::cell::Cell;
 use std::time::Instant;
 
-use super::node::{At, Node, Selector, Subquery, TimeShift};
-use super::value::{Operand, StepSeries, merge_same_labels};
+use super::annotations::Annotations;
+use super::node::{At, Expr, Node, Selector, Subquery, TimeShift};
+use super::value::{Operand, StepSeries, refuse_same_labels};
 use super::{Limits, QueryError, RangeSeries, aggregate, binary, check_time, functions, select};
 use crate::model::{Ladder, Sample, Value};
 use crate::store::{Select, SelectedSeries, Selection, StoreError};
@@ -64,6 +65,8 @@ pub(super) struct Evaluator<'a> {
     asked: Cell<u32>,
     /// How many values finished operands hold that are not consumed yet.
     held: Cell<usize>,
+    /// What is said beside the answer.
+    pub(super) notes: Annotations<'a>,
 }
 
 /// Where the windows over some samples lie, one per step.
@@ -84,8 +87,10 @@ impl<'a> Evaluator<'a> {
         limits: &'a Limits,
         query: &Grid,
         deadline: Option<Instant>,
+        text: &'a str,
     ) -> Self {
-        Self { select, ladder, limits, query: *query, deadline, asked: Cell::new(0), held: Cell::new(0) }
+        let notes = Annotations::new(text);
+        Self { select, ladder, limits, query: *query, deadline, asked: Cell::new(0), held: Cell::new(0), notes }
     }
 
     /// The value of a scalar or vector node at every step.
@@ -101,17 +106,18 @@ impl<'a> Evaluator<'a> {
     }
 
     fn eval_node(&self, node: &Node, grid: &Grid) -> Result<Operand, QueryError> {
-        match node {
-            Node::Number(value) => {
+        match &node.expr {
+            Expr::Number(value) => {
                 self.check_room(grid.steps)?;
                 Ok(Operand::Scalar(vec![*value; grid.steps]))
             }
-            Node::Select(selector) => self.instant_vector(selector, grid, false).map(Operand::Vector),
-            Node::Negate(inner) => self.negate(inner, grid),
-            Node::Binary(node) => binary::eval(self, node, grid),
-            Node::Aggregate(node) => aggregate::eval(self, node, grid).map(Operand::Vector),
-            Node::Call { function, args } => functions::eval(self, *function, args, grid),
-            Node::Text(_) | Node::Window { .. } | Node::Subquery(_) => {
+            Expr::Select(selector) => self.instant_vector(selector, grid, false).map(Operand::Vector),
+            Expr::Unary { is_negative: false, inner } | Expr::Paren(inner) => self.eval(inner, grid),
+            Expr::Unary { inner, .. } => self.negate(inner, grid),
+            Expr::Binary(binary) => binary::eval(self, binary, node.span, grid),
+            Expr::Aggregate(aggregate) => aggregate::eval(self, aggregate, node.span, grid).map(Operand::Vector),
+            Expr::Call { function, args } => functions::eval(self, function, args, grid),
+            Expr::Text(_) | Expr::Window { .. } | Expr::Subquery(_) => {
                 Err(QueryError::BadData(format!("unexpected {} in expression", node.kind())))
             }
         }
@@ -140,9 +146,12 @@ impl<'a> Evaluator<'a> {
         };
         Ok(match self.eval(inner, grid)? {
             Operand::Scalar(values) => Operand::Scalar(values.into_iter().map(|v| -v).collect()),
-            Operand::Vector(series) => Operand::Vector(merge_same_labels(
-                series.into_iter().map(|s| s.map(false, |_, value| Some(negated(value)))).collect(),
-            )?),
+            Operand::Vector(series) => {
+                let series: Vec<StepSeries> =
+                    series.into_iter().map(|s| s.map(false, |_, value| Some(negated(value)))).collect();
+                refuse_same_labels(&series)?;
+                Operand::Vector(series)
+            }
         })
     }
 
@@ -189,8 +198,8 @@ impl<'a> Evaluator<'a> {
         need_repeats: bool,
         visit: &mut dyn FnMut(Windows, SelectedSeries) -> Result<(), QueryError>,
     ) -> Result<(), QueryError> {
-        match node {
-            Node::Window { selector, range_ms } => {
+        match &node.expr {
+            Expr::Window { selector, range_ms } => {
                 let windows = Windows { range_ms: *range_ms, ends: self.shifted(selector.shift, grid)? };
                 // A value that stands once is in the first window; further windows would miss it.
                 let repeats = need_repeats || windows.ends.steps > 1;
@@ -200,7 +209,7 @@ impl<'a> Evaluator<'a> {
                     visit(windows, series)
                 })
             }
-            Node::Subquery(subquery) => {
+            Expr::Subquery(subquery) => {
                 let windows = Windows { range_ms: subquery.range_ms, ends: self.shifted(subquery.shift, grid)? };
                 let Some((inner, series)) = self.subquery(subquery, &windows)? else { return Ok(()) };
                 series.into_iter().try_for_each(|s| {
@@ -273,6 +282,7 @@ impl<'a> Evaluator<'a> {
             start_ms: ends.start_ms - range_ms + 1,
             end_ms: ends.end_ms(),
             repeats,
+            without_buckets: false,
             samples_max: self.limits.samples_max.saturating_sub(self.held.get()),
         };
         let mut failed = None;

@@ -1,42 +1,49 @@
 //! `PromQL` as Prometheus 3 defines it, over anything that can select series.
 //!
-//! `promql-parser` parses; `parse` checks what it built and turns it into nodes; `eval` evaluates them. An instant
+//! `parse` makes checked nodes of the text; `eval` evaluates them. An instant
 //! query is a range query of one step: every operator takes and returns whole series over all steps, so that samples are
 //! selected once, labels are worked out once per series, and a window only slides over samples that stay where they are.
+//! Of what a selector finds, one series at a time is in memory with all its samples.
 //!
 //! | stage | where |
 //! |---|---|
-//! | text → checked nodes, hostile text refused | `parse`, `node` |
+//! | text → checked nodes, hostile text refused | `lex`, `parse`, `node`, `regex` |
 //! | matchers → series; classic names of histograms | `select` |
 //! | selectors, subqueries, the budget of samples and time | `eval` |
 //! | `x[5m]` → one value per step | `range`, `rate` |
-//! | operators, aggregations, functions | `binary`, `aggregate`, `functions`, `quantile` |
+//! | operators, aggregations | `binary`, `aggregate` |
+//! | functions | `functions`, `histograms`, `quantile`, `relabel`, `calendar`, `info` |
+//! | warnings and infos | `annotations` |
 //!
-//! # Missing
-//!
-//! `fill`, `limitk`, `limit_ratio`, `label_replace`, `label_join`, `histogram_fraction`, `histogram_stddev`, calendar and
-//! trigonometric functions, prediction and smoothing, and the experimental functions and modifiers: each is an error that
-//! names it. Annotations (warnings and infos) are not given: where Prometheus leaves out an element and warns, it is left
-//! out. Names are dropped at once (Prometheus's default, no delayed name removal).
+//! What is missing, and where the answer is not Prometheus's, is in `docs/promql.md`. Names are dropped at once
+//! (Prometheus's default, no delayed name removal).
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing))]
 
 mod aggregate;
+mod annotations;
 mod binary;
+mod calendar;
 mod error;
 mod eval;
 mod functions;
+mod histograms;
+mod info;
+mod lex;
 mod node;
 mod parse;
 mod quantile;
 mod range;
 mod rate;
+mod regex;
+mod relabel;
 mod select;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 mod value;
+mod xxhash;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,7 +53,7 @@ pub use parse::parse_duration_ms;
 pub use value::{InstantSample, QueryValue, RangeSeries};
 
 use self::eval::{Evaluator, Grid};
-use self::node::{Kind, Node};
+use self::node::{Expr, Kind};
 use self::parse::TIME_MAX_MS;
 use self::value::{Operand, StepSeries};
 use crate::model::{Labels, Ladder, Sample, Value};
@@ -79,6 +86,17 @@ impl Default for Limits {
     }
 }
 
+/// What a query returns, and what is to be said beside it, in Prometheus's words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The value.
+    pub value: QueryValue,
+    /// What is probably wrong with the value: at most 10, and how many more there were.
+    pub warnings: Vec<String>,
+    /// What is perhaps wrong with the query: as many.
+    pub infos: Vec<String>,
+}
+
 /// Answers queries over one source of series.
 pub struct Engine {
     select: Arc<dyn Select>,
@@ -105,43 +123,45 @@ impl Engine {
 
     /// The value of `expression` at `time_ms`.
     pub fn instant(&self, expression: &str, time_ms: i64) -> Result<QueryValue, QueryError> {
-        self.instant_within(expression, time_ms, self.limits.timeout)
+        self.instant_within(expression, time_ms, self.limits.timeout).map(|answer| answer.value)
     }
 
-    /// As [`Engine::instant`], with a timeout of its own, at most that of the limits.
-    pub fn instant_within(&self, expression: &str, time_ms: i64, timeout: Duration) -> Result<QueryValue, QueryError> {
+    /// As [`Engine::instant`], with annotations, and a timeout of its own, at most that of the limits.
+    pub fn instant_within(&self, expression: &str, time_ms: i64, timeout: Duration) -> Result<Answer, QueryError> {
         let node = parse::parse(expression)?;
         let grid = Grid::new(time_ms, time_ms, 1)?;
-        let evaluator = self.evaluator(&grid, timeout);
-        if let Node::Text(text) = node {
-            return Ok(QueryValue::Text { timestamp_ms: time_ms, text });
-        }
-        if node.kind() == Kind::Matrix {
-            return evaluator.matrix(&node, time_ms).map(QueryValue::Matrix);
-        }
+        let evaluator = self.evaluator(&grid, timeout, expression);
         let at_time = |value| Sample { timestamp_ms: time_ms, value };
-        Ok(match evaluator.eval(&node, &grid)? {
-            Operand::Scalar(values) => {
-                QueryValue::Scalar(at_time(Value::Float(values.first().copied().unwrap_or(f64::NAN))))
+        let value = if let Expr::Text(text) = node.expr {
+            QueryValue::Text { timestamp_ms: time_ms, text }
+        } else if node.kind() == Kind::Matrix {
+            QueryValue::Matrix(evaluator.matrix(&node, time_ms)?)
+        } else {
+            match evaluator.eval(&node, &grid)? {
+                Operand::Scalar(values) => {
+                    QueryValue::Scalar(at_time(Value::Float(values.first().copied().unwrap_or(f64::NAN))))
+                }
+                Operand::Vector(series) => QueryValue::Vector(
+                    series
+                        .into_iter()
+                        .filter_map(|StepSeries { labels, values }| {
+                            let value = values.into_iter().next()??;
+                            Some(InstantSample { labels, sample: at_time(value) })
+                        })
+                        .collect(),
+                ),
             }
-            Operand::Vector(series) => QueryValue::Vector(
-                series
-                    .into_iter()
-                    .filter_map(|StepSeries { labels, values }| {
-                        let value = values.into_iter().next()??;
-                        Some(InstantSample { labels, sample: at_time(value) })
-                    })
-                    .collect(),
-            ),
-        })
+        };
+        let (warnings, infos) = evaluator.notes.into_lists();
+        Ok(Answer { value, warnings, infos })
     }
 
     /// The values of `expression` from `start_ms` to `end_ms`, both included, every `step_ms`.
     pub fn range(&self, expression: &str, start_ms: i64, end_ms: i64, step_ms: i64) -> Result<QueryValue, QueryError> {
-        self.range_within(expression, start_ms, end_ms, step_ms, self.limits.timeout)
+        self.range_within(expression, start_ms, end_ms, step_ms, self.limits.timeout).map(|answer| answer.value)
     }
 
-    /// As [`Engine::range`], with a timeout of its own, at most that of the limits.
+    /// As [`Engine::range`], with annotations, and a timeout of its own, at most that of the limits.
     pub fn range_within(
         &self,
         expression: &str,
@@ -149,7 +169,7 @@ impl Engine {
         end_ms: i64,
         step_ms: i64,
         timeout: Duration,
-    ) -> Result<QueryValue, QueryError> {
+    ) -> Result<Answer, QueryError> {
         let node = parse::parse(expression)?;
         if !matches!(node.kind(), Kind::Scalar | Kind::Vector) {
             return Err(QueryError::BadData(format!(
@@ -158,7 +178,8 @@ impl Engine {
             )));
         }
         let grid = Grid::new(start_ms, end_ms, step_ms)?;
-        let mut series = match self.evaluator(&grid, timeout).eval(&node, &grid)? {
+        let evaluator = self.evaluator(&grid, timeout, expression);
+        let mut series = match evaluator.eval(&node, &grid)? {
             Operand::Scalar(values) => vec![StepSeries {
                 labels: Labels::empty(),
                 values: values.into_iter().map(|v| Some(Value::Float(v))).collect(),
@@ -167,13 +188,13 @@ impl Engine {
         };
         value::refuse_same_labels(&series)?;
         series.sort_by(|a, b| a.labels.cmp(&b.labels));
-        Ok(QueryValue::Matrix(
-            series
-                .into_iter()
-                .map(|s| RangeSeries { samples: grid.samples(s.values), labels: s.labels })
-                .filter(|s| !s.samples.is_empty())
-                .collect(),
-        ))
+        let matrix = series
+            .into_iter()
+            .map(|s| RangeSeries { samples: grid.samples(s.values), labels: s.labels })
+            .filter(|s| !s.samples.is_empty())
+            .collect();
+        let (warnings, infos) = evaluator.notes.into_lists();
+        Ok(Answer { value: QueryValue::Matrix(matrix), warnings, infos })
     }
 
     /// The labels of the series that match any of `selectors` (`up`, `{job="x"}`) between two times, both included;
@@ -181,8 +202,8 @@ impl Engine {
     pub fn series(&self, selectors: &[String], start_ms: i64, end_ms: i64) -> Result<Vec<Labels>, QueryError> {
         let mut wanted: Vec<Vec<Matcher>> = Vec::new();
         for selector in selectors {
-            match parse::parse(selector)? {
-                Node::Select(selector) => wanted.push(selector.matchers),
+            match parse::parse(selector)?.expr {
+                Expr::Select(selector) => wanted.push(selector.matchers),
                 _ => return Err(QueryError::BadData(format!("expected a series selector, got {selector}"))),
             }
         }
@@ -193,7 +214,8 @@ impl Engine {
         let samples_max = self.limits.samples_max;
         let mut found = Vec::new();
         for matchers in wanted {
-            let selection = Selection { matchers, start_ms, end_ms, repeats: false, samples_max };
+            let selection =
+                Selection { matchers, start_ms, end_ms, repeats: false, without_buckets: false, samples_max };
             found.extend(select::labels(&*self.select, &self.ladder, &selection)?);
         }
         found.sort();
@@ -201,9 +223,9 @@ impl Engine {
         Ok(found)
     }
 
-    fn evaluator(&self, grid: &Grid, timeout: Duration) -> Evaluator<'_> {
+    fn evaluator<'a>(&'a self, grid: &Grid, timeout: Duration, text: &'a str) -> Evaluator<'a> {
         let deadline = Instant::now().checked_add(timeout.min(self.limits.timeout));
-        Evaluator::new(&*self.select, &self.ladder, &self.limits, grid, deadline)
+        Evaluator::new(&*self.select, &self.ladder, &self.limits, grid, deadline, text)
     }
 }
 

@@ -1,11 +1,26 @@
 //! The expression as the evaluator sees it: checked, with everything that needs no data already decided.
 
-use super::functions::Function;
+use super::functions::Signature;
 use crate::store::Matcher;
 
-/// An expression.
+/// A part of the text of a query, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) start: usize,
+    /// Not included.
+    pub(super) end: usize,
+}
+
+/// An expression and where it stands in the text.
 #[derive(Debug, Clone)]
-pub(super) enum Node {
+pub(super) struct Node {
+    pub(super) expr: Expr,
+    pub(super) span: Span,
+}
+
+/// What an expression is.
+#[derive(Debug, Clone)]
+pub(super) enum Expr {
     Number(f64),
     Text(String),
     /// `x{...}`
@@ -17,13 +32,19 @@ pub(super) enum Node {
     },
     /// `expr[1h:5m]`
     Subquery(Subquery),
-    Negate(Box<Node>),
+    /// `+expr` and `-expr`
+    Unary {
+        is_negative: bool,
+        inner: Box<Node>,
+    },
     Binary(Box<Binary>),
     Aggregate(Box<Aggregate>),
     Call {
-        function: Function,
+        function: &'static Signature,
         args: Vec<Node>,
     },
+    /// `(expr)`; gone once the types are checked.
+    Paren(Box<Node>),
 }
 
 /// What kind of value an expression has.
@@ -55,6 +76,8 @@ pub(super) enum At {
 /// Which series, and when.
 #[derive(Debug, Clone)]
 pub(super) struct Selector {
+    /// The name that stands before the braces; it is among the matchers too.
+    pub(super) name: Option<String>,
     pub(super) matchers: Vec<Matcher>,
     pub(super) shift: TimeShift,
 }
@@ -96,6 +119,41 @@ impl BinaryOp {
         matches!(self, Equal | NotEqual | Less | LessOrEqual | Greater | GreaterOrEqual)
     }
 
+    /// As it is written.
+    pub(super) fn symbol(self) -> &'static str {
+        match self {
+            Self::Add => "+",
+            Self::Subtract => "-",
+            Self::Multiply => "*",
+            Self::Divide => "/",
+            Self::Modulo => "%",
+            Self::Power => "^",
+            Self::Atan2 => "atan2",
+            Self::Equal => "==",
+            Self::NotEqual => "!=",
+            Self::Less => "<",
+            Self::LessOrEqual => "<=",
+            Self::Greater => ">",
+            Self::GreaterOrEqual => ">=",
+            Self::And => "and",
+            Self::Or => "or",
+            Self::Unless => "unless",
+        }
+    }
+
+    /// How tightly it binds, the higher the tighter.
+    pub(super) fn precedence(self) -> u8 {
+        use BinaryOp::{Add, And, Atan2, Divide, Modulo, Multiply, Or, Power, Subtract, Unless};
+        match self {
+            Or => 1,
+            And | Unless => 2,
+            Add | Subtract => 4,
+            Multiply | Divide | Modulo | Atan2 => 5,
+            Power => 6,
+            _ => 3,
+        }
+    }
+
     pub(super) fn is_set(self) -> bool {
         matches!(self, Self::And | Self::Or | Self::Unless)
     }
@@ -132,7 +190,7 @@ pub(super) struct Grouping {
 }
 
 /// Aggregations.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AggregateOp {
     Sum,
     Avg,
@@ -142,10 +200,43 @@ pub(super) enum AggregateOp {
     Group,
     StdDev,
     StdVar,
-    TopK(Box<Node>),
-    BottomK(Box<Node>),
-    Quantile(Box<Node>),
-    CountValues(String),
+    TopK,
+    BottomK,
+    Quantile,
+    CountValues,
+    LimitK,
+    LimitRatio,
+}
+
+impl AggregateOp {
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "sum" => Self::Sum,
+            "avg" => Self::Avg,
+            "min" => Self::Min,
+            "max" => Self::Max,
+            "count" => Self::Count,
+            "group" => Self::Group,
+            "stddev" => Self::StdDev,
+            "stdvar" => Self::StdVar,
+            "topk" => Self::TopK,
+            "bottomk" => Self::BottomK,
+            "quantile" => Self::Quantile,
+            "count_values" => Self::CountValues,
+            "limitk" => Self::LimitK,
+            "limit_ratio" => Self::LimitRatio,
+            _ => return None,
+        })
+    }
+
+    /// The kind of the first argument of those that have two.
+    pub(super) fn param(self) -> Option<Kind> {
+        match self {
+            Self::TopK | Self::BottomK | Self::Quantile | Self::LimitK | Self::LimitRatio => Some(Kind::Scalar),
+            Self::CountValues => Some(Kind::Text),
+            _ => None,
+        }
+    }
 }
 
 /// `sum by (a) (inner)`
@@ -153,19 +244,47 @@ pub(super) enum AggregateOp {
 pub(super) struct Aggregate {
     pub(super) op: AggregateOp,
     pub(super) grouping: Grouping,
+    pub(super) param: Option<Node>,
     pub(super) inner: Node,
 }
 
 impl Node {
     pub(super) fn kind(&self) -> Kind {
-        match self {
-            Self::Number(_) | Self::Call { function: Function::Time | Function::Scalar, .. } => Kind::Scalar,
-            Self::Text(_) => Kind::Text,
-            Self::Window { .. } | Self::Subquery(_) => Kind::Matrix,
-            Self::Negate(inner) => inner.kind(),
-            Self::Binary(b) if b.lhs.kind() == Kind::Scalar && b.rhs.kind() == Kind::Scalar => Kind::Scalar,
-            Self::Select(_) | Self::Aggregate(_) | Self::Binary(_) | Self::Call { .. } => Kind::Vector,
+        match &self.expr {
+            Expr::Number(_) => Kind::Scalar,
+            Expr::Text(_) => Kind::Text,
+            Expr::Window { .. } | Expr::Subquery(_) => Kind::Matrix,
+            Expr::Unary { inner, .. } | Expr::Paren(inner) => inner.kind(),
+            Expr::Binary(b) if b.lhs.kind() == Kind::Scalar && b.rhs.kind() == Kind::Scalar => Kind::Scalar,
+            Expr::Call { function, .. } => function.returns,
+            Expr::Select(_) | Expr::Aggregate(_) | Expr::Binary(_) => Kind::Vector,
         }
+    }
+
+    /// The same without brackets, each inner expression in the place of its outer one.
+    pub(super) fn without_brackets(self) -> Self {
+        let Self { expr, span } = self;
+        let boxed = |inner: Box<Self>| Box::new(inner.without_brackets());
+        let expr = match expr {
+            Expr::Paren(inner) => inner.without_brackets().expr,
+            Expr::Unary { is_negative, inner } => Expr::Unary { is_negative, inner: boxed(inner) },
+            Expr::Subquery(sub) => Expr::Subquery(Subquery { inner: boxed(sub.inner), ..sub }),
+            Expr::Binary(mut b) => {
+                b.lhs = b.lhs.without_brackets();
+                b.rhs = b.rhs.without_brackets();
+                Expr::Binary(b)
+            }
+            Expr::Aggregate(mut a) => {
+                a.inner = a.inner.without_brackets();
+                a.param = a.param.map(Self::without_brackets);
+                Expr::Aggregate(a)
+            }
+            Expr::Call { function, args } => {
+                Expr::Call { function, args: args.into_iter().map(Self::without_brackets).collect() }
+            }
+            other => other,
+        };
+        Self { expr, span }
     }
 }
 

@@ -1,21 +1,17 @@
-//! The gate of the parser: text becomes a checked [`Node`], or an error that names what is wrong or not supported.
+//! Text → checked [`Node`], or an error with its position: what was found and what was expected, in Prometheus's words.
 //!
-//! `promql-parser` recurses over what it has built (types, copies, drops), so text that could nest too deeply never
-//! reaches it: `refuse_hostile_text` bounds brackets and operators first, and with them the depth of any tree.
-
-use std::panic::catch_unwind;
-
-use promql_parser::label::{MatchOp as ParsedMatchOp, Matchers};
-use promql_parser::parser::{AtModifier, Expr, LabelModifier, Offset, VectorMatchCardinality, token};
-use promql_parser::parser::{Call, value::ValueType};
-use regex::{Regex, RegexBuilder};
+//! A recursive descent over the grammar of Prometheus 3 (`promql/parser/generated_parser.y`). Text that could nest too deeply
+//! is refused before it is parsed, so that whatever walks the tree may recurse. First the syntax of all of it, then the types.
 
 use super::QueryError;
-use super::functions::Function;
+use super::functions::Signature;
+use super::lex::{AGGREGATIONS, Kind as TokenKind, Token, go_quote, lex};
 use super::node::{
-    Aggregate, AggregateOp, At, Binary, BinaryOp, Cardinality, Grouping, Kind, Node, Selector, Subquery, TimeShift,
+    Aggregate, AggregateOp, At, Binary, BinaryOp, Cardinality, Expr, Grouping, Kind, Node, Selector, Span, Subquery,
+    TimeShift,
 };
-use crate::model::METRIC_NAME;
+use super::regex::anchored;
+use crate::model::{Labels, METRIC_NAME};
 use crate::store::{MatchOp, Matcher};
 
 /// The longest expression accepted, in bytes; Grafana's longest are a few KiB.
@@ -32,17 +28,690 @@ pub(super) const TIME_MAX_MS: i64 = 1 << 52;
 /// Parses and checks an expression.
 pub(super) fn parse(expression: &str) -> Result<Node, QueryError> {
     if expression.len() > EXPRESSION_BYTES_MAX {
-        return Err(bad(format!(
-            "expression too long: got {} bytes, want at most {EXPRESSION_BYTES_MAX}",
-            expression.len()
+        let got = expression.len();
+        return Err(QueryError::BadData(format!(
+            "expression too long: got {got} bytes, want at most {EXPRESSION_BYTES_MAX}"
         )));
     }
-    refuse_hostile_text(expression)?;
-    // The parser panics on some durations (`x[1e300]`: `Duration::from_secs_f64`); to a caller that is one more error.
-    let parsed = catch_unwind(|| promql_parser::parser::parse(expression))
-        .unwrap_or_else(|_| Err("number out of range".to_owned()))
-        .map_err(|message| bad(format!("parse error: {message}")))?;
-    lower(parsed)
+    let tokens = lex(expression);
+    let whole = |tokens: Vec<Token>| {
+        refuse_hostile(&tokens)?;
+        let mut parser = Parser { tokens, at: 0 };
+        let node = parser.whole()?;
+        check(&node, expression)?;
+        Ok(node.without_brackets())
+    };
+    whole(tokens).map_err(|error: ParseError| {
+        QueryError::BadData(format!("{}: parse error: {}", position(expression, error.at), error.message))
+    })
+}
+
+/// Line and column of a byte, both from 1 (`PositionRange.StartPosInput`).
+pub(super) fn position(expression: &str, at: usize) -> String {
+    if expression.is_empty() {
+        return "unknown position".to_owned();
+    }
+    let before = expression.get(..at).unwrap_or(expression);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rfind('\n').map_or(before.len() + 1, |newline| before.len() - newline);
+    format!("{line}:{column}")
+}
+
+struct ParseError {
+    at: usize,
+    message: String,
+}
+
+type Parsed<T> = Result<T, ParseError>;
+
+fn error<T>(span: Span, message: impl Into<String>) -> Parsed<T> {
+    Err(ParseError { at: span.start, message: message.into() })
+}
+
+/// Bounds the depth of the tree that the tokens can become, and the regular expressions in it.
+fn refuse_hostile(tokens: &[Token]) -> Parsed<()> {
+    let (mut depth, mut operators, mut regexes) = (0usize, 0usize, 0usize);
+    let mut in_braces = false;
+    for token in tokens {
+        match (token.kind, token.text.as_str()) {
+            (TokenKind::Symbol, "{" | "}") => in_braces = token.text == "{",
+            (TokenKind::Symbol, "(" | "[") => depth += 1,
+            (TokenKind::Symbol, ")" | "]") => depth = depth.saturating_sub(1),
+            (TokenKind::Symbol, "=~" | "!~") => regexes += 1,
+            (TokenKind::Symbol | TokenKind::Keyword, _) if !in_braces => {
+                operators += usize::from(operator(token).is_some());
+            }
+            _ => {}
+        }
+        if depth > BRACKETS_MAX {
+            return error(token.span, format!("brackets nest too deeply: want at most {BRACKETS_MAX} levels"));
+        }
+        if operators > OPERATORS_MAX {
+            return error(token.span, format!("too many operators: want at most {OPERATORS_MAX}"));
+        }
+        if regexes > REGEXES_MAX {
+            return error(token.span, format!("too many regular expressions: want at most {REGEXES_MAX}"));
+        }
+    }
+    Ok(())
+}
+
+fn operator(token: &Token) -> Option<BinaryOp> {
+    if !matches!(token.kind, TokenKind::Symbol | TokenKind::Keyword) {
+        return None;
+    }
+    Some(match token.text.as_str() {
+        "+" => BinaryOp::Add,
+        "-" => BinaryOp::Subtract,
+        "*" => BinaryOp::Multiply,
+        "/" => BinaryOp::Divide,
+        "%" => BinaryOp::Modulo,
+        "^" => BinaryOp::Power,
+        "atan2" => BinaryOp::Atan2,
+        "==" => BinaryOp::Equal,
+        "!=" => BinaryOp::NotEqual,
+        "<" => BinaryOp::Less,
+        "<=" => BinaryOp::LessOrEqual,
+        ">" => BinaryOp::Greater,
+        ">=" => BinaryOp::GreaterOrEqual,
+        "and" => BinaryOp::And,
+        "or" => BinaryOp::Or,
+        "unless" => BinaryOp::Unless,
+        _ => return None,
+    })
+}
+
+/// Which message an unexpected token gets: where it stood, and what was expected there.
+#[derive(Clone, Copy)]
+struct Place(&'static str, &'static str);
+
+/// No better message than that the token was not expected: the places around it may know one.
+const ANYWHERE: Place = Place("", "");
+
+struct Parser {
+    tokens: Vec<Token>,
+    at: usize,
+}
+
+impl Parser {
+    /// The next token; the last one again and again.
+    fn peek(&self) -> Token {
+        let end = || Token { kind: TokenKind::End, text: String::new(), span: Span::default() };
+        self.tokens.get(self.at).or(self.tokens.last()).cloned().unwrap_or_else(end)
+    }
+
+    fn is_next(&self, text: &str) -> bool {
+        self.tokens.get(self.at).is_some_and(|token| token.is(text))
+    }
+
+    fn next(&mut self) -> Token {
+        let token = self.peek();
+        self.at = (self.at + 1).min(self.tokens.len());
+        token
+    }
+
+    fn take(&mut self, text: &str) -> Option<Token> {
+        self.is_next(text).then(|| self.next())
+    }
+
+    /// Where the last token ended.
+    fn end(&self) -> usize {
+        self.at.checked_sub(1).and_then(|at| self.tokens.get(at)).map_or(0, |token| token.span.end)
+    }
+
+    fn since(&self, start: usize) -> Span {
+        Span { start, end: self.end() }
+    }
+
+    fn expect(&mut self, text: &str, place: Place) -> Parsed<Token> {
+        match self.take(text) {
+            Some(token) => Ok(token),
+            None => self.unexpected(place),
+        }
+    }
+
+    fn unexpected<T>(&self, Place(place, expected): Place) -> Parsed<T> {
+        let token = self.peek();
+        if token.kind == TokenKind::Error {
+            return error(token.span, token.text);
+        }
+        let mut message = format!("unexpected {}", token.describe());
+        if !place.is_empty() {
+            message.push_str(&format!(" in {place}"));
+        }
+        if !expected.is_empty() {
+            message.push_str(&format!(", expected {expected}"));
+        }
+        error(token.span, message)
+    }
+
+    fn whole(&mut self) -> Parsed<Node> {
+        if self.peek().kind == TokenKind::End {
+            return error(Span::default(), "no expression found in input");
+        }
+        let node = self.binary(0, ANYWHERE)?;
+        if self.peek().kind == TokenKind::End { Ok(node) } else { self.unexpected(ANYWHERE) }
+    }
+
+    /// An expression of operators that bind at least as tightly as `precedence`.
+    fn binary(&mut self, precedence: u8, place: Place) -> Parsed<Node> {
+        let mut lhs = self.unary(place)?;
+        while let Some(op) = operator(&self.peek()).filter(|op| op.precedence() >= precedence) {
+            self.next();
+            let mut binary = self.modifiers(op)?;
+            let next = if op == BinaryOp::Power { op.precedence() } else { op.precedence() + 1 };
+            binary.rhs = self.binary(next, place)?;
+            let span = Span { start: lhs.span.start, end: binary.rhs.span.end };
+            binary.lhs = lhs;
+            lhs = Node { expr: Expr::Binary(Box::new(binary)), span };
+        }
+        Ok(lhs)
+    }
+
+    /// What may stand between an operator and its right operand. The operands are still to come.
+    fn modifiers(&mut self, op: BinaryOp) -> Parsed<Binary> {
+        let none = || Node { expr: Expr::Number(0.0), span: Span::default() };
+        let return_bool = self.take("bool").is_some();
+        let mut matching = Grouping { only: false, labels: Vec::new() };
+        let mut cardinality = Cardinality::OneToOne;
+        if self.is_next("on") || self.is_next("ignoring") {
+            matching = Grouping { only: self.next().text == "on", labels: self.grouping()? };
+            if self.is_next("group_left") || self.is_next("group_right") {
+                let is_left = self.next().text == "group_left";
+                let labels = if self.is_next("(") { self.grouping()? } else { Vec::new() };
+                cardinality = if is_left { Cardinality::ManyToOne(labels) } else { Cardinality::OneToMany(labels) };
+            }
+        }
+        Ok(Binary { op, lhs: none(), rhs: none(), return_bool, matching, cardinality })
+    }
+
+    /// `(a, b)`
+    fn grouping(&mut self) -> Parsed<Vec<String>> {
+        const PLACE: &str = "grouping opts";
+        self.expect("(", Place(PLACE, "\"(\""))?;
+        let mut labels = Vec::new();
+        loop {
+            if labels.is_empty() && self.take(")").is_some() {
+                return Ok(labels);
+            }
+            let token = self.peek();
+            labels.push(match token.kind {
+                TokenKind::Identifier | TokenKind::Metric | TokenKind::Keyword => token.text,
+                TokenKind::Text => unquote(&token.text),
+                _ => return self.unexpected(Place(PLACE, "label")),
+            });
+            if labels.last().is_some_and(String::is_empty) {
+                return error(token.span, "invalid label name for grouping: \"\"");
+            }
+            self.next();
+            if self.take(",").is_some() {
+                if self.take(")").is_some() {
+                    return Ok(labels);
+                }
+                continue;
+            }
+            self.expect(")", Place(PLACE, "\",\" or \")\""))?;
+            return Ok(labels);
+        }
+    }
+
+    fn unary(&mut self, place: Place) -> Parsed<Node> {
+        let token = self.peek();
+        if !token.is("+") && !token.is("-") {
+            return self.postfix(place);
+        }
+        self.next();
+        let is_negative = token.text == "-";
+        let inner = self.binary(BinaryOp::Power.precedence(), place)?;
+        let span = Span { start: token.span.start, end: inner.span.end };
+        let expr = match inner.expr {
+            Expr::Number(number) => Expr::Number(if is_negative { -number } else { number }),
+            _ => Expr::Unary { is_negative, inner: Box::new(inner) },
+        };
+        Ok(Node { expr, span })
+    }
+
+    /// An operand with its ranges, `offset` and `@`.
+    fn postfix(&mut self, place: Place) -> Parsed<Node> {
+        let mut node = self.operand(place)?;
+        loop {
+            if self.take("[").is_some() {
+                node = self.brackets(node)?;
+            } else if self.take("offset").is_some() {
+                let offset_ms = self.offset()?;
+                let Some(shift) = shift_of(&mut node.expr) else {
+                    return error(
+                        node.span,
+                        "offset modifier must be preceded by an instant vector selector or range vector selector or a subquery",
+                    );
+                };
+                if shift.offset_ms != 0 {
+                    return error(node.span, "offset may not be set multiple times");
+                }
+                shift.offset_ms = offset_ms;
+            } else if self.take("@").is_some() {
+                let at = self.at_time(node.span)?;
+                let Some(shift) = shift_of(&mut node.expr) else {
+                    return error(
+                        node.span,
+                        "@ modifier must be preceded by an instant vector selector or range vector selector or a subquery",
+                    );
+                };
+                if shift.at.replace(at).is_some() {
+                    return error(node.span, "@ <timestamp> may not be set multiple times");
+                }
+            } else {
+                return Ok(node);
+            }
+            node.span.end = self.end();
+        }
+    }
+
+    /// `[5m]`, `[5m:]` or `[5m:1m]`, the first bracket of which was taken.
+    fn brackets(&mut self, node: Node) -> Parsed<Node> {
+        let bracket = self.since(self.end().saturating_sub(1));
+        let range_ms = self.positive_duration(Place("subquery selector", "number or duration"))?;
+        if self.take(":").is_some() {
+            let step_ms = if self.is_next("]") {
+                None
+            } else {
+                Some(self.positive_duration(Place("subquery selector", "number or duration or \"]\""))?)
+            };
+            self.expect("]", Place("subquery selector", "\"]\""))?;
+            let span = self.since(node.span.start);
+            // At once, so that a chain of these is no deep tree.
+            if let Expr::Subquery(_) | Expr::Window { .. } = node.expr {
+                return error(span, "subquery is only allowed on instant vector, got matrix instead");
+            }
+            let subquery = Subquery { inner: Box::new(node), range_ms, step_ms, shift: TimeShift::default() };
+            return Ok(Node { expr: Expr::Subquery(subquery), span });
+        }
+        self.expect("]", Place("subquery or range", "\":\" or \"]\""))?;
+        let span = self.since(node.span.start);
+        match node.expr {
+            Expr::Select(selector) if selector.shift.offset_ms != 0 => {
+                error(bracket, "no offset modifiers allowed before range")
+            }
+            Expr::Select(selector) if selector.shift.at.is_some() => {
+                error(bracket, "no @ modifiers allowed before range")
+            }
+            Expr::Select(selector) => Ok(Node { expr: Expr::Window { selector, range_ms }, span }),
+            _ => error(bracket, "ranges only allowed for vector selectors"),
+        }
+    }
+
+    fn offset(&mut self) -> Parsed<i64> {
+        let place = Place("offset", "number or duration");
+        let sign = match self.peek() {
+            token if token.is("-") => -1.0,
+            _ => 1.0,
+        };
+        if self.is_next("-") || self.is_next("+") {
+            self.next();
+        }
+        let token = self.peek();
+        // `x offset -2^2` is `(x offset -2)^2`: without brackets a number ends the offset.
+        let seconds = if self.take("(").is_some() {
+            let seconds = self.duration(0, place)?;
+            self.expect(")", place)?;
+            seconds
+        } else {
+            self.number(place)?
+        };
+        milliseconds(seconds * sign, token.span)
+    }
+
+    /// A duration above zero, in milliseconds.
+    fn positive_duration(&mut self, place: Place) -> Parsed<i64> {
+        let start = self.peek().span;
+        let seconds = self.duration(0, place)?;
+        if seconds <= 0.0 {
+            return error(start, "duration must be greater than 0");
+        }
+        Ok(milliseconds(seconds, start)?.max(1))
+    }
+
+    /// Durations and numbers with operators between them, in seconds.
+    fn duration(&mut self, precedence: u8, place: Place) -> Parsed<f64> {
+        let mut value = if self.take("-").is_some() {
+            -self.duration(BinaryOp::Power.precedence(), place)?
+        } else if self.take("+").is_some() {
+            self.duration(BinaryOp::Power.precedence(), place)?
+        } else if self.take("(").is_some() {
+            let value = self.duration(0, place)?;
+            self.expect(")", place)?;
+            value
+        } else {
+            self.number(place)?
+        };
+        while let Some(op) = operator(&self.peek()).filter(|op| op.precedence() >= precedence.max(4)) {
+            let symbol = self.next();
+            let next = if op == BinaryOp::Power { op.precedence() } else { op.precedence() + 1 };
+            let rhs = self.duration(next, place)?;
+            value = match op {
+                BinaryOp::Add => value + rhs,
+                BinaryOp::Subtract => value - rhs,
+                BinaryOp::Multiply => value * rhs,
+                BinaryOp::Divide if rhs == 0.0 => return error(symbol.span, "division by zero"),
+                BinaryOp::Divide => value / rhs,
+                BinaryOp::Modulo if rhs == 0.0 => return error(symbol.span, "modulo by zero"),
+                BinaryOp::Modulo => value % rhs,
+                BinaryOp::Power => value.powf(rhs),
+                _ => return self.unexpected(place),
+            };
+        }
+        Ok(value)
+    }
+
+    /// A number or a duration in seconds.
+    fn number(&mut self, place: Place) -> Parsed<f64> {
+        let token = self.peek();
+        let value = match token.kind {
+            TokenKind::Number => number(&token.text).ok_or_else(|| ParseError {
+                at: token.span.start,
+                message: format!(
+                    "error parsing number: strconv.ParseFloat: parsing {}: invalid syntax",
+                    go_quote(&token.text)
+                ),
+            }),
+            TokenKind::Duration => match literal_ms(&token.text) {
+                Some(ms) => Ok(ms as f64 / 1000.0),
+                None => error(token.span, format!("not a valid duration string: {}", go_quote(&token.text))),
+            },
+            _ => return self.unexpected(place),
+        };
+        self.next();
+        value
+    }
+
+    fn at_time(&mut self, selector: Span) -> Parsed<At> {
+        let place = Place("@", "timestamp");
+        for (word, at) in [("start", At::Start), ("end", At::End)] {
+            if self.take(word).is_some() {
+                self.expect("(", place)?;
+                self.expect(")", place)?;
+                return Ok(at);
+            }
+        }
+        let sign = if self.take("-").is_some() { -1.0 } else { 1.0 };
+        if sign > 0.0 {
+            self.take("+");
+        }
+        let seconds = self.number(place)? * sign;
+        let ms = (seconds * 1000.0).round();
+        if ms.abs() <= TIME_MAX_MS as f64 {
+            return Ok(At::Time(ms as i64));
+        }
+        error(selector, format!("timestamp out of bounds for @ modifier: {seconds:.6}"))
+    }
+
+    fn operand(&mut self, place: Place) -> Parsed<Node> {
+        let token = self.peek();
+        let start = token.span.start;
+        let expr = match token.kind {
+            TokenKind::Number | TokenKind::Duration => Expr::Number(self.number(place)?),
+            TokenKind::Text => {
+                self.next();
+                Expr::Text(unquote(&token.text))
+            }
+            TokenKind::Symbol if token.text == "(" => {
+                self.next();
+                let inner = self.binary(0, place)?;
+                self.expect(")", place)?;
+                Expr::Paren(Box::new(inner))
+            }
+            TokenKind::Symbol if token.text == "{" => Expr::Select(self.selector(None)?),
+            TokenKind::Metric => {
+                self.next();
+                Expr::Select(self.selector(Some(token.text))?)
+            }
+            TokenKind::Identifier => {
+                self.next();
+                if self.is_next("(") {
+                    self.call(&token, place)?
+                } else {
+                    Expr::Select(self.selector(Some(token.text))?)
+                }
+            }
+            TokenKind::Keyword if AGGREGATIONS.contains(&token.text.as_str()) && !self.is_name_alone() => {
+                self.next();
+                self.aggregate(&token)?
+            }
+            TokenKind::Keyword
+                if !["bool", "on", "ignoring", "group_left", "group_right", "atan2"].contains(&token.text.as_str()) =>
+            {
+                self.next();
+                Expr::Select(self.selector(Some(token.text))?)
+            }
+            _ => return self.unexpected(place),
+        };
+        Ok(Node { expr, span: self.since(start) })
+    }
+
+    /// Whether the next token, an aggregation, is a metric's name: what follows could follow an operand.
+    fn is_name_alone(&self) -> bool {
+        self.tokens.get(self.at + 1).is_none_or(|after| match after.kind {
+            TokenKind::End => true,
+            TokenKind::Keyword => operator(after).is_some() || after.text == "offset",
+            TokenKind::Symbol => after.text != "(",
+            _ => false,
+        })
+    }
+
+    fn selector(&mut self, name: Option<String>) -> Parsed<Selector> {
+        let mut matchers = if self.is_next("{") { self.matchers()? } else { Vec::new() };
+        matchers.extend(name.as_deref().map(Matcher::metric));
+        Ok(Selector { name, matchers, shift: TimeShift::default() })
+    }
+
+    fn matchers(&mut self) -> Parsed<Vec<Matcher>> {
+        const PLACE: &str = "label matching";
+        self.next();
+        let mut matchers = Vec::new();
+        loop {
+            if matchers.is_empty() && self.take("}").is_some() {
+                return Ok(matchers);
+            }
+            let name = self.peek();
+            let label = match name.kind {
+                TokenKind::Identifier => name.text.clone(),
+                TokenKind::Text => unquote(&name.text),
+                _ => return self.unexpected(Place(PLACE, "identifier or \"}\"")),
+            };
+            self.next();
+            let op = self.peek();
+            if ["=", "!=", "=~", "!~"].contains(&op.text.as_str()) && op.kind == TokenKind::Symbol {
+                self.next();
+                let value = self.peek();
+                if value.kind != TokenKind::Text {
+                    return self.unexpected(Place(PLACE, "string"));
+                }
+                self.next();
+                let text = unquote(&value.text);
+                let regex = |text: &str| anchored(text).map_err(|message| ParseError { at: name.span.start, message });
+                let op = match op.text.as_str() {
+                    "=" => MatchOp::Equal(text),
+                    "!=" => MatchOp::NotEqual(text),
+                    "=~" => MatchOp::Regex(regex(&text)?),
+                    _ => MatchOp::NotRegex(regex(&text)?),
+                };
+                matchers.push(Matcher { name: label, op });
+            } else if name.kind == TokenKind::Text {
+                matchers.push(Matcher::metric(&label));
+            } else {
+                return self.unexpected(Place(PLACE, "label matching operator"));
+            }
+            if self.take(",").is_some() {
+                if self.take("}").is_some() {
+                    return Ok(matchers);
+                }
+                continue;
+            }
+            self.expect("}", Place(PLACE, "\",\" or \"}\""))?;
+            return Ok(matchers);
+        }
+    }
+
+    fn arguments(&mut self, place: Place) -> Parsed<Vec<Node>> {
+        self.expect("(", place)?;
+        let mut args = Vec::new();
+        if self.take(")").is_some() {
+            return Ok(args);
+        }
+        loop {
+            args.push(self.binary(0, place)?);
+            if let Some(comma) = self.take(",") {
+                if self.is_next(")") {
+                    return error(comma.span, "trailing commas not allowed in function call args");
+                }
+                continue;
+            }
+            self.expect(")", place)?;
+            return Ok(args);
+        }
+    }
+
+    fn call(&mut self, name: &Token, place: Place) -> Parsed<Expr> {
+        let args = self.arguments(place)?;
+        let Some(function) = Signature::named(&name.text) else {
+            return error(name.span, format!("unknown function with name {}", go_quote(&name.text)));
+        };
+        Ok(Expr::Call { function, args })
+    }
+
+    fn aggregate(&mut self, name: &Token) -> Parsed<Expr> {
+        let place = Place("aggregation", "");
+        let mut grouping = Grouping { only: true, labels: Vec::new() };
+        let mut modifier = |parser: &mut Self| -> Parsed<bool> {
+            if !parser.is_next("by") && !parser.is_next("without") {
+                return Ok(false);
+            }
+            grouping = Grouping { only: parser.next().text == "by", labels: parser.grouping()? };
+            Ok(true)
+        };
+        let is_before = modifier(self)?;
+        let mut args = self.arguments(place)?;
+        let span = Span { start: name.span.start, end: self.end() };
+        if !is_before {
+            modifier(self)?;
+        }
+        let Some(op) = AggregateOp::named(&name.text) else { return self.unexpected(place) };
+        let want = if op.param().is_some() { 2 } else { 1 };
+        let got = args.len();
+        let Some(inner) = args.pop() else {
+            return error(span, "no arguments for aggregate expression provided");
+        };
+        if got != want {
+            return error(
+                span,
+                format!("wrong number of arguments for aggregate expression provided, expected {want}, got {got}"),
+            );
+        }
+        Ok(Expr::Aggregate(Box::new(Aggregate { op, grouping, param: args.pop(), inner })))
+    }
+}
+
+fn shift_of(expr: &mut Expr) -> Option<&mut TimeShift> {
+    match expr {
+        Expr::Select(selector) | Expr::Window { selector, .. } => Some(&mut selector.shift),
+        Expr::Subquery(subquery) => Some(&mut subquery.shift),
+        _ => None,
+    }
+}
+
+/// What a string in quotes says.
+fn unquote(quoted: &str) -> String {
+    let Some(inside) = quoted.get(1..quoted.len().saturating_sub(1)) else { return String::new() };
+    if quoted.starts_with('`') || !inside.contains('\\') {
+        return inside.to_owned();
+    }
+    let mut bytes = Vec::with_capacity(inside.len());
+    let mut chars = inside.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            bytes.extend(c.encode_utf8(&mut [0; 4]).bytes());
+            continue;
+        }
+        let code = |chars: &mut dyn Iterator<Item = char>, digits: usize, base: u32| {
+            chars.take(digits).fold(0u32, |code, c| code.wrapping_mul(base).wrapping_add(c.to_digit(base).unwrap_or(0)))
+        };
+        match chars.next() {
+            Some('a') => bytes.push(7),
+            Some('b') => bytes.push(8),
+            Some('f') => bytes.push(12),
+            Some('n') => bytes.push(b'\n'),
+            Some('r') => bytes.push(b'\r'),
+            Some('t') => bytes.push(b'\t'),
+            Some('v') => bytes.push(11),
+            Some('x') => bytes.push(code(&mut chars, 2, 16) as u8),
+            Some(digit @ '0'..='7') => {
+                bytes.push(code(&mut std::iter::once(digit).chain(chars.by_ref().take(2)), 3, 8) as u8);
+            }
+            Some(long @ ('u' | 'U')) => {
+                let code = code(&mut chars, if long == 'u' { 4 } else { 8 }, 16);
+                bytes.extend(
+                    char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER).encode_utf8(&mut [0; 4]).bytes(),
+                );
+            }
+            Some(other) => bytes.extend(other.encode_utf8(&mut [0; 4]).bytes()),
+            None => {}
+        }
+    }
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// A number as Go reads it: decimal, `0x1F`, `0b1`, `017`, `1_000`, `1e3`, `Inf`, `NaN`.
+fn number(text: &str) -> Option<f64> {
+    let digits = text.replace('_', "");
+    let lower = digits.to_ascii_lowercase();
+    let of_base = |prefix: &str, base: u32| {
+        let digits = lower.strip_prefix(prefix)?;
+        // An integer of 64 bits, or it is read as a float, which only hexadecimal ones can be.
+        i64::from_str_radix(digits, base).ok().map(|n| n as f64)
+    };
+    if let Some(hex) = lower.strip_prefix("0x") {
+        return of_base("0x", 16)
+            .or_else(|| hex.chars().try_fold(0.0, |n, c| Some(n * 16.0 + f64::from(c.to_digit(16)?))));
+    }
+    if lower.len() > 1 && lower.starts_with('0') && lower.chars().all(|c| c.is_digit(8)) {
+        return of_base("0", 8);
+    }
+    digits.parse::<f64>().ok()
+}
+
+/// A duration such as `1h30m` in milliseconds: each unit once, the greatest first.
+fn literal_ms(text: &str) -> Option<i64> {
+    const UNITS: [(&str, i64); 7] = [
+        ("y", 365 * 86_400_000),
+        ("w", 7 * 86_400_000),
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1000),
+        ("ms", 1),
+    ];
+    let (mut rest, mut units, mut total) = (text, UNITS.as_slice(), 0i64);
+    if text.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let count: i64 = rest.get(..digits)?.parse().ok()?;
+        let after = rest.get(digits..)?;
+        let unit = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let name = after.get(..unit)?;
+        let at = units.iter().position(|(unit, _)| *unit == name)?;
+        total = total.checked_add(count.checked_mul(units.get(at)?.1)?)?;
+        units = units.get(at + 1..)?;
+        rest = after.get(unit..)?;
+    }
+    (total <= TIME_MAX_MS).then_some(total)
+}
+
+fn milliseconds(seconds: f64, span: Span) -> Parsed<i64> {
+    // To the nanosecond first, as Prometheus rounds; then what is less than a millisecond is cut off.
+    let ms = ((seconds * 1e9).round() / 1e6).trunc();
+    if ms.abs() <= TIME_MAX_MS as f64 { Ok(ms as i64) } else { error(span, "duration out of range") }
 }
 
 /// A duration as the API takes it, in milliseconds: seconds (`15`, `0.5`, `-1`) or a literal of the language (`1m30s`).
@@ -51,260 +720,148 @@ pub fn parse_duration_ms(text: &str) -> Option<i64> {
         let ms = (seconds * 1000.0).trunc();
         return (ms.abs() <= TIME_MAX_MS as f64).then_some(ms as i64);
     }
-    duration_ms(promql_parser::util::parse_duration(text).ok()?).ok()
+    literal_ms(text)
 }
 
-fn bad(message: String) -> QueryError {
-    QueryError::BadData(message)
-}
-
-/// Bounds the depth of the tree that the text can become, and the regular expressions in it. Strings, comments and label
-/// matchers do not nest.
-fn refuse_hostile_text(expression: &str) -> Result<(), QueryError> {
-    let (mut depth, mut braces, mut operators, mut regexes) = (0usize, 0usize, 0usize, 0usize);
-    let mut word = String::new();
-    let mut chars = expression.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c.is_alphanumeric() || c == '_' {
-            word.push(c.to_ascii_lowercase());
-            continue;
-        }
-        operators += usize::from(is_word_operator(&word));
-        word.clear();
-        match c {
-            '"' | '\'' | '`' => {
-                while let Some(inside) = chars.next().filter(|inside| *inside != c) {
-                    if inside == '\\' && c != '`' {
-                        chars.next();
-                    }
-                }
+/// Checks the types of an expression and all within it, in the order in which Prometheus does (`checkAST`).
+fn check(node: &Node, text: &str) -> Parsed<()> {
+    match &node.expr {
+        Expr::Number(_) | Expr::Text(_) => Ok(()),
+        Expr::Select(selector) | Expr::Window { selector, .. } => check_selector(selector, node.span),
+        Expr::Paren(inner) => check(inner, text),
+        Expr::Unary { inner, .. } => {
+            check(inner, text)?;
+            match inner.kind() {
+                Kind::Scalar | Kind::Vector => Ok(()),
+                other => error(
+                    node.span,
+                    format!(
+                        "unary expression only allowed on expressions of type scalar or instant vector, got \"{other}\""
+                    ),
+                ),
             }
-            '#' => while chars.next().is_some_and(|inside| inside != '\n') {},
-            '{' => braces += 1,
-            '}' => braces = braces.saturating_sub(1),
-            '(' | '[' => depth += 1,
-            ')' | ']' => depth = depth.saturating_sub(1),
-            '+' | '-' | '*' | '/' | '%' | '^' | '=' | '!' | '<' | '>' if braces == 0 => operators += 1,
-            '~' => regexes += 1,
-            _ => {}
         }
-        if depth + braces > BRACKETS_MAX {
-            return Err(bad(format!("parse error: brackets nest too deeply: want at most {BRACKETS_MAX} levels")));
+        Expr::Subquery(subquery) => {
+            check(&subquery.inner, text)?;
+            let got = match subquery.inner.kind() {
+                Kind::Vector => return Ok(()),
+                Kind::Scalar => "scalar",
+                Kind::Matrix => "matrix",
+                Kind::Text => "string",
+            };
+            error(node.span, format!("subquery is only allowed on instant vector, got {got} instead"))
         }
-        if regexes > REGEXES_MAX {
-            return Err(bad(format!("parse error: too many regular expressions: want at most {REGEXES_MAX}")));
+        Expr::Aggregate(aggregate) => {
+            expect(Kind::Vector, &aggregate.inner, "aggregation expression", text)?;
+            match (aggregate.op.param(), &aggregate.param) {
+                (Some(kind), Some(param)) => expect(kind, param, "aggregation parameter", text),
+                _ => Ok(()),
+            }
         }
-        if operators > OPERATORS_MAX {
-            return Err(bad(format!("parse error: too many operators: want at most {OPERATORS_MAX}")));
-        }
+        Expr::Binary(binary) => check_binary(binary, node.span, text),
+        Expr::Call { function, args } => check_call(function, args, node.span, text),
+    }
+}
+
+fn expect(want: Kind, node: &Node, place: &str, text: &str) -> Parsed<()> {
+    check(node, text)?;
+    let got = node.kind();
+    if got == want { Ok(()) } else { error(node.span, format!("expected type {want} in {place}, got {got}")) }
+}
+
+fn check_selector(selector: &Selector, span: Span) -> Parsed<()> {
+    let value = |op: &MatchOp| match op {
+        MatchOp::Equal(value) | MatchOp::NotEqual(value) => value.clone(),
+        MatchOp::Regex(regex) | MatchOp::NotRegex(regex) => regex.as_str().to_owned(),
+    };
+    if let Some(name) = &selector.name {
+        let inside = selector.matchers.split_last().map_or(&[][..], |(_, inside)| inside);
+        return match inside.iter().find(|matcher| matcher.name == METRIC_NAME) {
+            None => Ok(()),
+            Some(twin) => error(
+                span,
+                format!("metric name must not be set twice: {} or {}", go_quote(name), go_quote(&value(&twin.op))),
+            ),
+        };
+    }
+    if selector.matchers.iter().all(|matcher| matcher.matches(&Labels::empty())) {
+        return error(span, "vector selector must contain at least one non-empty matcher");
     }
     Ok(())
 }
 
-fn is_word_operator(word: &str) -> bool {
-    matches!(word, "and" | "or" | "unless" | "atan2")
-}
-
-fn lower(expr: Expr) -> Result<Node, QueryError> {
-    match expr {
-        Expr::NumberLiteral(number) => Ok(Node::Number(number.val)),
-        Expr::StringLiteral(text) => Ok(Node::Text(text.val)),
-        Expr::Paren(paren) => lower(*paren.expr),
-        Expr::Unary(unary) => Ok(Node::Negate(Box::new(lower(*unary.expr)?))),
-        Expr::VectorSelector(vs) => Ok(Node::Select(Selector {
-            matchers: lower_matchers(vs.name.as_deref(), &vs.matchers)?,
-            shift: lower_shift(vs.offset.as_ref(), vs.at.as_ref())?,
-        })),
-        Expr::MatrixSelector(ms) => Ok(Node::Window {
-            selector: Selector {
-                matchers: lower_matchers(ms.vs.name.as_deref(), &ms.vs.matchers)?,
-                shift: lower_shift(ms.vs.offset.as_ref(), ms.vs.at.as_ref())?,
-            },
-            range_ms: positive_ms(ms.range)?,
-        }),
-        Expr::Subquery(sub) => Ok(Node::Subquery(Subquery {
-            range_ms: positive_ms(sub.range)?,
-            step_ms: sub.step.map(positive_ms).transpose()?,
-            shift: lower_shift(sub.offset.as_ref(), sub.at.as_ref())?,
-            inner: Box::new(lower(*sub.expr)?),
-        })),
-        Expr::Binary(binary) => lower_binary(binary),
-        Expr::Aggregate(aggregate) => lower_aggregate(aggregate),
-        Expr::Call(call) => lower_call(call),
-        Expr::Extension(_) => Err(QueryError::unsupported("an extension of the parser")),
+fn check_binary(binary: &Binary, span: Span, text: &str) -> Parsed<()> {
+    check(&binary.lhs, text)?;
+    check(&binary.rhs, text)?;
+    let (lhs, rhs) = (binary.lhs.kind(), binary.rhs.kind());
+    let op = binary.op;
+    let after = text.get(binary.lhs.span.end..).unwrap_or_default();
+    let at_operator = Span { start: text.len() - after.trim_start().len(), end: binary.rhs.span.start };
+    if binary.return_bool && !op.is_comparison() {
+        return error(at_operator, "bool modifier can only be used on comparison operators");
     }
-}
-
-fn duration_ms(duration: std::time::Duration) -> Result<i64, QueryError> {
-    i64::try_from(duration.as_millis())
-        .ok()
-        .filter(|ms| *ms <= TIME_MAX_MS)
-        .ok_or_else(|| bad("parse error: duration out of range".to_owned()))
-}
-
-fn positive_ms(duration: std::time::Duration) -> Result<i64, QueryError> {
-    match duration_ms(duration)? {
-        0 => Err(bad("parse error: duration must be greater than 0".to_owned())),
-        ms => Ok(ms),
+    if op.is_comparison() && !binary.return_bool && lhs == Kind::Scalar && rhs == Kind::Scalar {
+        return error(at_operator, "comparisons between scalars must use BOOL modifier");
     }
-}
-
-fn lower_shift(offset: Option<&Offset>, at: Option<&AtModifier>) -> Result<TimeShift, QueryError> {
-    let offset_ms = match offset {
-        None => 0,
-        Some(Offset::Pos(duration)) => duration_ms(*duration)?,
-        Some(Offset::Neg(duration)) => -duration_ms(*duration)?,
-    };
-    let at = match at {
-        None => None,
-        Some(AtModifier::Start) => Some(At::Start),
-        Some(AtModifier::End) => Some(At::End),
-        Some(AtModifier::At(time)) => Some(At::Time(match time.duration_since(std::time::UNIX_EPOCH) {
-            Ok(since) => duration_ms(since)?,
-            Err(before) => -duration_ms(before.duration())?,
-        })),
-    };
-    Ok(TimeShift { offset_ms, at })
-}
-
-fn lower_matchers(name: Option<&str>, parsed: &Matchers) -> Result<Vec<Matcher>, QueryError> {
-    if !parsed.or_matchers.is_empty() {
-        return Err(QueryError::unsupported("`or` between label matchers"));
+    if let Cardinality::ManyToOne(include) | Cardinality::OneToMany(include) = &binary.cardinality
+        && binary.matching.only
+        && let Some(twin) = binary.matching.labels.iter().find(|label| include.contains(label))
+    {
+        return error(at_operator, format!("label {} must not occur in ON and GROUP clause at once", go_quote(twin)));
     }
-    let mut matchers: Vec<Matcher> = name.into_iter().map(Matcher::metric).collect();
-    for matcher in &parsed.matchers {
-        let op = match &matcher.op {
-            ParsedMatchOp::Equal => MatchOp::Equal(matcher.value.clone()),
-            ParsedMatchOp::NotEqual => MatchOp::NotEqual(matcher.value.clone()),
-            ParsedMatchOp::Re(regex) => MatchOp::Regex(anchored(regex)?),
-            ParsedMatchOp::NotRe(regex) => MatchOp::NotRegex(anchored(regex)?),
-        };
-        matchers.push(Matcher { name: matcher.name.clone(), op });
-    }
-    if name.is_some() && parsed.matchers.iter().any(|m| m.name == METRIC_NAME) {
-        return Err(bad("parse error: metric name must not be set twice".to_owned()));
-    }
-    Ok(matchers)
-}
-
-/// The parser's regex as Prometheus reads it: anchored, and the dot matches newlines too. The parser anchors by wrapping
-/// the text, so that `a)|(b` would slip out of the anchors: what stands inside must be a regex by itself.
-fn anchored(regex: &Regex) -> Result<Regex, QueryError> {
-    let inside = regex.as_str().strip_prefix("^(?:").and_then(|rest| rest.strip_suffix(")$")).unwrap_or(regex.as_str());
-    let build = |text: &str| RegexBuilder::new(text).dot_matches_new_line(true).build();
-    build(inside)
-        .and_then(|_| build(&format!("^(?:{inside})$")))
-        .map_err(|error| bad(format!("parse error: error parsing regexp: {error}")))
-}
-
-fn lower_grouping(modifier: Option<LabelModifier>, only_by_default: bool) -> Grouping {
-    match modifier {
-        None => Grouping { only: only_by_default, labels: Vec::new() },
-        Some(LabelModifier::Include(labels)) => Grouping { only: true, labels: labels.labels },
-        Some(LabelModifier::Exclude(labels)) => Grouping { only: false, labels: labels.labels },
-    }
-}
-
-fn lower_binary(binary: promql_parser::parser::BinaryExpr) -> Result<Node, QueryError> {
-    let op = match binary.op.id() {
-        token::T_ADD => BinaryOp::Add,
-        token::T_SUB => BinaryOp::Subtract,
-        token::T_MUL => BinaryOp::Multiply,
-        token::T_DIV => BinaryOp::Divide,
-        token::T_MOD => BinaryOp::Modulo,
-        token::T_POW => BinaryOp::Power,
-        token::T_ATAN2 => BinaryOp::Atan2,
-        token::T_EQLC => BinaryOp::Equal,
-        token::T_NEQ => BinaryOp::NotEqual,
-        token::T_LSS => BinaryOp::Less,
-        token::T_LTE => BinaryOp::LessOrEqual,
-        token::T_GTR => BinaryOp::Greater,
-        token::T_GTE => BinaryOp::GreaterOrEqual,
-        token::T_LAND => BinaryOp::And,
-        token::T_LOR => BinaryOp::Or,
-        token::T_LUNLESS => BinaryOp::Unless,
-        _ => return Err(QueryError::unsupported(&format!("operator {}", binary.op))),
-    };
-    let (lhs, rhs) = (lower(*binary.lhs)?, lower(*binary.rhs)?);
-    for side in [&lhs, &rhs] {
-        if !matches!(side.kind(), Kind::Scalar | Kind::Vector) {
-            let message = "parse error: binary expression must contain only scalar and instant vector types";
-            return Err(bad(message.to_owned()));
+    for (side, kind) in [(&binary.lhs, lhs), (&binary.rhs, rhs)] {
+        if !matches!(kind, Kind::Scalar | Kind::Vector) {
+            return error(side.span, "binary expression must contain only scalar and instant vector types");
         }
     }
-    let modifier = binary.modifier.unwrap_or_default();
-    if modifier.fill_values.lhs.is_some() || modifier.fill_values.rhs.is_some() {
-        return Err(QueryError::unsupported("fill()"));
-    }
-    let cardinality = match modifier.card {
-        VectorMatchCardinality::OneToOne | VectorMatchCardinality::ManyToMany => Cardinality::OneToOne,
-        VectorMatchCardinality::ManyToOne(labels) => Cardinality::ManyToOne(labels.labels),
-        VectorMatchCardinality::OneToMany(labels) => Cardinality::OneToMany(labels.labels),
-    };
-    let return_bool = modifier.return_bool;
-    let matching = lower_grouping(modifier.matching, false);
-    Ok(Node::Binary(Box::new(Binary { op, lhs, rhs, return_bool, matching, cardinality })))
-}
-
-fn lower_aggregate(aggregate: promql_parser::parser::AggregateExpr) -> Result<Node, QueryError> {
-    let inner = lower(*aggregate.expr)?;
-    expect(Kind::Vector, &inner, "aggregation expression")?;
-    let param = aggregate.param.map(|param| lower(*param)).transpose()?;
-    let name = aggregate.op.to_string();
-    let scalar = |param: Option<Node>| match param {
-        Some(node) if node.kind() == Kind::Scalar => Ok(Box::new(node)),
-        _ => Err(bad(format!("parse error: expected type scalar in aggregation parameter of {name}"))),
-    };
-    let op = match aggregate.op.id() {
-        token::T_SUM => AggregateOp::Sum,
-        token::T_AVG => AggregateOp::Avg,
-        token::T_MIN => AggregateOp::Min,
-        token::T_MAX => AggregateOp::Max,
-        token::T_COUNT => AggregateOp::Count,
-        token::T_GROUP => AggregateOp::Group,
-        token::T_STDDEV => AggregateOp::StdDev,
-        token::T_STDVAR => AggregateOp::StdVar,
-        token::T_TOPK => AggregateOp::TopK(scalar(param)?),
-        token::T_BOTTOMK => AggregateOp::BottomK(scalar(param)?),
-        token::T_QUANTILE => AggregateOp::Quantile(scalar(param)?),
-        token::T_COUNT_VALUES => match param {
-            Some(Node::Text(label)) if !label.is_empty() => AggregateOp::CountValues(label),
-            Some(Node::Text(label)) => return Err(bad(format!("invalid label name {label:?}"))),
-            _ => return Err(bad("parse error: expected type string in aggregation parameter".to_owned())),
-        },
-        _ => return Err(QueryError::unsupported(&format!("{name}()"))),
-    };
-    Ok(Node::Aggregate(Box::new(Aggregate { op, grouping: lower_grouping(aggregate.modifier, true), inner })))
-}
-
-fn lower_call(call: Call) -> Result<Node, QueryError> {
-    let name = call.func.name;
-    let function = Function::named(name).ok_or_else(|| QueryError::unsupported(&format!("{name}()")))?;
-    let types = call.func.arg_types;
-    let mut args = Vec::with_capacity(call.args.args.len());
-    for (at, arg) in call.args.args.into_iter().enumerate() {
-        let node = lower(*arg)?;
-        // The parser lets some literals pass, as in `ln(0)`.
-        if let Some(want) = types.get(at).or(types.last()) {
-            expect(kind_of(*want), &node, &format!("call to function \"{name}\""))?;
+    let symbol = op.symbol();
+    if lhs == Kind::Vector && rhs == Kind::Vector {
+        if op.is_set() && !matches!(binary.cardinality, Cardinality::OneToOne) {
+            return error(span, format!("no grouping allowed for \"{symbol}\" operation"));
         }
-        args.push(node);
+        return Ok(());
     }
-    Ok(Node::Call { function, args })
+    if !binary.matching.labels.is_empty() {
+        return error(span, "vector matching only allowed between instant vectors");
+    }
+    if op.is_set() {
+        return error(span, format!("set operator \"{symbol}\" not allowed in binary scalar expression"));
+    }
+    Ok(())
 }
 
-fn kind_of(parsed: ValueType) -> Kind {
-    match parsed {
-        ValueType::Vector => Kind::Vector,
-        ValueType::Scalar => Kind::Scalar,
-        ValueType::Matrix => Kind::Matrix,
-        ValueType::String => Kind::Text,
+fn check_call(function: &'static Signature, args: &[Node], span: Span, text: &str) -> Parsed<()> {
+    let (name, want, got) = (function.name, function.args.len(), args.len());
+    let wrong = |bound: &str, want: usize| {
+        error(span, format!("expected {bound}{want} argument(s) in call to \"{name}\", got {got}"))
+    };
+    match function.variadic {
+        0 if got != want => return wrong("", want),
+        0 => {}
+        _ if got + 1 < want => return wrong("at least ", want - 1),
+        more => {
+            if let Ok(more) = usize::try_from(more)
+                && got > want - 1 + more
+            {
+                return wrong("at most ", want - 1 + more);
+            }
+        }
     }
-}
-
-fn expect(want: Kind, node: &Node, place: &str) -> Result<(), QueryError> {
-    let got = node.kind();
-    if got == want { Ok(()) } else { Err(bad(format!("parse error: expected type {want} in {place}, got {got}"))) }
+    for (at, arg) in args.iter().enumerate() {
+        // The selector of labels may match everything; it must not have a name.
+        if name == "info" && at == 1 {
+            return match &arg.expr {
+                Expr::Select(Selector { name: None, .. }) => Ok(()),
+                Expr::Select(_) => error(arg.span, "expected label selectors only, got vector selector instead"),
+                _ => expect(Kind::Vector, arg, "call to function \"info\"", text)
+                    .and_then(|()| error(arg.span, "expected label selectors only, got instant vector instead")),
+            };
+        }
+        if let Some(kind) = function.args.get(at).or(function.args.last()) {
+            expect(*kind, arg, &format!("call to function \"{name}\""), text)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -317,28 +874,109 @@ mod tests {
         parse(expression).expect_err(expression).to_string()
     }
 
+    /// Each as Prometheus 3.5 words it.
     #[test]
-    fn what_is_not_supported_is_named() {
-        assert_eq!(error("predict_linear(x[5m], 60)"), "predict_linear() is not supported yet");
-        assert_eq!(error("limitk(2, x)"), "limitk() is not supported yet");
-        assert_eq!(error("a + fill(0) b"), "fill() is not supported yet");
-        assert_eq!(error("{a=\"1\" or b=\"2\"}"), "`or` between label matchers is not supported yet");
-        assert!(error("no_such_function(x)").contains("no_such_function"));
-    }
-
-    #[test]
-    fn types_are_checked() {
-        assert!(error("ln(0)").contains("expected type instant vector in call to function \"ln\", got scalar"));
-        for wrong in ["sum(1)", "last_over_time(x)", "1 == 1", "x and 1", "topk(x, x)", "-\"a\"", "(1)[5m:1m]", "{}"] {
-            error(wrong);
+    fn errors_say_where_what_was_found_and_what_was_expected() {
+        for (expression, want) in [
+            ("", "unknown position: parse error: no expression found in input"),
+            ("# nothing\n", "1:1: parse error: no expression found in input"),
+            ("1 +", "1:4: parse error: unexpected end of input"),
+            ("sum(", "1:5: parse error: unclosed left parenthesis"),
+            ("foo{", "1:5: parse error: unexpected end of input inside braces"),
+            ("foo{a}", "1:6: parse error: unexpected \"}\" in label matching, expected label matching operator"),
+            ("foo{a=1}", "1:7: parse error: unexpected character inside braces: '1'"),
+            ("foo{a=b}", "1:7: parse error: unexpected identifier \"b\" in label matching, expected string"),
+            (
+                "foo{a=\"b\" c}",
+                "1:11: parse error: unexpected identifier \"c\" in label matching, expected \",\" or \"}\"",
+            ),
+            ("foo{,}", "1:5: parse error: unexpected \",\" in label matching, expected identifier or \"}\""),
+            ("foo\n  bar", "2:3: parse error: unexpected identifier \"bar\""),
+            ("foo offset", "1:11: parse error: unexpected end of input in offset, expected number or duration"),
+            ("foo @ bar", "1:7: parse error: unexpected identifier \"bar\" in @, expected timestamp"),
+            ("foo[5m", "1:7: parse error: unexpected end of input in duration expression"),
+            (
+                "foo[5m 5m]",
+                "1:8: parse error: unexpected duration \"5m\" in subquery or range, expected \":\" or \"]\"",
+            ),
+            ("foo[]", "1:5: parse error: unexpected \"]\" in subquery selector, expected number or duration"),
+            ("sum by foo (bar)", "1:8: parse error: unexpected identifier \"foo\" in grouping opts, expected \"(\""),
+            ("sum by (1) (bar)", "1:9: parse error: unexpected number \"1\" in grouping opts, expected label"),
+            ("sum foo", "1:5: parse error: unexpected identifier \"foo\" in aggregation"),
+            ("foo == bool bar == 1 1", "1:22: parse error: unexpected number \"1\""),
+            ("no_such(foo)", "1:1: parse error: unknown function with name \"no_such\""),
+            ("1 == 1", "1:3: parse error: comparisons between scalars must use BOOL modifier"),
+            ("foo + bool bar", "1:5: parse error: bool modifier can only be used on comparison operators"),
+            ("foo and 1", "1:1: parse error: set operator \"and\" not allowed in binary scalar expression"),
+            (
+                "rate(foo)",
+                "1:6: parse error: expected type range vector in call to function \"rate\", got instant vector",
+            ),
+            ("ln(0)", "1:4: parse error: expected type instant vector in call to function \"ln\", got scalar"),
+            ("abs(a, b)", "1:1: parse error: expected 1 argument(s) in call to \"abs\", got 2"),
+            (
+                "topk(foo)",
+                "1:1: parse error: wrong number of arguments for aggregate expression provided, expected 2, got 1",
+            ),
+            ("1 * {}", "1:5: parse error: vector selector must contain at least one non-empty matcher"),
+            ("foo{__name__=\"bar\"}", "1:1: parse error: metric name must not be set twice: \"foo\" or \"bar\""),
+            ("foo offset 1m[5m]", "1:14: parse error: no offset modifiers allowed before range"),
+            ("sum(foo)[5m]", "1:9: parse error: ranges only allowed for vector selectors"),
+            ("foo[5m][5m:]", "1:1: parse error: subquery is only allowed on instant vector, got matrix instead"),
+            ("foo[0s]", "1:5: parse error: duration must be greater than 0"),
+            ("\"a", "1:1: parse error: unterminated quoted string"),
+            ("1)", "1:2: parse error: unexpected right parenthesis ')'"),
+            ("foo $ bar", "1:5: parse error: unexpected character: '$'"),
+            (
+                "-\"a\"",
+                "1:1: parse error: unary expression only allowed on expressions of type scalar or instant vector, got \"string\"",
+            ),
+        ] {
+            assert_eq!(error(expression), want, "{expression}");
         }
     }
 
     #[test]
-    fn regexes_cannot_slip_out_of_their_anchors() {
-        assert!(parse("x{a=~\"a)|(b\"}").is_err());
-        assert!(parse("x{a=~\"a|b\"}").is_ok());
-        assert!(parse("x{a=~\"b{x}\"}").is_ok(), "Go reads braces that repeat nothing as themselves");
+    fn what_the_language_has_is_understood() {
+        for right in [
+            "1_000 + 0x1F + 017 + 1e3 + .5 + Inf + NaN + 5m",
+            "sum",
+            "start + end + group",
+            "sum(foo) by (a, b,)",
+            "sum without () (foo)",
+            "foo @ start() offset 5m",
+            "foo offset -5m @ 1e3",
+            "foo[5m:] offset 1h",
+            "foo[300]",
+            "foo[2 * (1m + 30s)]",
+            "{\"a.b\", \"c d\"=\"e\", f!~`g`}",
+            "a + on(b) group_left(c) d",
+            "a:b:c",
+            "SUM(foo) BY (bar)",
+            "-foo^2",
+            "foo{a=~\"b{x}\"}",
+            "label_join(foo, \"a\", \"-\")",
+            "info(foo, {a=~\".*\"})",
+        ] {
+            if let Err(error) = parse(right) {
+                panic!("{right}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn operators_bind_as_in_prometheus() {
+        let value = |text: &str| {
+            let engine = crate::promql::testing::Memory::default().engine();
+            crate::promql::testing::ask(&engine, text, 0).join(" ")
+        };
+        assert_eq!(value("-2^2"), "-4");
+        assert_eq!(value("2^3^2"), "512");
+        assert_eq!(value("2^-1*4"), "2");
+        assert_eq!(value("1 - 2 - 3"), "-4");
+        assert_eq!(value("1 + 2 * 3 % 4"), "3");
+        assert_eq!(value("1 > bool 2 == bool 0"), "1");
+        assert_eq!(value("1_000 + 0x1F + 017 + 5m"), "1346");
     }
 
     #[test]
@@ -349,13 +987,15 @@ mod tests {
         assert!(error(&format!("x{{{}}}", "a=~\"b\",".repeat(200))).contains("too many regular expressions"));
         assert!(error(&"-".repeat(1000)).contains("too many operators"));
         assert!(error(&format!("a{}", " or a".repeat(1000))).contains("too many operators"));
+        assert!(error(&format!("x{}", "[1m:1m]".repeat(9000))).contains("got matrix instead"));
+        assert!(error(&format!("x{}", " offset 1m".repeat(6000))).contains("multiple times"));
         assert!(parse(&format!("a{}", " or a".repeat(120))).is_ok());
         assert!(parse(&format!("a{{b=~\"{}\"}}", "(+".repeat(60))).is_err());
     }
 
     #[test]
     fn durations_out_of_range_are_errors() {
-        for wrong in ["x[1e300]", "x[0s]", "x offset 1e300", "x @ 1e300", "x[5m:0s]", "x[-1]"] {
+        for wrong in ["x[1e300]", "x[0s]", "x offset 1e300", "x @ 1e300", "x[5m:0s]", "x[-1]", "x[1s1m]", "x[1m/0]"] {
             error(wrong);
         }
     }

@@ -32,27 +32,67 @@ pub(super) fn of_values(q: f64, values: &mut [f64]) -> f64 {
     value(lower) * (1.0 - weight) + value(upper) * weight
 }
 
-/// The `q`-quantile of classic buckets, interpolated linearly within a bucket.
-pub(super) fn of_buckets(q: f64, mut buckets: Vec<ClassicBucket>) -> f64 {
+/// The `q`-quantile of classic buckets, interpolated linearly within a bucket, and whether a count had to be raised to the
+/// one below it.
+pub(super) fn of_buckets(q: f64, mut buckets: Vec<ClassicBucket>) -> (f64, bool) {
     if q.is_nan() {
-        return f64::NAN;
+        return (f64::NAN, false);
     }
     if q < 0.0 {
-        return f64::NEG_INFINITY;
+        return (f64::NEG_INFINITY, false);
     }
     if q > 1.0 {
-        return f64::INFINITY;
+        return (f64::INFINITY, false);
     }
+    if !tidy(&mut buckets) {
+        return (f64::NAN, false);
+    }
+    let is_forced = make_monotonic(&mut buckets);
+    let [.., highest] = buckets.as_slice() else { return (f64::NAN, false) };
+    if buckets.len() < 2 || highest.count == 0.0 {
+        return (f64::NAN, false);
+    }
+    (of_monotonic(q, &buckets), is_forced)
+}
+
+/// The part of all observations that lies between two bounds (`BucketFraction`).
+pub(super) fn fraction_of_buckets(lower: f64, upper: f64, mut buckets: Vec<ClassicBucket>) -> f64 {
+    if !tidy(&mut buckets) {
+        return f64::NAN;
+    }
+    let count = buckets.last().map_or(0.0, |bucket| bucket.count);
+    if count == 0.0 || lower.is_nan() || upper.is_nan() {
+        return f64::NAN;
+    }
+    if lower >= upper {
+        return 0.0;
+    }
+    let rank_of = |bound: f64| {
+        let (mut below, mut rank) = (f64::NEG_INFINITY, 0.0);
+        for bucket in &buckets {
+            if below >= bound {
+                return rank;
+            }
+            if bucket.upper > bound {
+                return rank + (bucket.count - rank) * (bound - below) / (bucket.upper - below);
+            }
+            (below, rank) = (bucket.upper, bucket.count);
+        }
+        count
+    };
+    let capped = |rank: f64| if rank > count { count } else { rank };
+    (capped(rank_of(upper)) - capped(rank_of(lower))) / count
+}
+
+/// Sorts and coalesces buckets. False if none of them has no upper bound.
+fn tidy(buckets: &mut Vec<ClassicBucket>) -> bool {
     buckets.sort_by(|a, b| a.upper.partial_cmp(&b.upper).unwrap_or(std::cmp::Ordering::Equal));
-    if buckets.last().is_none_or(|highest| highest.upper != f64::INFINITY) {
-        return f64::NAN;
-    }
-    coalesce(&mut buckets);
-    make_monotonic(&mut buckets);
-    let [below @ .., second, highest] = buckets.as_slice() else { return f64::NAN };
-    if highest.count == 0.0 {
-        return f64::NAN;
-    }
+    coalesce(buckets);
+    buckets.last().is_some_and(|highest| highest.upper == f64::INFINITY)
+}
+
+fn of_monotonic(q: f64, buckets: &[ClassicBucket]) -> f64 {
+    let [below @ .., second, highest] = buckets else { return f64::NAN };
     let rank = q * highest.count;
     let finite = below.len() + 1;
     let at = buckets.iter().take(finite).position(|bucket| bucket.count >= rank).unwrap_or(finite);
@@ -78,16 +118,21 @@ fn coalesce(buckets: &mut Vec<ClassicBucket>) {
     });
 }
 
-/// Cumulative counts must not fall: where they do, or differ by rounding only, the lower bucket's count holds.
-fn make_monotonic(buckets: &mut [ClassicBucket]) {
-    let mut previous = f64::NAN;
+/// Cumulative counts must not fall: where they do, or differ by rounding only, the lower bucket's count holds. Whether one
+/// did fall.
+fn make_monotonic(buckets: &mut [ClassicBucket]) -> bool {
+    let (mut previous, mut is_forced) = (f64::NAN, false);
     for bucket in buckets {
-        if bucket.count < previous || almost_equal(previous, bucket.count) {
+        if almost_equal(previous, bucket.count) {
             bucket.count = previous;
+        } else if bucket.count < previous {
+            bucket.count = previous;
+            is_forced = true;
         } else {
             previous = bucket.count;
         }
     }
+    is_forced
 }
 
 /// Prometheus's `almost.Equal`, with NaN unequal to everything.
@@ -105,6 +150,10 @@ fn almost_equal(a: f64, b: f64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn of_buckets(q: f64, buckets: Vec<ClassicBucket>) -> f64 {
+        super::of_buckets(q, buckets).0
+    }
 
     #[test]
     fn quantiles_of_values_interpolate_between_ranks() {

@@ -1,7 +1,7 @@
 //! Functions of windows: `*_over_time`, and the sliding that feeds them and the rates.
 
-use super::eval::{Evaluator, Grid, repeat_single};
-use super::functions::arg;
+use super::eval::{Evaluator, Grid, Windows, repeat_single};
+use super::functions::gives_gauges;
 use super::node::Node;
 use super::value::{StepSeries, histogram};
 use super::{QueryError, aggregate, quantile, rate};
@@ -21,6 +21,11 @@ pub(super) enum WindowFunction {
     StdDev,
     StdVar,
     Quantile,
+    Mad,
+    TimeOfFirst,
+    TimeOfLast,
+    TimeOfMax,
+    TimeOfMin,
     Rate,
     Increase,
     Delta,
@@ -28,6 +33,18 @@ pub(super) enum WindowFunction {
     InstantDelta,
     Resets,
     Changes,
+    Deriv,
+    PredictLinear,
+    Smoothed,
+}
+
+/// A window function with its arguments.
+pub(super) struct Call<'a> {
+    pub(super) function: WindowFunction,
+    /// The range vector.
+    pub(super) arg: &'a Node,
+    /// The other arguments, in their order, each at every step.
+    pub(super) params: Vec<Vec<f64>>,
 }
 
 /// The samples of one series in one window, at least one.
@@ -38,6 +55,22 @@ pub(super) struct Window<'a> {
     pub(super) start_ms: i64,
     /// … and closed here.
     pub(super) end_ms: i64,
+    /// The time of the step, which `offset` and `@` do not move.
+    now_ms: i64,
+    params: [f64; 2],
+}
+
+/// What there is to say about the windows of one series.
+#[derive(Debug, Clone, Copy, Default)]
+struct Notes {
+    /// Floats and histograms: no value.
+    mixed: bool,
+    /// Floats and histograms: the histograms were passed over.
+    ignored: bool,
+    /// Two histograms met.
+    histograms: bool,
+    /// Two floats met.
+    floats: bool,
 }
 
 impl WindowFunction {
@@ -46,65 +79,71 @@ impl WindowFunction {
         !matches!(self, Self::Min | Self::Max | Self::First | Self::Last | Self::Present | Self::Resets | Self::Changes)
     }
 
-    pub(super) fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "sum_over_time" => Self::Sum,
-            "avg_over_time" => Self::Avg,
-            "min_over_time" => Self::Min,
-            "max_over_time" => Self::Max,
-            "count_over_time" => Self::Count,
-            "first_over_time" => Self::First,
-            "last_over_time" => Self::Last,
-            "present_over_time" => Self::Present,
-            "stddev_over_time" => Self::StdDev,
-            "stdvar_over_time" => Self::StdVar,
-            "quantile_over_time" => Self::Quantile,
-            "rate" => Self::Rate,
-            "increase" => Self::Increase,
-            "delta" => Self::Delta,
-            "irate" => Self::InstantRate,
-            "idelta" => Self::InstantDelta,
-            "resets" => Self::Resets,
-            "changes" => Self::Changes,
-            _ => return None,
-        })
-    }
-
-    /// `quantile_over_time(q, x[5m])`: the window is the second argument.
-    pub(super) fn takes_scalar_first(self) -> bool {
-        self == Self::Quantile
-    }
-
     /// These return a sample as it was, under the name it had.
     fn keeps_name(self) -> bool {
         matches!(self, Self::First | Self::Last)
     }
 
-    fn apply(self, window: Window<'_>, param: f64) -> Option<Value> {
+    fn apply(self, window: Window<'_>, notes: &mut Notes) -> Result<Option<Value>, QueryError> {
         let samples = window.samples;
         let float = |value: Option<f64>| value.map(Value::Float);
+        let seconds = |sample: Option<&Sample>| float(sample.map(|s| s.timestamp_ms as f64 / 1000.0));
+        let is_mixed = !window.is_all_floats() && !window.is_all_histograms();
         match self {
+            Self::Sum | Self::Avg | Self::Rate | Self::Increase | Self::Delta => notes.mixed |= is_mixed,
+            Self::InstantRate | Self::InstantDelta => {
+                let last_two = samples.get(samples.len().saturating_sub(2)..).unwrap_or_default();
+                let floats = last_two.iter().filter(|s| s.value.as_float().is_some()).count();
+                notes.mixed |= last_two.len() == 2 && floats == 1;
+                notes.histograms |= last_two.len() == 2 && floats == 0;
+            }
+            Self::Count
+            | Self::Present
+            | Self::First
+            | Self::Last
+            | Self::Resets
+            | Self::Changes
+            | Self::TimeOfFirst
+            | Self::TimeOfLast => {}
+            _ => notes.ignored |= is_mixed,
+        }
+        if matches!(self, Self::Rate | Self::Increase | Self::Delta) && !is_mixed && samples.len() > 1 {
+            notes.histograms |= window.is_all_histograms();
+            notes.floats |= window.is_all_floats();
+        }
+        Ok(match self {
             Self::Count => Some(Value::Float(samples.len() as f64)),
             Self::Present => Some(Value::Float(1.0)),
             Self::First => samples.first().map(|s| s.value.clone()),
             Self::Last => samples.last().map(|s| s.value.clone()),
+            // A mixture of floats and histograms has no sum.
+            Self::Sum | Self::Avg if is_mixed => None,
             Self::Sum if window.is_all_floats() => Some(Value::Float(sum(window.floats()))),
             Self::Avg if window.is_all_floats() => float(Mean::of(window.floats())),
-            Self::Sum if window.is_all_histograms() => aggregate::sum_histograms(window.histograms()).map(histogram),
-            Self::Avg if window.is_all_histograms() => {
-                let sum = aggregate::sum_histograms(window.histograms())?;
-                Some(histogram(sum.divided(samples.len() as f64)))
+            Self::Sum => aggregate::sum_histograms(window.histograms()).map(histogram),
+            Self::Avg => {
+                let count = samples.len() as f64;
+                aggregate::sum_histograms(window.histograms()).map(|sum| histogram(sum.divided(count)))
             }
-            // A mixture of floats and histograms has no sum: Prometheus leaves the element out.
-            Self::Sum | Self::Avg => None,
             Self::Min => float(window.floats().reduce(|a, b| if b < a || a.is_nan() { b } else { a })),
             Self::Max => float(window.floats().reduce(|a, b| if b > a || a.is_nan() { b } else { a })),
             Self::StdVar => float(variance(window.floats())),
             Self::StdDev => float(variance(window.floats()).map(f64::sqrt)),
             Self::Quantile => {
                 let mut values: Vec<f64> = window.floats().collect();
-                (!values.is_empty()).then(|| Value::Float(quantile::of_values(param, &mut values)))
+                (!values.is_empty()).then(|| Value::Float(quantile::of_values(window.params[0], &mut values)))
             }
+            Self::Mad => {
+                let mut values: Vec<f64> = window.floats().collect();
+                let median = quantile::of_values(0.5, &mut values);
+                values.iter_mut().for_each(|v| *v = (*v - median).abs());
+                (!values.is_empty()).then(|| Value::Float(quantile::of_values(0.5, &mut values)))
+            }
+            Self::TimeOfFirst => seconds(samples.first()),
+            Self::TimeOfLast => seconds(samples.last()),
+            // Of equal values the last.
+            Self::TimeOfMax => seconds(window.extreme(|value, most| value >= most || most.is_nan())),
+            Self::TimeOfMin => seconds(window.extreme(|value, least| value <= least || least.is_nan())),
             Self::Rate => rate::extrapolated(window, true, true),
             Self::Increase => rate::extrapolated(window, true, false),
             Self::Delta => rate::extrapolated(window, false, false),
@@ -112,7 +151,16 @@ impl WindowFunction {
             Self::InstantDelta => rate::instant(window, false),
             Self::Resets => Some(Value::Float(rate::resets(window))),
             Self::Changes => Some(Value::Float(rate::changes(window))),
-        }
+            Self::Deriv => {
+                let first = window.float_samples().next().map_or(0, |(ms, _)| ms);
+                float(window.line(first).map(|(slope, _)| slope))
+            }
+            Self::PredictLinear => {
+                let line = window.line(window.now_ms);
+                float(line.map(|(slope, intercept)| slope * window.params[0] + intercept))
+            }
+            Self::Smoothed => float(window.smoothed()?),
+        })
     }
 }
 
@@ -132,42 +180,71 @@ impl<'a> Window<'a> {
     pub(super) fn is_all_histograms(self) -> bool {
         self.samples.iter().all(|s| s.value.as_histogram().is_some())
     }
+
+    fn float_samples(self) -> impl Iterator<Item = (i64, f64)> + 'a {
+        self.samples.iter().filter_map(|s| Some((s.timestamp_ms, s.value.as_float()?)))
+    }
+
+    /// The last sample that `wins` over the one that won before it.
+    fn extreme(self, wins: impl Fn(f64, f64) -> bool) -> Option<&'a Sample> {
+        let floats = self.samples.iter().filter_map(|s| Some((s, s.value.as_float()?)));
+        floats.reduce(|best, one| if wins(one.1, best.1) { one } else { best }).map(|(sample, _)| sample)
+    }
+
+    /// Slope and value at `at_ms` of the line of least squares through at least two floats (`linearRegression`).
+    fn line(self, at_ms: i64) -> Option<(f64, f64)> {
+        let mut floats = self.float_samples();
+        let first = floats.next()?.1;
+        floats.next()?;
+        if self.floats().all(|v| v == first) {
+            return Some(if first.is_infinite() { (f64::NAN, f64::NAN) } else { (0.0, first) });
+        }
+        let points = || self.float_samples().map(move |(ms, y)| ((ms - at_ms) as f64 / 1000.0, y));
+        let total = |term: fn((f64, f64)) -> f64| {
+            let sums = points().map(term).fold(Compensated::default(), Compensated::plus);
+            sums.sum + sums.lost
+        };
+        let n = points().count() as f64;
+        let (xs, ys) = (total(|(x, _)| x), total(|(_, y)| y));
+        let covariance = total(|(x, y)| x * y) - xs * ys / n;
+        let slope = covariance / (total(|(x, _)| x * x) - xs * xs / n);
+        Some((slope, ys / n - slope * xs / n))
+    }
+
+    /// Double exponential smoothing of at least two floats (`funcDoubleExponentialSmoothing`).
+    fn smoothed(self) -> Result<Option<f64>, QueryError> {
+        let [smoothing, trend] = self.params;
+        for (factor, name) in [(smoothing, "smoothing"), (trend, "trend")] {
+            if factor <= 0.0 || factor >= 1.0 {
+                let (short, got) = (name.get(..1).unwrap_or_default(), factor);
+                return Err(QueryError::Execution(format!(
+                    "invalid {name} factor. Expected: 0 < {short}f < 1, got: {got:.6}"
+                )));
+            }
+        }
+        let mut floats = self.floats();
+        let (Some(first), Some(second)) = (floats.next(), floats.next()) else { return Ok(None) };
+        let (mut before, mut level, mut slope) = (0.0, first, second - first);
+        for (at, value) in self.floats().skip(1).enumerate() {
+            if at > 0 {
+                slope = trend * (level - before) + (1.0 - trend) * slope;
+            }
+            (before, level) = (level, smoothing * value + (1.0 - smoothing) * (level + slope));
+        }
+        Ok(Some(level))
+    }
 }
 
-/// Evaluates a window function at every step; `args` begins with the range vector. Series may have become equal without
-/// their names: that is the caller's to refuse.
-pub(super) fn eval(
-    evaluator: &Evaluator<'_>,
-    function: WindowFunction,
-    args: &[Node],
-    grid: &Grid,
-    param: Option<&[f64]>,
-) -> Result<Vec<StepSeries>, QueryError> {
+/// Evaluates a window function at every step. Series may have become equal without their names: that is the caller's to
+/// refuse.
+pub(super) fn eval(evaluator: &Evaluator<'_>, call: &Call<'_>, grid: &Grid) -> Result<Vec<StepSeries>, QueryError> {
     let mut vector = Vec::new();
-    evaluator.windows(arg(args, 0)?, grid, function.needs_repeats(), &mut |windows, series| {
+    let function = call.function;
+    let are_gauges = gives_gauges(call.arg);
+    evaluator.windows(call.arg, grid, function.needs_repeats(), &mut |windows, series| {
         evaluator.check_room(vector.len().saturating_add(1).saturating_mul(grid.steps))?;
-        // With `@` all windows are one; a parameter may still differ from step to step.
-        let steps = if param.is_some() { grid.steps } else { windows.ends.steps };
-        let samples = series.samples.as_slice();
-        let (mut from, mut to) = (0, 0);
-        let mut values = Vec::with_capacity(grid.steps);
-        for step in 0..steps {
-            evaluator.check_deadline()?;
-            let end_ms = if windows.ends.steps == 1 { windows.ends.start_ms } else { windows.ends.time(step) };
-            let start_ms = end_ms - windows.range_ms;
-            let skip = |at: usize, until_ms: i64| {
-                let later = samples.get(at..).unwrap_or_default();
-                // Nearly always only a few steps away; the first window may begin far in.
-                at + later.iter().take_while(|s| s.timestamp_ms <= until_ms).count()
-            };
-            from = skip(from, start_ms);
-            to = skip(to.max(from), end_ms);
-            let inside = samples.get(from..to).unwrap_or_default();
-            let param = param.and_then(|p| p.get(step)).copied().unwrap_or(f64::NAN);
-            let window = Window { samples: inside, start_ms, end_ms };
-            values.push(if inside.is_empty() { None } else { function.apply(window, param) });
-        }
-        repeat_single(&mut values, grid.steps);
+        let (values, notes) = slide(evaluator, call, grid, &windows, &series.samples)?;
+        annotate(evaluator, call, notes, series.labels.name(), are_gauges);
         if values.iter().any(Option::is_some) {
             let labels = if function.keeps_name() { series.labels } else { series.labels.without_name() };
             vector.push(StepSeries { labels, values });
@@ -176,6 +253,69 @@ pub(super) fn eval(
     })?;
     vector.sort_by(|a, b| a.labels.cmp(&b.labels));
     Ok(vector)
+}
+
+/// The function's value at every step for the samples of one series.
+fn slide(
+    evaluator: &Evaluator<'_>,
+    call: &Call<'_>,
+    grid: &Grid,
+    windows: &Windows,
+    samples: &[Sample],
+) -> Result<(Vec<Option<Value>>, Notes), QueryError> {
+    // With `@` all windows are one; other arguments, or the time of the step, may still differ.
+    let steps = if call.params.is_empty() { windows.ends.steps } else { grid.steps };
+    let (mut from, mut to) = (0, 0);
+    let mut values = Vec::with_capacity(grid.steps);
+    let mut notes = Notes::default();
+    for step in 0..steps {
+        evaluator.check_deadline()?;
+        let end_ms = if windows.ends.steps == 1 { windows.ends.start_ms } else { windows.ends.time(step) };
+        let start_ms = end_ms - windows.range_ms;
+        let skip = |at: usize, until_ms: i64| {
+            let later = samples.get(at..).unwrap_or_default();
+            // Nearly always only a few steps away; the first window may begin far in.
+            at + later.iter().take_while(|s| s.timestamp_ms <= until_ms).count()
+        };
+        from = skip(from, start_ms);
+        to = skip(to.max(from), end_ms);
+        let inside = samples.get(from..to).unwrap_or_default();
+        if inside.is_empty() {
+            values.push(None);
+            continue;
+        }
+        let param = |at: usize| call.params.get(at).and_then(|p| p.get(step)).copied().unwrap_or(f64::NAN);
+        let params = [param(0), param(1)];
+        let window = Window { samples: inside, start_ms, end_ms, now_ms: grid.time(step), params };
+        values.push(call.function.apply(window, &mut notes)?);
+        if call.function == WindowFunction::Quantile && !(0.0..=1.0).contains(&params[0]) {
+            evaluator.notes.invalid_quantile(call.arg.span, params[0]);
+        }
+    }
+    repeat_single(&mut values, grid.steps);
+    Ok((values, notes))
+}
+
+fn annotate(evaluator: &Evaluator<'_>, call: &Call<'_>, notes: Notes, name: &str, are_gauges: bool) {
+    use WindowFunction::{Delta, Increase, InstantDelta, InstantRate, Rate};
+    const COUNTERS: [&str; 4] = ["_total", "_sum", "_count", "_bucket"];
+    let (says, span) = (&evaluator.notes, call.arg.span);
+    if notes.mixed {
+        says.mixed_floats_histograms(span, name);
+    }
+    if notes.ignored {
+        says.ignored_in_mixed_range(span, name);
+    }
+    match call.function {
+        Rate | Increase | InstantRate if notes.histograms && are_gauges => says.not_counter(span, name),
+        Delta | InstantDelta if notes.histograms && !are_gauges => says.not_gauge(span, name),
+        Rate | Increase
+            if notes.floats && !name.is_empty() && !COUNTERS.iter().any(|suffix| name.ends_with(suffix)) =>
+        {
+            says.possible_non_counter(span, name);
+        }
+        _ => {}
+    }
 }
 
 /// A sum with its compensation: Kahan's summation in Neumaier's form, as Prometheus sums (`util/kahansum`).

@@ -19,8 +19,7 @@ pub(super) fn extrapolated(window: Window<'_>, is_counter: bool, is_rate: bool) 
         let first = first.value.as_float()?;
         (Value::Float(float_growth(window, is_counter)?), first)
     } else if window.is_all_histograms() {
-        let first = first.value.as_histogram()?.count();
-        (histogram(histogram_growth(window, is_counter)?), first)
+        (histogram(histogram_growth(window, is_counter)?), 0.0)
     } else {
         // A mixture of floats and histograms has no growth: Prometheus leaves the element out.
         return None;
@@ -35,12 +34,11 @@ pub(super) fn extrapolated(window: Window<'_>, is_counter: bool, is_rate: bool) 
         to_start = average_gap / 2.0;
     }
     if is_counter {
-        // A counter was not below zero: where it would have been, it began.
-        let total = match &growth {
-            Value::Float(growth) => *growth,
-            Value::Histogram(growth) => growth.count(),
-        };
-        if total > 0.0 && first_level >= 0.0 {
+        // A counter was not below zero: where it would have been, it began. (Of histograms Prometheus 3.5 does not say so.)
+        if let Value::Float(total) = growth
+            && total > 0.0
+            && first_level >= 0.0
+        {
             to_start = to_start.min(sampled * (first_level / total));
         }
     }
@@ -71,19 +69,22 @@ fn float_growth(window: Window<'_>, is_counter: bool) -> Option<f64> {
 
 fn histogram_growth(window: Window<'_>, is_counter: bool) -> Option<ExponentialHistogram> {
     let (first, last) = (window.histograms().next()?, window.histograms().last()?);
+    let pairs = || window.histograms().zip(window.histograms().skip(1));
+    // What was before a reset right at the beginning is not looked at: neither its counts nor its schema.
+    let is_fresh = is_counter && pairs().next().is_some_and(|(first, second)| is_reset(first, second));
     let schema = if is_counter {
-        window.histograms().map(ExponentialHistogram::schema).min()?
+        window.histograms().skip(usize::from(is_fresh)).map(ExponentialHistogram::schema).min()?
     } else {
         first.schema().min(last.schema())
     };
     let mut growth = last.clone();
     growth.coarsen(schema);
-    growth.subtract(first);
+    if !is_fresh {
+        growth.subtract(first);
+    }
     if is_counter {
-        for (before, after) in window.histograms().zip(window.histograms().skip(1)) {
-            if is_reset(before, after) {
-                growth.merge(before);
-            }
+        for (before, _) in pairs().skip(usize::from(is_fresh)).filter(|(before, after)| is_reset(before, after)) {
+            growth.merge(before);
         }
     }
     Some(growth)
@@ -145,7 +146,8 @@ pub(super) fn resets(window: Window<'_>) -> f64 {
 pub(super) fn changes(window: Window<'_>) -> f64 {
     count_pairs(window, |before, after| match (&before.value, &after.value) {
         (Value::Float(before), Value::Float(after)) => before != after && !(before.is_nan() && after.is_nan()),
-        (before, after) => before != after,
+        (Value::Histogram(before), Value::Histogram(after)) => !super::binary::equal(before, after),
+        _ => true,
     })
 }
 

@@ -76,7 +76,8 @@ fn for_each_derived(
     let mut matchers: Vec<Matcher> = selection.matchers.iter().filter(of_base).cloned().collect();
     matchers.push(Matcher::metric(base));
     let samples_max = selection.samples_max;
-    source.for_each(&Selection { matchers, ..*selection }, &mut |series| {
+    let without_buckets = !matches!(part, Part::Buckets);
+    source.for_each(&Selection { matchers, without_buckets, ..*selection }, &mut |series| {
         // Float samples of the base are not of a histogram, but its end is its parts' end.
         let of_histogram = |s: &Sample| s.value.as_histogram().is_some() || s.value.is_stale();
         if !series.samples.iter().any(|s| s.value.as_histogram().is_some()) {

@@ -168,6 +168,8 @@ pub struct Selection {
     /// Whether a value is repeated at every tick at which it held. If not, it is given once: at the first tick, or where
     /// it changed. That is all that the last, least or greatest value of the whole time asked for depends on.
     pub repeats: bool,
+    /// Whether histograms may come without their buckets: only their counts and sums matter.
+    pub without_buckets: bool,
     /// A series with more samples than this is refused with [`StoreError::TooManySamples`], before they fill the memory.
     pub samples_max: usize,
 }

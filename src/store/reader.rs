@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::chunk::{Extremes, Summary};
-use super::day::{Day, Summaries};
+use super::chunk::Summary;
+use super::day::Day;
 use super::shared::{Index, Shared};
 use super::window::{OpenWindow, SealedWindow, Windows};
 use super::{MatchOp, Select, SelectedSeries, Selection, StoreError};
-use crate::model::{Labels, METRIC_NAME, Sample, Value};
+use crate::model::{ExponentialHistogram, Labels, METRIC_NAME, Sample, Value};
 
 /// Reads a store that another part of this process writes. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -292,7 +292,9 @@ fn read_run(
         let is_present = source.has(id);
         let is_within = selection.start_ms <= source.span().0 && source.span().1 <= selection.end_ms;
         let extremes = match source {
-            Source::Sealed(window) if is_present && is_within && !selection.repeats => summary(files, window, id)?,
+            Source::Sealed(window) if is_present && is_within && !selection.repeats => {
+                extremes(files, window, id, selection.without_buckets)?
+            }
             _ => None,
         };
         if let Some(extremes) = extremes {
@@ -327,11 +329,25 @@ fn held_before(files: &mut Files<'_>, id: u32, run: &[Source], at: usize) -> Res
     Ok(None)
 }
 
-fn summary(files: &mut Files<'_>, window: &SealedWindow, id: u32) -> Result<Option<Extremes>, StoreError> {
+/// First, least, greatest and last value of a series in a window, if its summary tells them.
+fn extremes(
+    files: &mut Files<'_>,
+    window: &SealedWindow,
+    id: u32,
+    without_buckets: bool,
+) -> Result<Option<[Value; 4]>, StoreError> {
     let Some(file) = files.day(window.day)? else { return Ok(None) };
-    let summaries: Summaries = file.summaries(id)?;
-    Ok(match summaries.get(&window.number) {
-        Some(Summary::Float(extremes)) => Some(*extremes),
+    Ok(match file.summaries(id)?.get(&window.number) {
+        Some(Summary::Float(of)) => Some([of.first, of.least, of.greatest, of.last].map(Value::Float)),
+        Some(Summary::Histogram { count, sum }) if without_buckets => {
+            let bare = |count, sum| Value::Histogram(Arc::new(ExponentialHistogram::bare(count, sum)));
+            Some([
+                bare(count.first, sum.first),
+                bare(count.least, sum.least),
+                bare(count.greatest, sum.greatest),
+                bare(count.last, sum.last),
+            ])
+        }
         _ => None,
     })
 }
@@ -375,22 +391,23 @@ impl Fill<'_> {
     }
 
     /// A window of which only the extremes matter. When each of them was is not told.
-    fn extremes(&mut self, ticks: &[i64], span: (i64, i64), extremes: Extremes) -> Result<(), StoreError> {
+    fn extremes(&mut self, ticks: &[i64], span: (i64, i64), extremes: [Value; 4]) -> Result<(), StoreError> {
         if let Some(held) = self.held.take()
             && self.samples.is_empty()
             && let Some(first) = ticks.first()
         {
             self.push(Sample { timestamp_ms: *first, value: held })?;
         }
-        let Extremes { first, least, greatest, last } = extremes;
         // After whatever is there, and the last at the end.
         let mut timestamp_ms = span.0.max(self.samples.last().map_or(i64::MIN, |sample| sample.timestamp_ms + 1));
-        for (value, at) in [(first, None), (least, None), (greatest, None), (last, Some(span.1))] {
-            timestamp_ms = at.unwrap_or(timestamp_ms).max(timestamp_ms);
-            self.push(Sample { timestamp_ms, value: Value::Float(value) })?;
+        let [.., last] = &extremes;
+        self.held = Some(last.clone());
+        let at_end = extremes.len() - 1;
+        for (at, value) in extremes.into_iter().enumerate() {
+            timestamp_ms = if at == at_end { span.1.max(timestamp_ms) } else { timestamp_ms };
+            self.push(Sample { timestamp_ms, value })?;
             timestamp_ms += 1;
         }
-        self.held = Some(Value::Float(last));
         Ok(())
     }
 

@@ -25,8 +25,14 @@ fn started(id: u64, kind: MetricKind, start_ms: i64) -> StartedSeries {
 }
 
 fn select(store: &Store, name: &str, start_ms: i64, end_ms: i64) -> Vec<(i64, Value)> {
-    let selection =
-        Selection { matchers: vec![Matcher::metric(name)], start_ms, end_ms, repeats: true, samples_max: 1000 };
+    let selection = Selection {
+        matchers: vec![Matcher::metric(name)],
+        start_ms,
+        end_ms,
+        repeats: true,
+        without_buckets: false,
+        samples_max: 1000,
+    };
     let mut series = store.reader().select(&selection).unwrap();
     assert!(series.len() <= 1);
     series.pop().map_or(Vec::new(), |s| s.samples.into_iter().map(|s| (s.timestamp_ms, s.value)).collect())
@@ -68,7 +74,8 @@ fn without_repeats_a_value_is_given_once() {
     store.append(&tick(100, vec![], vec![])).unwrap();
     let once = |start_ms, end_ms| {
         let matchers = vec![Matcher::metric("m1")];
-        let selection = Selection { matchers, start_ms, end_ms, repeats: false, samples_max: 3 };
+        let selection =
+            Selection { matchers, start_ms, end_ms, repeats: false, without_buckets: false, samples_max: 3 };
         let found = store.reader().select(&selection).unwrap().pop();
         let samples = found.map_or_else(Vec::new, |s| s.samples);
         floats(&samples.into_iter().map(|s| (s.timestamp_ms, s.value)).collect::<Vec<_>>())
@@ -379,8 +386,14 @@ fn readers_on_other_threads_see_whole_ticks_while_the_store_appends() {
             let reader = reader.clone();
             scope.spawn(move || {
                 let matchers = vec![Matcher::equal("model", "v1")];
-                let selection =
-                    Selection { matchers, start_ms: 10, end_ms: i64::MAX, repeats: true, samples_max: 10_000 };
+                let selection = Selection {
+                    matchers,
+                    start_ms: 10,
+                    end_ms: i64::MAX,
+                    repeats: true,
+                    without_buckets: false,
+                    samples_max: 10_000,
+                };
                 for _ in 0..100 {
                     let found = reader.select(&selection).unwrap();
                     assert_eq!(found[0].samples, found[1].samples);
@@ -402,7 +415,14 @@ fn a_selection_that_is_too_large_is_refused() {
     (2..20).for_each(|t| store.append(&tick(t, vec![], vec![])).unwrap());
     let select = |samples_max| {
         let matchers = vec![Matcher { name: "model".to_owned(), op: MatchOp::Regex(Regex::new("^(?:v.)$").unwrap()) }];
-        store.reader().select(&Selection { matchers, start_ms: 0, end_ms: 99, repeats: true, samples_max })
+        store.reader().select(&Selection {
+            matchers,
+            start_ms: 0,
+            end_ms: 99,
+            repeats: true,
+            without_buckets: false,
+            samples_max,
+        })
     };
     assert_eq!(select(20).unwrap()[0].samples.len(), 20);
     assert!(matches!(select(19), Err(StoreError::TooManySamples(19))));

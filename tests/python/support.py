@@ -40,6 +40,23 @@ def until(check: Callable[[], Any], seconds: float = 15.0) -> Any:
         time.sleep(0.05)
 
 
+def of_debian(package: str) -> Path:
+    """The folder of programs of a package of Debian's forky, unpacked beside the system."""
+    done = subprocess.run(
+        [ROOT / "tests" / "debian-package", package, "forky"], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        assert os.environ.get("CI") != "true", done.stderr
+        pytest.skip(f"no {package} to be had: {done.stderr.strip()}")
+    return Path(done.stdout.strip()) / "usr" / "bin"
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
 @dataclass
 class Udp:
     """A bound socket and what came to it."""

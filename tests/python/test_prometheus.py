@@ -14,20 +14,9 @@ from typing import Any
 
 import pytest
 from cortex_metrics import MetricsClient
-from support import ROOT, Collector, Process, until
+from support import Collector, Process, free_port, of_debian, until
 
 VALUES = [0.001 * 1.02**n for n in range(500)]
-
-
-def of_debian(package: str) -> Path:
-    """The folder of programs of a package of Debian's forky, unpacked beside the system."""
-    done = subprocess.run(
-        [ROOT / "tests" / "debian-package", package, "forky"], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        assert os.environ.get("CI") != "true", done.stderr
-        pytest.skip(f"no {package} to be had: {done.stderr.strip()}")
-    return Path(done.stdout.strip()) / "usr" / "bin"
 
 
 @pytest.fixture(scope="session")
@@ -38,12 +27,6 @@ def prometheus() -> Path:
 @pytest.fixture(scope="session")
 def promtool() -> Path:
     return of_debian("promtool") / "promtool"
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 class Prometheus(Process):

@@ -172,7 +172,8 @@ async fn query(State(api): State<Api>, params: Params) -> Answer {
     let time_ms = params.time_ms("time")?.unwrap_or_else(|| api.clock.now_ms());
     let timeout = api.timeout(&params)?;
     let expression = params.get("query").unwrap_or("").to_owned();
-    let work = move |engine: &Engine, timeout| engine.instant_within(&expression, time_ms, timeout);
+    let work =
+        move |engine: &Engine, timeout| engine.instant_within(&expression, time_ms, timeout).map(|answer| answer.value);
     Ok(query_answer(api.run(timeout, work).await?, limit))
 }
 
@@ -198,7 +199,9 @@ async fn query_range(State(api): State<Api>, params: Params) -> Answer {
     }
     let timeout = api.timeout(&params)?;
     let expression = params.get("query").unwrap_or("").to_owned();
-    let work = move |engine: &Engine, timeout| engine.range_within(&expression, start_ms, end_ms, step_ms, timeout);
+    let work = move |engine: &Engine, timeout| {
+        engine.range_within(&expression, start_ms, end_ms, step_ms, timeout).map(|answer| answer.value)
+    };
     Ok(query_answer(api.run(timeout, work).await?, limit))
 }
 

@@ -109,9 +109,9 @@ fn scalars_strings_and_histograms_have_their_own_forms() {
 #[test]
 fn errors_have_prometheus_kinds_and_codes() {
     let cases = [
-        ("/api/v1/query?query=up%20%2B", 400, "bad_data", "invalid parameter \\\"query\\\": parse error"),
+        ("/api/v1/query?query=up%20%2B", 400, "bad_data", "invalid parameter \\\"query\\\": 1:5: parse error"),
         ("/api/v1/query", 400, "bad_data", "invalid parameter \\\"query\\\""),
-        ("/api/v1/query?query=deriv(up%5B5m%5D)", 400, "bad_data", "deriv() is not supported yet"),
+        ("/api/v1/query?query=no(up)", 400, "bad_data", "unknown function with name"),
         ("/api/v1/query?query=up&time=soon", 400, "bad_data", "cannot parse \\\"soon\\\" to a valid timestamp"),
         ("/api/v1/query?query=up&timeout=0", 503, "timeout", "query timed out in"),
         ("/api/v1/query?query=up&lookback_delta=5m", 400, "bad_data", "lookback_delta"),
