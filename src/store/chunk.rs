@@ -50,12 +50,16 @@ pub(super) fn seal_written(samples: &[Sample]) -> (Vec<u8>, Summary) {
     (columns, summary)
 }
 
-/// The samples of a chunk in the order of time; `None` if these are not the bytes of one.
-pub(super) fn read(content: &[u8], ticks: &[i64]) -> Option<Vec<Sample>> {
+/// The samples of a chunk in the order of time, histograms with or without their buckets; `None` if these are not the bytes of
+/// a chunk.
+pub(super) fn read(content: &[u8], ticks: &[i64], without_buckets: bool) -> Option<Vec<Sample>> {
     let (form, mut rest) = content.split_first()?;
     let mut samples = match *form {
-        STREAM => stream::read(rest, ticks)?.into_iter().map(|(_, sample)| sample).collect(),
-        FLOATS | HISTOGRAMS => take_columns(&mut rest, *form, ticks).filter(|_| rest.is_empty())?,
+        STREAM => {
+            let read = if without_buckets { stream::read_without_buckets } else { stream::read };
+            read(rest, ticks)?.into_iter().map(|(_, sample)| sample).collect()
+        }
+        FLOATS | HISTOGRAMS => take_columns(&mut rest, *form, ticks, without_buckets).filter(|_| rest.is_empty())?,
         _ => return None,
     };
     if !samples.is_sorted_by(|a, b| a.timestamp_ms < b.timestamp_ms) {
@@ -105,7 +109,7 @@ fn put_columns(samples: &[(At, Sample)]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-fn take_columns(rest: &mut &[u8], form: u8, ticks: &[i64]) -> Option<Vec<Sample>> {
+fn take_columns(rest: &mut &[u8], form: u8, ticks: &[i64], without_buckets: bool) -> Option<Vec<Sample>> {
     let count = usize::try_from(take_varint(rest)?).ok().filter(|count| *count <= SAMPLES_MAX)?;
     let [by] = take::<1>(rest)?;
     let mut times = take_column(rest, count)?;
@@ -123,7 +127,7 @@ fn take_columns(rest: &mut &[u8], form: u8, ticks: &[i64]) -> Option<Vec<Sample>
     let mut values: Box<dyn Iterator<Item = Value>> = if form == FLOATS {
         Box::new(take_floats(rest, live)?.into_iter().map(Value::Float))
     } else {
-        Box::new(take_histograms(rest, live)?.into_iter().map(|h| Value::Histogram(Arc::new(h))))
+        Box::new(take_histograms(rest, live, without_buckets)?.into_iter().map(|h| Value::Histogram(Arc::new(h))))
     };
     let mut stale = stale.into_iter().peekable();
     let mut samples = Vec::with_capacity(count);
@@ -135,12 +139,12 @@ fn take_columns(rest: &mut &[u8], form: u8, ticks: &[i64]) -> Option<Vec<Sample>
     stale.peek().is_none().then_some(samples)
 }
 
-/// Whether a histogram is one of whole counts that add up: all that we record, unless a sample was weighted.
+/// Whether a histogram is one of whole counts: all that we record, unless a sample was weighted.
 fn is_plain(h: &ExponentialHistogram) -> bool {
-    let counts = || h.positive().counts.iter().chain(&h.negative().counts).copied().chain([h.zero_count()]);
-    counts().all(is_whole)
+    let mut counts = h.positive().counts.iter().chain(&h.negative().counts).copied();
+    counts.all(is_whole)
+        && is_whole(h.zero_count())
         && is_whole(h.count())
-        && counts().sum::<f64>().to_bits() == h.count().to_bits()
         && h.positive().counts.len() + h.negative().counts.len() <= BUCKETS_MAX
 }
 
@@ -165,6 +169,7 @@ fn put_histograms(out: &mut Vec<u8>, histograms: &[&ExponentialHistogram]) {
     }
     out.extend_from_slice(&histograms.first().map_or(0, |h| h.schema()).to_le_bytes());
     put_floats(out, &histograms.iter().map(|h| h.sum()).collect::<Vec<_>>());
+    put_column(out, &histograms.iter().map(|h| h.count() as i64).collect::<Vec<_>>());
     put_column(out, &histograms.iter().map(|h| h.zero_count() as i64).collect::<Vec<_>>());
     for set in &occupied {
         put_counted(out, &set.iter().map(|index| i64::from(*index)).collect::<Vec<_>>());
@@ -204,9 +209,15 @@ fn put_histograms(out: &mut Vec<u8>, histograms: &[&ExponentialHistogram]) {
     bits.finish(out);
 }
 
-fn take_histograms(rest: &mut &[u8], count: usize) -> Option<Vec<ExponentialHistogram>> {
+fn take_histograms(rest: &mut &[u8], count: usize, without_buckets: bool) -> Option<Vec<ExponentialHistogram>> {
     let schema = i8::from_le_bytes(take(rest)?);
     let sums = take_floats(rest, count)?;
+    let totals = take_column(rest, count)?;
+    if without_buckets {
+        *rest = &[];
+        let bare = totals.into_iter().zip(sums).map(|(total, sum)| ExponentialHistogram::bare(total as f64, sum));
+        return Some(bare.collect());
+    }
     let zero_counts = take_column(rest, count)?;
     let negative = take_indexes(rest)?;
     let positive = take_indexes(rest)?;
@@ -218,7 +229,7 @@ fn take_histograms(rest: &mut &[u8], count: usize) -> Option<Vec<ExponentialHist
     let mut bits = BitReader::take(rest)?;
     let mut counts = first;
     let mut histograms = Vec::with_capacity(count);
-    for (at, (sum, zero_count)) in sums.into_iter().zip(zero_counts).enumerate() {
+    for (at, ((sum, total), zero_count)) in sums.into_iter().zip(totals).zip(zero_counts).enumerate() {
         if at > 0 {
             let changed = bits.rice(k_changed)?;
             let mut next = 0usize;
@@ -230,9 +241,15 @@ fn take_histograms(rest: &mut &[u8], count: usize) -> Option<Vec<ExponentialHist
             }
         }
         let (negative_counts, positive_counts) = counts.split_at_checked(negative.len())?;
-        let total = counts.iter().map(|count| *count as f64).sum::<f64>() + zero_count as f64;
         let spans = (span(&positive, positive_counts), span(&negative, negative_counts));
-        histograms.push(ExponentialHistogram::from_parts(schema, zero_count as f64, total, sum, spans.0, spans.1)?);
+        histograms.push(ExponentialHistogram::from_parts(
+            schema,
+            zero_count as f64,
+            total as f64,
+            sum,
+            spans.0,
+            spans.1,
+        )?);
     }
     Some(histograms)
 }
@@ -381,11 +398,17 @@ mod tests {
     /// Seals and reads back; says how many bytes the chunk has.
     fn round(samples: &[(At, Value)], ticks: &[i64]) -> usize {
         let (chunk, summary) = seal(&stream_of(samples, ticks), ticks).unwrap();
-        let read = read(&chunk, ticks).unwrap();
+        let read = read(&chunk, ticks, false).unwrap();
         assert_eq!(read.len(), samples.len());
         for (got, (_, want)) in read.iter().zip(samples) {
             assert!(same(&got.value, want), "{got:?} {want:?}");
         }
+        let bare = |value: &Value| match value {
+            Value::Histogram(h) => (h.count(), h.sum().to_bits()),
+            Value::Float(float) => (0.0, float.to_bits()),
+        };
+        let without = super::read(&chunk, ticks, true).unwrap();
+        assert!(without.iter().zip(samples).all(|(got, (_, want))| bare(&got.value) == bare(want)));
         let mut bytes = Vec::new();
         summary.put(&mut bytes);
         assert_eq!(Summary::take(&mut &bytes[..]), Some(summary));
@@ -478,7 +501,8 @@ mod tests {
         ) {
             let mut content = vec![form];
             content.extend(bytes);
-            let _ = read(&content, &ticks());
+            let _ = read(&content, &ticks(), false);
+            let _ = read(&content, &ticks(), true);
             let _ = Summary::take(&mut &content[..]);
         }
     }

@@ -176,10 +176,15 @@ impl Day {
     }
 
     /// The samples of a series in a window that lists it.
-    pub(super) fn samples(&self, window: &SealedWindow, id: u32) -> Result<Vec<Sample>, StoreError> {
+    pub(super) fn samples(
+        &self,
+        window: &SealedWindow,
+        id: u32,
+        without_buckets: bool,
+    ) -> Result<Vec<Sample>, StoreError> {
         let damaged = || self.database.damaged(format!("the chunk of series {id} in window {}", window.number));
         let content = self.database.row(Table::Chunks, window.chunk_key(id))?.ok_or_else(damaged)?;
-        chunk::read(&content, &window.ticks).ok_or_else(damaged)
+        chunk::read(&content, &window.ticks, without_buckets).ok_or_else(damaged)
     }
 
     /// The summaries of a series that has a chunk on this day.
@@ -246,7 +251,7 @@ impl Day {
             for id in window.present.clone() {
                 let content = source.database.row(Table::Chunks, window.chunk_key(id)).ok().flatten();
                 let read = content.and_then(|content| {
-                    let samples = chunk::read(&content, &window.ticks)?;
+                    let samples = chunk::read(&content, &window.ticks, false)?;
                     row(id).map(|_| (content, samples))
                 });
                 if let Some((content, samples)) = read {

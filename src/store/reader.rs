@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::chunk::Summary;
-use super::day::Day;
+use super::day::{Day, Summaries};
 use super::shared::{Index, Shared};
 use super::window::{OpenWindow, SealedWindow, Windows};
 use super::{MatchOp, Select, SelectedSeries, Selection, StoreError};
@@ -83,6 +83,7 @@ impl Select for Reader {
                         // Once for each file: what is left of it is sound.
                         let day = files.last.unwrap_or_default();
                         files.open.clear();
+                        files.summaries = None;
                         self.shared.salvage_found(day, &what)?;
                         snapshot = self.snapshot(&groups, selection);
                     }
@@ -103,11 +104,13 @@ struct Files<'a> {
     open: BTreeMap<i64, Option<Day>>,
     /// The day whose file was read last.
     last: Option<i64>,
+    /// Of which series on which day the summaries were read last, and these.
+    summaries: Option<(i64, u32, Summaries)>,
 }
 
 impl<'a> Files<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, open: BTreeMap::new(), last: None }
+        Self { shared, open: BTreeMap::new(), last: None, summaries: None }
     }
 
     /// The file of a day, `None` if the retention took it.
@@ -118,6 +121,17 @@ impl<'a> Files<'a> {
             self.open.insert(day, file);
         }
         Ok(self.open.get(&day).and_then(Option::as_ref))
+    }
+}
+
+impl Files<'_> {
+    /// The summaries of a series on a day, `None` if the retention took the file. Those of a day are read at once.
+    fn summaries(&mut self, day: i64, id: u32) -> Result<Option<&Summaries>, StoreError> {
+        if !self.summaries.as_ref().is_some_and(|(of_day, of, _)| (*of_day, *of) == (day, id)) {
+            let Some(file) = self.day(day)? else { return Ok(None) };
+            self.summaries = Some((day, id, file.summaries(id)?));
+        }
+        Ok(self.summaries.as_ref().map(|(_, _, summaries)| summaries))
     }
 }
 
@@ -190,14 +204,14 @@ impl Source {
         matches!(self, Self::Sealed(window) if window.lost.contains(id))
     }
 
-    fn samples(&self, files: &mut Files<'_>, id: u32) -> Result<Vec<Sample>, StoreError> {
+    fn samples(&self, files: &mut Files<'_>, id: u32, without_buckets: bool) -> Result<Vec<Sample>, StoreError> {
         match self {
             Self::Sealed(window) => match files.day(window.day)? {
-                Some(file) => file.samples(window, id),
+                Some(file) => file.samples(window, id, without_buckets),
                 None => Ok(Vec::new()),
             },
             // What cannot be read in memory was never written: a stream that we made ourselves.
-            other => Ok(other.open().and_then(|window| window.samples(id)).unwrap_or_default()),
+            other => Ok(other.open().and_then(|window| window.samples(id, without_buckets)).unwrap_or_default()),
         }
     }
 }
@@ -256,7 +270,7 @@ impl Snapshot {
                 parts.push(fill.samples);
             }
             for source in self.written.iter().filter(|source| source.has(*id)) {
-                let mut samples = source.samples(files, *id)?;
+                let mut samples = source.samples(files, *id, selection.without_buckets)?;
                 samples.retain(|sample| (selection.start_ms..=selection.end_ms).contains(&sample.timestamp_ms));
                 parts.push(samples);
             }
@@ -299,14 +313,14 @@ fn read_run(
         };
         if let Some(extremes) = extremes {
             if at == first && fill.samples.is_empty() {
-                fill.held = held_before(files, id, run, at)?;
+                fill.held = held_before(files, id, run, at, selection.without_buckets)?;
             }
             fill.extremes(source.ticks(), source.span(), extremes)?;
         } else {
-            let samples = if is_present { source.samples(files, id)? } else { Vec::new() };
+            let samples = if is_present { source.samples(files, id, selection.without_buckets)? } else { Vec::new() };
             let begins_later = samples.first().is_none_or(|sample| sample.timestamp_ms > selection.start_ms);
             if at == first && begins_later && !source.has_lost(id) {
-                fill.held = held_before(files, id, run, at)?;
+                fill.held = held_before(files, id, run, at, selection.without_buckets)?;
             }
             fill.window(source.ticks(), samples)?;
         }
@@ -316,13 +330,19 @@ fn read_run(
 }
 
 /// What a series holds at the beginning of a window: its last value in the windows before it, as far back as these follow one another.
-fn held_before(files: &mut Files<'_>, id: u32, run: &[Source], at: usize) -> Result<Option<Value>, StoreError> {
+fn held_before(
+    files: &mut Files<'_>,
+    id: u32,
+    run: &[Source],
+    at: usize,
+    without_buckets: bool,
+) -> Result<Option<Value>, StoreError> {
     for (earlier, later) in run.iter().zip(run.iter().skip(1)).take(at).rev() {
         if !later.follows(earlier) || earlier.has_lost(id) {
             return Ok(None);
         }
         if earlier.has(id) {
-            let last = earlier.samples(files, id)?.pop();
+            let last = earlier.samples(files, id, without_buckets)?.pop();
             return Ok(last.map(|sample| sample.value).filter(|value| !value.is_stale()));
         }
     }
@@ -336,8 +356,7 @@ fn extremes(
     id: u32,
     without_buckets: bool,
 ) -> Result<Option<[Value; 4]>, StoreError> {
-    let Some(file) = files.day(window.day)? else { return Ok(None) };
-    Ok(match file.summaries(id)?.get(&window.number) {
+    Ok(match files.summaries(window.day, id)?.and_then(|of_day| of_day.get(&window.number)) {
         Some(Summary::Float(of)) => Some([of.first, of.least, of.greatest, of.last].map(Value::Float)),
         Some(Summary::Histogram { count, sum }) if without_buckets => {
             let bare = |count, sum| Value::Histogram(Arc::new(ExponentialHistogram::bare(count, sum)));

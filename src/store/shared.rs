@@ -177,7 +177,7 @@ impl Shared {
     fn check(&self, file: &Day) -> Result<(), StoreError> {
         for window in file.windows()? {
             for id in &window.present {
-                file.samples(&window, id)?;
+                file.samples(&window, id, false)?;
                 file.summaries(id)?;
             }
         }

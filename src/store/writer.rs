@@ -706,7 +706,7 @@ impl Replay {
             let mut level: Option<Level> = None;
             for window in windows.iter().rev().filter(|window| window.present.contains(id)) {
                 let Some(file) = shared.day(window.day)? else { continue };
-                let samples = file.samples(window, id)?;
+                let samples = file.samples(window, id, false)?;
                 shared.give_back(file);
                 let last = samples.last().map(|sample| (sample.timestamp_ms, sample.value.is_stale()));
                 let value = samples.into_iter().map(|sample| sample.value).rfind(|value| !value.is_stale());
