@@ -153,7 +153,7 @@ pub(super) fn sum_histograms<'a>(
 ) -> Option<ExponentialHistogram> {
     let mut rest = histograms.clone();
     let mut merged = rest.next()?.clone();
-    rest.for_each(|h| merged.merge(h));
+    rest.for_each(|h| merged.add(h));
     let exact = ExponentialHistogram::from_parts(
         merged.schema(),
         super::range::sum(histograms.clone().map(ExponentialHistogram::zero_count)),

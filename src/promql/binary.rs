@@ -4,6 +4,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::QueryError;
 use super::eval::{Evaluator, Grid};
+use super::lex::go_quote;
 use super::node::{Binary, BinaryOp, Cardinality, Grouping, Span};
 use super::value::{Operand, StepSeries, histogram, merge_same_labels, same_labels};
 use crate::model::{ExponentialHistogram, Labels, METRIC_NAME, Value};
@@ -102,7 +103,7 @@ fn elements(op: BinaryOp, l: &Value, r: &Value) -> Option<(Value, bool)> {
             BinaryOp::Add | BinaryOp::Subtract => {
                 let mut result = (**l).clone();
                 if op == BinaryOp::Add {
-                    result.merge(r);
+                    result.add(r);
                 } else {
                     result.subtract(r);
                 }
@@ -123,6 +124,12 @@ pub(super) fn equal(l: &ExponentialHistogram, r: &ExponentialHistogram) -> bool 
         && l.sum().to_bits() == r.sum().to_bits()
         && l.zero_count() == r.zero_count()
         && l.buckets() == r.buckets()
+}
+
+/// Labels as Prometheus writes them in errors: the name is one of them.
+fn braced(labels: &Labels) -> String {
+    let pair = |(name, value): (&str, &str)| format!("{name}={}", go_quote(value));
+    format!("{{{}}}", labels.iter().map(pair).collect::<Vec<_>>().join(", "))
 }
 
 /// Arithmetic drops the name, comparison keeps it unless `bool` makes it something else.
@@ -280,11 +287,10 @@ impl Sides {
     }
 
     fn duplicate(&self, group: usize, earlier: usize, later: usize, is_swapped: bool) -> QueryError {
-        let labels = |at: usize| self.rhs.get(at).map(|s| s.labels.to_string()).unwrap_or_default();
-        let mut pair = [labels(earlier), labels(later)];
-        pair.sort();
+        let labels = |at: usize| self.rhs.get(at).map(|s| braced(&s.labels)).unwrap_or_default();
+        let pair = [labels(later), labels(earlier)];
         let side = if is_swapped { "left" } else { "right" };
-        let group = self.groups.get(group).cloned().unwrap_or_else(Labels::empty);
+        let group = self.groups.get(group).map(braced).unwrap_or_default();
         QueryError::Execution(format!(
             "found duplicate series for the match group {group} on the {side} hand-side of the operation: [{}];\
              many-to-many matching not allowed: matching labels must be unique on one side",

@@ -2,7 +2,7 @@
 
 use super::eval::{Evaluator, Grid, Windows, repeat_single};
 use super::functions::gives_gauges;
-use super::node::Node;
+use super::node::{Node, Span};
 use super::value::{StepSeries, histogram};
 use super::{QueryError, aggregate, quantile, rate};
 use crate::model::{ExponentialHistogram, Sample, Value};
@@ -43,6 +43,8 @@ pub(super) struct Call<'a> {
     pub(super) function: WindowFunction,
     /// The range vector.
     pub(super) arg: &'a Node,
+    /// Where annotations point: the first argument.
+    pub(super) span: Span,
     /// The other arguments, in their order, each at every step.
     pub(super) params: Vec<Vec<f64>>,
 }
@@ -288,8 +290,11 @@ fn slide(
         let params = [param(0), param(1)];
         let window = Window { samples: inside, start_ms, end_ms, now_ms: grid.time(step), params };
         values.push(call.function.apply(window, &mut notes)?);
-        if call.function == WindowFunction::Quantile && !(0.0..=1.0).contains(&params[0]) {
-            evaluator.notes.invalid_quantile(call.arg.span, params[0]);
+        if call.function == WindowFunction::Quantile
+            && !(0.0..=1.0).contains(&params[0])
+            && window.floats().next().is_some()
+        {
+            evaluator.notes.invalid_quantile(call.span, params[0]);
         }
     }
     repeat_single(&mut values, grid.steps);
@@ -299,7 +304,7 @@ fn slide(
 fn annotate(evaluator: &Evaluator<'_>, call: &Call<'_>, notes: Notes, name: &str, are_gauges: bool) {
     use WindowFunction::{Delta, Increase, InstantDelta, InstantRate, Rate};
     const COUNTERS: [&str; 4] = ["_total", "_sum", "_count", "_bucket"];
-    let (says, span) = (&evaluator.notes, call.arg.span);
+    let (says, span) = (&evaluator.notes, call.span);
     if notes.mixed {
         says.mixed_floats_histograms(span, name);
     }
