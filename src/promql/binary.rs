@@ -73,14 +73,10 @@ fn scalars(op: BinaryOp, l: f64, r: f64) -> Option<f64> {
 }
 
 impl Operation<'_> {
-    /// [`elements`], and what there is to say where the types do not go together.
-    fn apply(self, l: &Value, r: &Value) -> Option<(Value, bool)> {
-        let result = elements(self.node.op, l, r);
-        if result.is_none() {
-            let kind = |value: &Value| if value.as_float().is_some() { "float" } else { "histogram" };
-            self.evaluator.notes.incompatible_types(self.span, self.node.op.symbol(), [kind(l), kind(r)]);
-        }
-        result
+    /// Says that the types of two elements do not go together.
+    fn annotate(self, l: &Value, r: &Value) {
+        let kind = |value: &Value| if value.as_float().is_some() { "float" } else { "histogram" };
+        self.evaluator.notes.incompatible_types(self.span, self.node.op.symbol(), [kind(l), kind(r)]);
     }
 }
 
@@ -150,7 +146,10 @@ fn vector_scalar(
     let one = |step: usize, value: Value| -> Option<Value> {
         let scalar = Value::Float(*scalar.get(step)?);
         let (l, r) = if scalar_first { (&scalar, &value) } else { (&value, &scalar) };
-        let (result, holds) = operation.apply(l, r)?;
+        let Some((result, holds)) = elements(node.op, l, r) else {
+            operation.annotate(l, r);
+            return None;
+        };
         if node.return_bool {
             return Some(Value::Float(f64::from(u8::from(holds))));
         }
@@ -271,15 +270,22 @@ impl Sides {
                 }
             }
             result.begin_step();
+            // Of a step Prometheus tells the last pair.
+            let mut incompatible = None;
             for (at, (series, group)) in sides.lhs.iter().zip(&sides.lhs_groups).enumerate() {
                 let Some(many) = series.at(step) else { continue };
                 let Some(one_at) = one_side.get(*group).copied().flatten() else { continue };
                 let Some(one_series) = sides.rhs.get(one_at) else { continue };
                 let Some(one) = one_series.at(step) else { continue };
                 let (l, r) = if is_swapped { (one, many) } else { (many, one) };
-                if let Some((value, holds)) = operation.apply(l, r) {
-                    result.add(step, *group, (at, one_at), [&series.labels, &one_series.labels], value, holds)?;
-                }
+                let Some((value, holds)) = elements(node.op, l, r) else {
+                    incompatible = Some((l, r));
+                    continue;
+                };
+                result.add(step, *group, (at, one_at), [&series.labels, &one_series.labels], value, holds)?;
+            }
+            if let Some((l, r)) = incompatible {
+                operation.annotate(l, r);
             }
         }
         result.series.retain(|series| series.values.iter().any(Option::is_some));
