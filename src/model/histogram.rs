@@ -20,6 +20,8 @@ pub const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39;
 /// How many buckets a sign may span before the histogram gets coarser: 4 KiB of counts, at schema 5 a spread of 65,536, which
 /// is 512 widths and touches one bucket more.
 const BUCKETS_MAX: usize = 513;
+/// How many they may span while a query calculates: 64 KiB of counts, at schema 5 all from 1e-38 to 1e38.
+const QUERY_BUCKETS_MAX: usize = 8193;
 
 /// The upper bounds of the 256 buckets of schema 8 in `[0.5, 1)`: `2^(i/256) / 2`. A coarser schema takes every n-th of
 /// them, so that boundaries of different schemas are equal to the last bit.
@@ -171,21 +173,31 @@ impl ExponentialHistogram {
         }
     }
 
-    /// Adds everything that `other` holds.
+    /// Adds everything that `other` holds, getting coarser where the buckets would take more memory than a series may.
     pub fn merge(&mut self, other: &Self) {
-        self.add_scaled(other, 1.0);
+        self.add_times(other, 1.0, BUCKETS_MAX);
+    }
+
+    /// As [`ExponentialHistogram::merge`], while a query calculates: it gets coarser only where 64 KiB would not do.
+    pub fn add(&mut self, other: &Self) {
+        self.add_times(other, 1.0, QUERY_BUCKETS_MAX);
     }
 
     /// Takes away what `other` holds: the growth of a cumulative histogram since `other` was read.
     pub fn subtract(&mut self, other: &Self) {
-        self.add_scaled(other, -1.0);
+        self.add_times(other, -1.0, QUERY_BUCKETS_MAX);
     }
 
     /// Multiplies every count and the sum by `factor`.
     #[must_use]
     pub fn scaled(&self, factor: f64) -> Self {
-        let mut scaled = Self::new(self.schema);
-        scaled.add_scaled(self, factor);
+        let mut scaled = self.clone();
+        scaled.count *= factor;
+        scaled.sum *= factor;
+        scaled.zero_count *= factor;
+        for span in [&mut scaled.positive, &mut scaled.negative] {
+            span.counts.iter_mut().filter(|count| **count != 0.0).for_each(|count| *count *= factor);
+        }
         scaled
     }
 
@@ -206,7 +218,7 @@ impl ExponentialHistogram {
         divided
     }
 
-    fn add_scaled(&mut self, other: &Self, factor: f64) {
+    fn add_times(&mut self, other: &Self, factor: f64, buckets_max: usize) {
         self.coarsen(other.schema);
         self.count += other.count * factor;
         self.sum += other.sum * factor;
@@ -217,7 +229,7 @@ impl ExponentialHistogram {
                 loop {
                     let index = coarser_index(span.offset + at as i32, other.schema - self.schema);
                     let side = if is_positive { &mut self.positive } else { &mut self.negative };
-                    if side.add(index, count * factor) || self.schema == SCHEMA_MIN {
+                    if side.add_within(index, count * factor, buckets_max) || self.schema == SCHEMA_MIN {
                         break;
                     }
                     self.coarsen(self.schema - 1);
@@ -250,7 +262,8 @@ impl ExponentialHistogram {
         let mut buckets: Vec<Bucket> =
             occupied(&self.negative).map(|b| Bucket { lower: -b.upper, upper: -b.lower, count: b.count }).collect();
         buckets.reverse();
-        if self.zero_count != 0.0 {
+        // One below zero is no bucket to Prometheus either (`allFloatBucketIterator`).
+        if self.zero_count > 0.0 {
             buckets.push(Bucket { lower: -ZERO_THRESHOLD, upper: ZERO_THRESHOLD, count: self.zero_count });
         }
         buckets.extend(occupied(&self.positive));
@@ -320,6 +333,10 @@ impl ExponentialHistogram {
 impl<C: Copy + Default + AddAssign> BucketSpan<C> {
     /// Adds to one bucket, growing the span to it. False, with nothing changed, if the span would pass `BUCKETS_MAX`.
     pub(crate) fn add(&mut self, index: i32, weight: C) -> bool {
+        self.add_within(index, weight, BUCKETS_MAX)
+    }
+
+    fn add_within(&mut self, index: i32, weight: C, buckets_max: usize) -> bool {
         // Nearly always the bucket is there.
         if let Some(count) = usize::try_from(index - self.offset).ok().and_then(|at| self.counts.get_mut(at)) {
             *count += weight;
@@ -330,7 +347,7 @@ impl<C: Copy + Default + AddAssign> BucketSpan<C> {
         }
         let first = self.offset.min(index);
         let last = (self.offset + self.counts.len() as i32 - 1).max(index);
-        if (last - first) as usize >= BUCKETS_MAX {
+        if (last - first) as usize >= buckets_max {
             return false;
         }
         if index < self.offset {
@@ -352,8 +369,8 @@ impl<C: Copy + Default + AddAssign> BucketSpan<C> {
     pub(crate) fn coarsen(&mut self, steps: i8) {
         let fine = Self { offset: self.offset, counts: std::mem::take(&mut self.counts) };
         for (at, count) in fine.counts.iter().enumerate() {
-            // Unions of neighbours span no more buckets than before, so this never refuses.
-            self.add(coarser_index(fine.offset + at as i32, steps), *count);
+            // Unions of neighbours span no more buckets than before.
+            self.add_within(coarser_index(fine.offset + at as i32, steps), *count, usize::MAX);
         }
     }
 }

@@ -153,7 +153,7 @@ pub(super) fn sum_histograms<'a>(
 ) -> Option<ExponentialHistogram> {
     let mut rest = histograms.clone();
     let mut merged = rest.next()?.clone();
-    rest.for_each(|h| merged.merge(h));
+    rest.for_each(|h| merged.add(h));
     let exact = ExponentialHistogram::from_parts(
         merged.schema(),
         super::range::sum(histograms.clone().map(ExponentialHistogram::zero_count)),
@@ -193,6 +193,7 @@ fn extremes(
     let (numbers, groups) = group(&series, &node.grouping);
     let mut order = Vec::new();
     let mut members: Vec<Vec<(usize, Value)>> = vec![Vec::new(); groups.len()];
+    let is_top = node.op == AggregateOp::TopK;
     for (step, k) in param.iter().enumerate() {
         evaluator.check_deadline()?;
         members.iter_mut().for_each(Vec::clear);
@@ -203,21 +204,22 @@ fn extremes(
             if k.is_nan() || k.abs() >= i64::MAX as f64 {
                 return Err(QueryError::Execution(format!("Scalar value {} overflows int64", shortest(*k))));
             }
-            if value.as_float().is_some() || node.op == AggregateOp::LimitK {
-                members.push((at, value));
+            if node.op == AggregateOp::LimitK {
+                if (members.len() as f64) < k.floor() {
+                    members.push((at, value));
+                }
+            } else if value.as_float().is_some() {
+                keep_extreme(members, (at, value), k.max(0.0) as usize, is_top);
             } else if *k >= 1.0 {
                 // Histograms have no order.
-                let name = if node.op == AggregateOp::TopK { "topk" } else { "bottomk" };
-                evaluator.notes.ignored_in_aggregation(span, name);
+                evaluator.notes.ignored_in_aggregation(span, if is_top { "topk" } else { "bottomk" });
             }
         }
         order.clear();
         for members in &mut members {
             if node.op != AggregateOp::LimitK {
-                let float = |member: &(usize, Value)| member.1.as_float().unwrap_or(f64::NAN);
-                members.sort_by(|a, b| compare(float(a), float(b), node.op == AggregateOp::TopK));
+                members.sort_by(|a, b| compare(float(a), float(b), is_top));
             }
-            members.truncate(k.max(0.0) as usize);
             order.append(members);
         }
         for (at, value) in &order {
@@ -231,6 +233,50 @@ fn extremes(
     }
     series.retain(|series| series.values.iter().any(Option::is_some));
     Ok(series)
+}
+
+/// A series, and its value at the step.
+fn float(member: &(usize, Value)) -> f64 {
+    member.1.as_float().unwrap_or(f64::NAN)
+}
+
+/// Takes `new` among the `k` greatest or least: a heap whose root goes first. Of equal values the same go as in Prometheus,
+/// since it is the same heap (Go's `container/heap`).
+fn keep_extreme(heap: &mut Vec<(usize, Value)>, new: (usize, Value), k: usize, is_top: bool) {
+    let goes_before = |a: f64, b: f64| a.is_nan() || if is_top { a < b } else { a > b };
+    let is_less = |heap: &[(usize, Value)], a: usize, b: usize| match (heap.get(a), heap.get(b)) {
+        (Some(a), Some(b)) => goes_before(float(a), float(b)),
+        _ => false,
+    };
+    if heap.len() < k {
+        heap.push(new);
+        let mut at = heap.len() - 1;
+        while at > 0 && is_less(heap, at, (at - 1) / 2) {
+            heap.swap(at, (at - 1) / 2);
+            at = (at - 1) / 2;
+        }
+        return;
+    }
+    let Some(root) = heap.first_mut() else { return };
+    let (old, value) = (float(root), float(&new));
+    let is_better = if old.is_nan() { !value.is_nan() } else { goes_before(old, value) && !value.is_nan() };
+    if !is_better {
+        return;
+    }
+    *root = new;
+    let mut at = 0;
+    loop {
+        let left = 2 * at + 1;
+        if left >= heap.len() {
+            return;
+        }
+        let child = if left + 1 < heap.len() && is_less(heap, left + 1, left) { left + 1 } else { left };
+        if !is_less(heap, child, at) {
+            return;
+        }
+        heap.swap(at, child);
+        at = child;
+    }
 }
 
 /// `limit_ratio`: those series whose hash, as a part of all hashes, lies below the ratio; below zero: the others.

@@ -1,7 +1,7 @@
 //! Annotations: what Prometheus says beside an answer, in its words (`util/annotations`).
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::node::Span;
 use super::parse::position;
@@ -11,11 +11,14 @@ const SHOWN_MAX: usize = 10;
 /// So many are told apart.
 const KEPT_MAX: usize = 1000;
 
+/// Messages, and where each was last said: of the same message at two places Prometheus keeps the later one.
+type Said = BTreeMap<String, usize>;
+
 /// What was said so far during one query.
 pub(super) struct Annotations<'a> {
     text: &'a str,
-    warnings: RefCell<BTreeSet<String>>,
-    infos: RefCell<BTreeSet<String>>,
+    warnings: RefCell<Said>,
+    infos: RefCell<Said>,
 }
 
 impl<'a> Annotations<'a> {
@@ -23,19 +26,12 @@ impl<'a> Annotations<'a> {
         Self { text, warnings: RefCell::default(), infos: RefCell::default() }
     }
 
-    fn add(&self, set: &RefCell<BTreeSet<String>>, kind: &str, span: Span, message: &str) {
-        let mut set = set.borrow_mut();
-        if set.len() < KEPT_MAX {
-            set.insert(format!("PromQL {kind}: {message} ({})", position(self.text, span.start)));
-        }
-    }
-
     fn warning(&self, span: Span, message: &str) {
-        self.add(&self.warnings, "warning", span, message);
+        add(&self.warnings, span, message);
     }
 
     fn info(&self, span: Span, message: &str) {
-        self.add(&self.infos, "info", span, message);
+        add(&self.infos, span, message);
     }
 
     pub(super) fn invalid_quantile(&self, span: Span, q: f64) {
@@ -120,16 +116,27 @@ impl<'a> Annotations<'a> {
 
     /// Warnings and infos, sorted.
     pub(super) fn into_lists(self) -> (Vec<String>, Vec<String>) {
-        let shown = |set: RefCell<BTreeSet<String>>, kind: &str| {
-            let set = set.into_inner();
-            let more = set.len().saturating_sub(SHOWN_MAX);
-            let mut list: Vec<String> = set.into_iter().take(SHOWN_MAX).collect();
+        let shown = |said: RefCell<Said>, kind: &str| {
+            let said = said.into_inner();
+            let more = said.len().saturating_sub(SHOWN_MAX);
+            let with_place =
+                |(message, at): (String, usize)| format!("PromQL {kind}: {message} ({})", position(self.text, at));
+            let mut list: Vec<String> = said.into_iter().take(SHOWN_MAX).map(with_place).collect();
             if more > 0 {
                 list.push(format!("{more} more {kind} annotations omitted"));
             }
             list
         };
         (shown(self.warnings, "warning"), shown(self.infos, "info"))
+    }
+}
+
+fn add(said: &RefCell<Said>, span: Span, message: &str) {
+    let mut said = said.borrow_mut();
+    if let Some(at) = said.get_mut(message) {
+        *at = span.start;
+    } else if said.len() < KEPT_MAX {
+        said.insert(message.to_owned(), span.start);
     }
 }
 

@@ -4,6 +4,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::QueryError;
 use super::eval::{Evaluator, Grid};
+use super::lex::go_quote;
 use super::node::{Binary, BinaryOp, Cardinality, Grouping, Span};
 use super::value::{Operand, StepSeries, histogram, merge_same_labels, same_labels};
 use crate::model::{ExponentialHistogram, Labels, METRIC_NAME, Value};
@@ -72,14 +73,10 @@ fn scalars(op: BinaryOp, l: f64, r: f64) -> Option<f64> {
 }
 
 impl Operation<'_> {
-    /// [`elements`], and what there is to say where the types do not go together.
-    fn apply(self, l: &Value, r: &Value) -> Option<(Value, bool)> {
-        let result = elements(self.node.op, l, r);
-        if result.is_none() {
-            let kind = |value: &Value| if value.as_float().is_some() { "float" } else { "histogram" };
-            self.evaluator.notes.incompatible_types(self.span, self.node.op.symbol(), [kind(l), kind(r)]);
-        }
-        result
+    /// Says that the types of two elements do not go together.
+    fn annotate(self, l: &Value, r: &Value) {
+        let kind = |value: &Value| if value.as_float().is_some() { "float" } else { "histogram" };
+        self.evaluator.notes.incompatible_types(self.span, self.node.op.symbol(), [kind(l), kind(r)]);
     }
 }
 
@@ -102,7 +99,7 @@ fn elements(op: BinaryOp, l: &Value, r: &Value) -> Option<(Value, bool)> {
             BinaryOp::Add | BinaryOp::Subtract => {
                 let mut result = (**l).clone();
                 if op == BinaryOp::Add {
-                    result.merge(r);
+                    result.add(r);
                 } else {
                     result.subtract(r);
                 }
@@ -125,6 +122,12 @@ pub(super) fn equal(l: &ExponentialHistogram, r: &ExponentialHistogram) -> bool 
         && l.buckets() == r.buckets()
 }
 
+/// Labels as Prometheus writes them in errors: the name is one of them.
+fn braced(labels: &Labels) -> String {
+    let pair = |(name, value): (&str, &str)| format!("{name}={}", go_quote(value));
+    format!("{{{}}}", labels.iter().map(pair).collect::<Vec<_>>().join(", "))
+}
+
 /// Arithmetic drops the name, comparison keeps it unless `bool` makes it something else.
 fn keeps_name(node: &Binary) -> bool {
     node.op.is_comparison() && !node.return_bool
@@ -143,7 +146,10 @@ fn vector_scalar(
     let one = |step: usize, value: Value| -> Option<Value> {
         let scalar = Value::Float(*scalar.get(step)?);
         let (l, r) = if scalar_first { (&scalar, &value) } else { (&value, &scalar) };
-        let (result, holds) = operation.apply(l, r)?;
+        let Some((result, holds)) = elements(node.op, l, r) else {
+            operation.annotate(l, r);
+            return None;
+        };
         if node.return_bool {
             return Some(Value::Float(f64::from(u8::from(holds))));
         }
@@ -264,15 +270,22 @@ impl Sides {
                 }
             }
             result.begin_step();
+            // Of a step Prometheus tells the last pair.
+            let mut incompatible = None;
             for (at, (series, group)) in sides.lhs.iter().zip(&sides.lhs_groups).enumerate() {
                 let Some(many) = series.at(step) else { continue };
                 let Some(one_at) = one_side.get(*group).copied().flatten() else { continue };
                 let Some(one_series) = sides.rhs.get(one_at) else { continue };
                 let Some(one) = one_series.at(step) else { continue };
                 let (l, r) = if is_swapped { (one, many) } else { (many, one) };
-                if let Some((value, holds)) = operation.apply(l, r) {
-                    result.add(step, *group, (at, one_at), [&series.labels, &one_series.labels], value, holds)?;
-                }
+                let Some((value, holds)) = elements(node.op, l, r) else {
+                    incompatible = Some((l, r));
+                    continue;
+                };
+                result.add(step, *group, (at, one_at), [&series.labels, &one_series.labels], value, holds)?;
+            }
+            if let Some((l, r)) = incompatible {
+                operation.annotate(l, r);
             }
         }
         result.series.retain(|series| series.values.iter().any(Option::is_some));
@@ -280,11 +293,10 @@ impl Sides {
     }
 
     fn duplicate(&self, group: usize, earlier: usize, later: usize, is_swapped: bool) -> QueryError {
-        let labels = |at: usize| self.rhs.get(at).map(|s| s.labels.to_string()).unwrap_or_default();
-        let mut pair = [labels(earlier), labels(later)];
-        pair.sort();
+        let labels = |at: usize| self.rhs.get(at).map(|s| braced(&s.labels)).unwrap_or_default();
+        let pair = [labels(later), labels(earlier)];
         let side = if is_swapped { "left" } else { "right" };
-        let group = self.groups.get(group).cloned().unwrap_or_else(Labels::empty);
+        let group = self.groups.get(group).map(braced).unwrap_or_default();
         QueryError::Execution(format!(
             "found duplicate series for the match group {group} on the {side} hand-side of the operation: [{}];\
              many-to-many matching not allowed: matching labels must be unique on one side",

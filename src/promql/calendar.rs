@@ -1,5 +1,11 @@
 //! Parts of a date, in UTC, of seconds since the epoch.
 
+/// A float as seconds: cut off, and what is no time is the last one there is, where Go's arithmetic ends up.
+pub(super) fn seconds(value: f64) -> i64 {
+    const END: f64 = 9_223_372_036_854_775_808.0;
+    if (-END..END).contains(&value) { value as i64 } else { i64::MAX }
+}
+
 /// Year, month from 1, day from 1 of a day since the epoch: the proleptic Gregorian calendar, counted from the 1st of March
 /// so that the leap day is the last of its year.
 fn civil(seconds: i64) -> (i64, i64, i64) {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::annotations::Annotations;
 use super::node::{At, Expr, Node, Selector, Subquery, TimeShift};
-use super::value::{Operand, StepSeries, refuse_same_labels};
+use super::value::{Operand, StepSeries, refuse_same_labels, weight};
 use super::{Limits, QueryError, RangeSeries, aggregate, binary, check_time, functions, select};
 use crate::model::{Ladder, Sample, Value};
 use crate::store::{Select, SelectedSeries, Selection, StoreError};
@@ -164,9 +164,9 @@ impl<'a> Evaluator<'a> {
     ) -> Result<Vec<StepSeries>, QueryError> {
         let ends = self.shifted(selector.shift, grid)?;
         let lookback_ms = self.limits.lookback_ms;
-        let mut vector = Vec::new();
+        let (mut vector, mut size) = (Vec::new(), 0usize);
         self.for_each(selector, lookback_ms, &ends, true, &mut |series| {
-            self.check_room(cost(&series.samples).saturating_add(vector.len() * grid.steps))?;
+            self.check_room(cost(&series.samples).saturating_add(size).saturating_add(grid.steps))?;
             let mut samples = series.samples.iter().peekable();
             let mut newest: Option<&Sample> = None;
             let mut value_at = |end_ms| {
@@ -180,11 +180,12 @@ impl<'a> Evaluator<'a> {
             let mut values: Vec<Option<Value>> = ends.times().map(&mut value_at).collect();
             repeat_single(&mut values, grid.steps);
             if values.iter().any(Option::is_some) {
-                vector.push(StepSeries { labels: series.labels, values });
+                let series = StepSeries { labels: series.labels, values };
+                size = size.saturating_add(series.size());
+                vector.push(series);
             }
-            Ok(())
+            self.check_room(size)
         })?;
-        self.check_room(vector.len().saturating_mul(grid.steps))?;
         vector.sort_by(|a, b| a.labels.cmp(&b.labels));
         Ok(vector)
     }
@@ -316,14 +317,9 @@ impl<'a> Evaluator<'a> {
     }
 }
 
-/// What samples take of the budget: a float 1, a histogram as many as its buckets would fill (Prometheus's
-/// `HPoint.size`: its bytes by the 16 of a float sample).
+/// What samples take of the budget.
 fn cost(samples: &[Sample]) -> usize {
-    let one = |sample: &Sample| match &sample.value {
-        Value::Float(_) => 1,
-        Value::Histogram(h) => 12 + h.positive().counts.len().midpoint(h.negative().counts.len()),
-    };
-    samples.iter().map(one).sum()
+    samples.iter().map(|sample| weight(&sample.value)).sum()
 }
 
 /// Spreads the value of a fixed time (`@`) over all steps.

@@ -2,7 +2,7 @@
 
 use super::aggregate::compare;
 use super::eval::{Evaluator, Grid};
-use super::node::{Expr, Kind, Node, Selector};
+use super::node::{Expr, Kind, Node, Selector, Span};
 use super::range::{self, WindowFunction};
 use super::value::{Operand, StepSeries, merge_same_labels, refuse_same_labels};
 use super::{QueryError, calendar, histograms, info, relabel};
@@ -211,12 +211,11 @@ pub(super) fn eval(
             let read = |_, value: Value| Some(Value::Float(read(value.as_histogram()?)));
             merge_same_labels(vector(0)?.into_iter().map(|s| s.map(false, read)).collect())?
         }
-        // Go cuts the fraction off.
         Function::Date(part) if args.is_empty() => vec![StepSeries {
             labels: Labels::empty(),
             values: grid.times().map(|ms| Some(Value::Float(part(ms / 1000) as f64))).collect(),
         }],
-        Function::Date(part) => map_floats(vector(0)?, |_, v| Some(part(v as i64) as f64))?,
+        Function::Date(part) => map_floats(vector(0)?, |_, v| Some(part(calendar::seconds(v)) as f64))?,
         Function::Clamp => clamp(vector(0)?, &scalar(1)?, &scalar(2)?)?,
         Function::ClampMin => clamp(vector(0)?, &scalar(1)?, &constant(f64::INFINITY))?,
         Function::ClampMax => clamp(vector(0)?, &constant(f64::NEG_INFINITY), &scalar(1)?)?,
@@ -234,14 +233,19 @@ pub(super) fn eval(
             absent(arg(args, 0)?, grid.steps, |step| present.iter().any(|s| s.at(step).is_some()))
         }
         Function::AbsentOverTime => {
-            let call = range::Call { function: WindowFunction::Present, arg: arg(args, 0)?, params: Vec::new() };
+            let node = arg(args, 0)?;
+            let call =
+                range::Call { function: WindowFunction::Present, arg: node, span: node.span, params: Vec::new() };
             let present = range::eval(evaluator, &call, grid)?;
             absent(arg(args, 0)?, grid.steps, |step| present.iter().any(|s| s.at(step).is_some()))
         }
         Function::Window(function) => {
             let matrix = signature.args.iter().position(|kind| *kind == Kind::Matrix).unwrap_or(0);
             let params = (0..args.len()).filter(|at| *at != matrix).map(scalar).collect::<Result<_, _>>()?;
-            let call = range::Call { function, arg: arg(args, matrix)?, params };
+            let first = arg(args, 0)?;
+            // Prometheus puts a selector without a place into that of a subquery.
+            let span = if matches!(first.expr, Expr::Subquery(_)) { Span::default() } else { first.span };
+            let call = range::Call { function, arg: arg(args, matrix)?, span, params };
             let vector = range::eval(evaluator, &call, grid)?;
             refuse_same_labels(&vector)?;
             vector

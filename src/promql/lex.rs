@@ -187,6 +187,12 @@ impl Lexer<'_> {
         self.peek().is_some_and(|c| set.contains(c))
     }
 
+    /// An error that stands behind the token, which was given out before it was found wrong.
+    fn after(&mut self, message: &str) -> Result<(), String> {
+        self.start = self.at;
+        Err(message.to_owned())
+    }
+
     fn text(&self) -> &str {
         self.input.get(self.start..self.at).unwrap_or_default()
     }
@@ -248,10 +254,7 @@ impl Lexer<'_> {
             }
             '!' | ',' | '*' | '/' | '%' | '+' | '-' | '^' | '@' => {}
             '(' => self.parens += 1,
-            ')' if self.parens == 0 => {
-                // Prometheus gives the token and then the error; the parser stumbles over either.
-                return Err(format!("unexpected right parenthesis {}", rune(Some(c))));
-            }
+            ')' if self.parens == 0 => return self.after(&format!("unexpected right parenthesis {}", rune(Some(c)))),
             ')' => self.parens -= 1,
             '{' => self.braces = true,
             '[' => self.bracket = Some(Bracket::default()),
@@ -325,14 +328,14 @@ impl Lexer<'_> {
             ':' => {
                 let Some(bracket) = &mut self.bracket else { return Ok(()) };
                 if !bracket.duration {
-                    return Err("unexpected colon before duration in duration expression".to_owned());
+                    return self.after("unexpected colon before duration in duration expression");
                 }
                 if std::mem::replace(&mut bracket.colon, true) {
-                    return Err("unexpected repeated colon in duration expression".to_owned());
+                    return self.after("unexpected repeated colon in duration expression");
                 }
             }
             '(' => self.parens += 1,
-            ')' if self.parens == 0 => return Err(format!("unexpected right parenthesis {}", rune(Some(c)))),
+            ')' if self.parens == 0 => return self.after(&format!("unexpected right parenthesis {}", rune(Some(c)))),
             ')' => self.parens -= 1,
             '+' | '-' | '*' | '/' | '%' | '^' => {}
             '[' => return Err(format!("unexpected left bracket {}", rune(Some(c)))),

@@ -43,7 +43,7 @@ pub(super) enum Expr {
         function: &'static Signature,
         args: Vec<Node>,
     },
-    /// `(expr)`; gone once the types are checked.
+    /// `(expr)`; an argument has none any more once the types are checked.
     Paren(Box<Node>),
 }
 
@@ -261,21 +261,28 @@ impl Node {
         }
     }
 
-    /// The same without brackets, each inner expression in the place of its outer one.
+    /// The same without brackets around it and around arguments: what looks at an argument sees what it is.
     pub(super) fn without_brackets(self) -> Self {
+        match self.expr {
+            Expr::Paren(inner) => inner.without_brackets(),
+            _ => self.with_bare_arguments(),
+        }
+    }
+
+    fn with_bare_arguments(self) -> Self {
         let Self { expr, span } = self;
-        let boxed = |inner: Box<Self>| Box::new(inner.without_brackets());
+        let boxed = |inner: Box<Self>| Box::new(inner.with_bare_arguments());
         let expr = match expr {
-            Expr::Paren(inner) => inner.without_brackets().expr,
+            Expr::Paren(inner) => Expr::Paren(boxed(inner)),
             Expr::Unary { is_negative, inner } => Expr::Unary { is_negative, inner: boxed(inner) },
             Expr::Subquery(sub) => Expr::Subquery(Subquery { inner: boxed(sub.inner), ..sub }),
             Expr::Binary(mut b) => {
-                b.lhs = b.lhs.without_brackets();
-                b.rhs = b.rhs.without_brackets();
+                b.lhs = b.lhs.with_bare_arguments();
+                b.rhs = b.rhs.with_bare_arguments();
                 Expr::Binary(b)
             }
             Expr::Aggregate(mut a) => {
-                a.inner = a.inner.without_brackets();
+                a.inner = a.inner.with_bare_arguments();
                 a.param = a.param.map(Self::without_brackets);
                 Expr::Aggregate(a)
             }

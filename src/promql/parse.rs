@@ -121,6 +121,9 @@ fn operator(token: &Token) -> Option<BinaryOp> {
     })
 }
 
+/// Keywords that cannot be a metric's name.
+const NO_NAMES: [&str; 6] = ["bool", "on", "ignoring", "group_left", "group_right", "atan2"];
+
 /// Which message an unexpected token gets: where it stood, and what was expected there.
 #[derive(Clone, Copy)]
 struct Place(&'static str, &'static str);
@@ -332,7 +335,8 @@ impl Parser {
             Expr::Select(selector) if selector.shift.offset_ms != 0 => {
                 error(bracket, "no offset modifiers allowed before range")
             }
-            Expr::Select(selector) if selector.shift.at.is_some() => {
+            // `start()` and `end()` Prometheus lets pass.
+            Expr::Select(selector) if matches!(selector.shift.at, Some(At::Time(_))) => {
                 error(bracket, "no @ modifiers allowed before range")
             }
             Expr::Select(selector) => Ok(Node { expr: Expr::Window { selector, range_ms }, span }),
@@ -477,9 +481,7 @@ impl Parser {
                 self.next();
                 self.aggregate(&token)?
             }
-            TokenKind::Keyword
-                if !["bool", "on", "ignoring", "group_left", "group_right", "atan2"].contains(&token.text.as_str()) =>
-            {
+            TokenKind::Keyword if !NO_NAMES.contains(&token.text.as_str()) => {
                 self.next();
                 Expr::Select(self.selector(Some(token.text))?)
             }
@@ -488,14 +490,9 @@ impl Parser {
         Ok(Node { expr, span: self.since(start) })
     }
 
-    /// Whether the next token, an aggregation, is a metric's name: what follows could follow an operand.
+    /// Whether the next token, an aggregation, is a metric's name: nothing of an aggregation follows.
     fn is_name_alone(&self) -> bool {
-        self.tokens.get(self.at + 1).is_none_or(|after| match after.kind {
-            TokenKind::End => true,
-            TokenKind::Keyword => operator(after).is_some() || after.text == "offset",
-            TokenKind::Symbol => after.text != "(",
-            _ => false,
-        })
+        self.tokens.get(self.at + 1).is_none_or(|after| !["(", "by", "without"].iter().any(|text| after.is(text)))
     }
 
     fn selector(&mut self, name: Option<String>) -> Parsed<Selector> {
@@ -561,13 +558,24 @@ impl Parser {
         loop {
             args.push(self.binary(0, place)?);
             if let Some(comma) = self.take(",") {
-                if self.is_next(")") {
+                if !self.may_begin_operand() {
                     return error(comma.span, "trailing commas not allowed in function call args");
                 }
                 continue;
             }
             self.expect(")", place)?;
             return Ok(args);
+        }
+    }
+
+    /// Whether the next token may be the first of an expression, or is none at all.
+    fn may_begin_operand(&self) -> bool {
+        let token = self.peek();
+        match token.kind {
+            TokenKind::End => false,
+            TokenKind::Symbol => ["(", "{", "+", "-"].contains(&token.text.as_str()),
+            TokenKind::Keyword => !NO_NAMES.contains(&token.text.as_str()),
+            _ => true,
         }
     }
 
@@ -902,7 +910,7 @@ mod tests {
             ("foo[]", "1:5: parse error: unexpected \"]\" in subquery selector, expected number or duration"),
             ("sum by foo (bar)", "1:8: parse error: unexpected identifier \"foo\" in grouping opts, expected \"(\""),
             ("sum by (1) (bar)", "1:9: parse error: unexpected number \"1\" in grouping opts, expected label"),
-            ("sum foo", "1:5: parse error: unexpected identifier \"foo\" in aggregation"),
+            ("sum foo", "1:5: parse error: unexpected identifier \"foo\""),
             ("foo == bool bar == 1 1", "1:22: parse error: unexpected number \"1\""),
             ("no_such(foo)", "1:1: parse error: unknown function with name \"no_such\""),
             ("1 == 1", "1:3: parse error: comparisons between scalars must use BOOL modifier"),
@@ -925,7 +933,7 @@ mod tests {
             ("foo[5m][5m:]", "1:1: parse error: subquery is only allowed on instant vector, got matrix instead"),
             ("foo[0s]", "1:5: parse error: duration must be greater than 0"),
             ("\"a", "1:1: parse error: unterminated quoted string"),
-            ("1)", "1:2: parse error: unexpected right parenthesis ')'"),
+            ("1)", "1:3: parse error: unexpected right parenthesis ')'"),
             ("foo $ bar", "1:5: parse error: unexpected character: '$'"),
             (
                 "-\"a\"",
@@ -955,6 +963,7 @@ mod tests {
             "SUM(foo) BY (bar)",
             "-foo^2",
             "foo{a=~\"b{x}\"}",
+            "foo @ end()[5m]",
             "label_join(foo, \"a\", \"-\")",
             "info(foo, {a=~\".*\"})",
         ] {

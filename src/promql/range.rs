@@ -2,8 +2,8 @@
 
 use super::eval::{Evaluator, Grid, Windows, repeat_single};
 use super::functions::gives_gauges;
-use super::node::Node;
-use super::value::{StepSeries, histogram};
+use super::node::{Node, Span};
+use super::value::{StepSeries, histogram, weight};
 use super::{QueryError, aggregate, quantile, rate};
 use crate::model::{ExponentialHistogram, Sample, Value};
 
@@ -43,6 +43,8 @@ pub(super) struct Call<'a> {
     pub(super) function: WindowFunction,
     /// The range vector.
     pub(super) arg: &'a Node,
+    /// Where annotations point: the first argument.
+    pub(super) span: Span,
     /// The other arguments, in their order, each at every step.
     pub(super) params: Vec<Vec<f64>>,
 }
@@ -238,16 +240,18 @@ impl<'a> Window<'a> {
 /// Evaluates a window function at every step. Series may have become equal without their names: that is the caller's to
 /// refuse.
 pub(super) fn eval(evaluator: &Evaluator<'_>, call: &Call<'_>, grid: &Grid) -> Result<Vec<StepSeries>, QueryError> {
-    let mut vector = Vec::new();
+    let (mut vector, mut size) = (Vec::new(), 0usize);
     let function = call.function;
     let are_gauges = gives_gauges(call.arg);
     evaluator.windows(call.arg, grid, function.needs_repeats(), &mut |windows, series| {
-        evaluator.check_room(vector.len().saturating_add(1).saturating_mul(grid.steps))?;
-        let (values, notes) = slide(evaluator, call, grid, &windows, &series.samples)?;
+        evaluator.check_room(size.saturating_add(grid.steps))?;
+        let (values, notes) = slide(evaluator, call, grid, &windows, &series.samples, size)?;
         annotate(evaluator, call, notes, series.labels.name(), are_gauges);
         if values.iter().any(Option::is_some) {
             let labels = if function.keeps_name() { series.labels } else { series.labels.without_name() };
-            vector.push(StepSeries { labels, values });
+            let series = StepSeries { labels, values };
+            size = size.saturating_add(series.size());
+            vector.push(series);
         }
         Ok(())
     })?;
@@ -255,13 +259,14 @@ pub(super) fn eval(evaluator: &Evaluator<'_>, call: &Call<'_>, grid: &Grid) -> R
     Ok(vector)
 }
 
-/// The function's value at every step for the samples of one series.
+/// The function's value at every step for the samples of one series; `held` is what those before it take.
 fn slide(
     evaluator: &Evaluator<'_>,
     call: &Call<'_>,
     grid: &Grid,
     windows: &Windows,
     samples: &[Sample],
+    mut held: usize,
 ) -> Result<(Vec<Option<Value>>, Notes), QueryError> {
     // With `@` all windows are one; other arguments, or the time of the step, may still differ.
     let steps = if call.params.is_empty() { windows.ends.steps } else { grid.steps };
@@ -287,9 +292,15 @@ fn slide(
         let param = |at: usize| call.params.get(at).and_then(|p| p.get(step)).copied().unwrap_or(f64::NAN);
         let params = [param(0), param(1)];
         let window = Window { samples: inside, start_ms, end_ms, now_ms: grid.time(step), params };
-        values.push(call.function.apply(window, &mut notes)?);
-        if call.function == WindowFunction::Quantile && !(0.0..=1.0).contains(&params[0]) {
-            evaluator.notes.invalid_quantile(call.arg.span, params[0]);
+        let value = call.function.apply(window, &mut notes)?;
+        held = held.saturating_add(value.as_ref().map_or(1, weight));
+        evaluator.check_room(held)?;
+        values.push(value);
+        if call.function == WindowFunction::Quantile
+            && !(0.0..=1.0).contains(&params[0])
+            && window.floats().next().is_some()
+        {
+            evaluator.notes.invalid_quantile(call.span, params[0]);
         }
     }
     repeat_single(&mut values, grid.steps);
@@ -299,7 +310,7 @@ fn slide(
 fn annotate(evaluator: &Evaluator<'_>, call: &Call<'_>, notes: Notes, name: &str, are_gauges: bool) {
     use WindowFunction::{Delta, Increase, InstantDelta, InstantRate, Rate};
     const COUNTERS: [&str; 4] = ["_total", "_sum", "_count", "_bucket"];
-    let (says, span) = (&evaluator.notes, call.arg.span);
+    let (says, span) = (&evaluator.notes, call.span);
     if notes.mixed {
         says.mixed_floats_histograms(span, name);
     }

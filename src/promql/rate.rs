@@ -84,7 +84,7 @@ fn histogram_growth(window: Window<'_>, is_counter: bool) -> Option<ExponentialH
     }
     if is_counter {
         for (before, _) in pairs().skip(usize::from(is_fresh)).filter(|(before, after)| is_reset(before, after)) {
-            growth.merge(before);
+            growth.add(before);
         }
     }
     Some(growth)

@@ -61,11 +61,11 @@ pub(super) struct StepSeries {
 }
 
 impl Operand {
-    /// How many values it holds in memory, gaps counted.
+    /// What it takes of the budget of samples.
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Scalar(values) => values.len(),
-            Self::Vector(series) => series.iter().map(|s| s.values.len()).sum(),
+            Self::Vector(series) => series.iter().map(StepSeries::size).sum(),
         }
     }
 }
@@ -73,6 +73,11 @@ impl Operand {
 impl StepSeries {
     pub(super) fn empty(labels: Labels, steps: usize) -> Self {
         Self { labels, values: vec![None; steps] }
+    }
+
+    /// What it takes of the budget of samples, gaps counted.
+    pub(super) fn size(&self) -> usize {
+        self.values.iter().map(|value| value.as_ref().map_or(1, weight)).sum()
     }
 
     pub(super) fn at(&self, step: usize) -> Option<&Value> {
@@ -94,11 +99,23 @@ impl StepSeries {
     }
 }
 
-/// Joins series whose labels became equal, as Prometheus does where they do not meet at one step.
+/// What a value takes of the budget: a float 1, a histogram as many as its buckets would fill (Prometheus's `HPoint.size`:
+/// its bytes by the 16 of a float sample).
+pub(super) fn weight(value: &Value) -> usize {
+    match value {
+        Value::Float(_) => 1,
+        Value::Histogram(h) => 12 + h.positive().counts.len().midpoint(h.negative().counts.len()),
+    }
+}
+
+/// Joins series whose labels became equal, as Prometheus does where they do not meet at one step; those without a value go.
 pub(super) fn merge_same_labels(series: Vec<StepSeries>) -> Result<Vec<StepSeries>, QueryError> {
     let mut places: HashMap<Labels, usize> = HashMap::with_capacity(series.len());
     let mut merged: Vec<StepSeries> = Vec::with_capacity(series.len());
     for one in series {
+        if one.values.iter().all(Option::is_none) {
+            continue;
+        }
         let Some(into) = places.get(&one.labels).and_then(|at| merged.get_mut(*at)) else {
             places.insert(one.labels.clone(), merged.len());
             merged.push(one);

@@ -5,12 +5,18 @@ use crate::model::Labels;
 const PRIMES: [u64; 5] =
     [0x9e37_79b1_85eb_ca87, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9, 0x85eb_ca77_c2b2_ae63, 0x27d4_eb2f_1656_67c5];
 
-/// `labels.Labels.Hash`: each name and each value, the byte 0xff after it.
+/// `labels.Labels.Hash`: each name and each value after its length, in one byte or, from 255 on, in three after 0xff.
 pub(super) fn of_labels(labels: &Labels) -> u64 {
     let mut bytes = Vec::new();
     for part in labels.iter().flat_map(|(name, value)| [name, value]) {
+        match u8::try_from(part.len()) {
+            Ok(length) if length < 0xff => bytes.push(length),
+            _ => {
+                bytes.push(0xff);
+                bytes.extend(part.len().to_le_bytes().into_iter().take(3));
+            }
+        }
         bytes.extend_from_slice(part.as_bytes());
-        bytes.push(0xff);
     }
     xxh64(&bytes)
 }

@@ -3,7 +3,7 @@
 //!
 //! The file: `[{"labels": {…}, "samples": [[ms, "1.5"], [ms, {"schema": 3, "zero_count": 0, "count": 1, "sum": 2,
 //! "positive": [offset, [counts]], "negative": […]}]]}]`. A question: `{"query": "up", "time": ms}`, or `start`, `end` and
-//! `step` in place of `time`.
+//! `step` in place of `time`. `{"samples": […]}` puts other samples in place of those of the file.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
@@ -37,11 +37,14 @@ impl Select for Memory {
 fn main() {
     let path = std::env::args().nth(1).expect("usage: promql-answers SAMPLES");
     let file: Json = serde_json::from_slice(&std::fs::read(path).expect("the samples")).expect("JSON");
-    let mut series: Vec<SelectedSeries> = file.as_array().unwrap().iter().map(series).collect();
-    series.sort_by(|a, b| a.labels.cmp(&b.labels));
-    let engine = Engine::new(Arc::new(Memory(series)), Limits::default());
+    let mut engine = engine(&file);
     for line in std::io::stdin().lock().lines() {
         let question: Json = serde_json::from_str(&line.expect("a line")).expect("JSON");
+        if !question["samples"].is_null() {
+            engine = self::engine(&question["samples"]);
+            println!("{{}}");
+            continue;
+        }
         let ms = |key: &str| question[key].as_i64().unwrap();
         let (query, timeout) = (question["query"].as_str().unwrap(), engine.limits().timeout);
         let answer = if question["time"].is_null() {
@@ -52,6 +55,12 @@ fn main() {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{}", written(answer)).and_then(|()| out.flush()).expect("somebody reads");
     }
+}
+
+fn engine(json: &Json) -> Engine {
+    let mut series: Vec<SelectedSeries> = json.as_array().unwrap().iter().map(series).collect();
+    series.sort_by(|a, b| a.labels.cmp(&b.labels));
+    Engine::new(Arc::new(Memory(series)), Limits::default())
 }
 
 fn series(json: &Json) -> SelectedSeries {
@@ -73,7 +82,7 @@ fn value(json: &Json) -> Value {
         offset: json[0].as_i64().unwrap() as i32,
         counts: json[1].as_array().unwrap().iter().map(|count| count.as_f64().unwrap()).collect(),
     };
-    let number = |key: &str| json[key].as_f64().unwrap();
+    let number = |key: &str| json[key].as_f64().or_else(|| json[key].as_str()?.parse().ok()).unwrap();
     let histogram = ExponentialHistogram::from_parts(
         json["schema"].as_i64().unwrap() as i8,
         number("zero_count"),

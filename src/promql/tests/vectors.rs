@@ -81,7 +81,7 @@ fn vectors_match_many_to_one_only_when_told() {
     assert_eq!(
         error(&engine, "limit / on(api) req{api=\"a\"}"),
         "found duplicate series for the match group {api=\"a\"} on the right hand-side of the operation: \
-         [req{api=\"a\", code=\"200\"}, req{api=\"a\", code=\"500\"}];many-to-many matching not allowed: \
+         [{__name__=\"req\", api=\"a\", code=\"500\"}, {__name__=\"req\", api=\"a\", code=\"200\"}];many-to-many matching not allowed: \
          matching labels must be unique on one side"
     );
 }
