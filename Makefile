@@ -42,7 +42,9 @@ node: ## install Node.js and npm with apt-get, for the test with hot-shots; need
 test-matrix: $(VENV)/.test ## the client's tests under each CPython of pyenv, 3.10 and newer; says which are missing
 	$(BIN)/python -m pytest -rA -k "every_python" tests/python/test_matrix.py
 
-torture: $(VENV)/.test ## the long tests: 10,000 forks under each Python, a collector that is away for a minute, 10 million lines with tags that never repeat
+torture: $(VENV)/.test ## the long tests: 1,000 kills and 100,000 damaged files of the store, 10,000 forks under each Python, 10 million lines, thousands of questions to PromQL
+	TORTURE_KILLS=1000 cargo test --locked --release --test torture -- --nocapture
+	TORTURE_FLIPS=100000 cargo test --locked --release --lib any_flipped -- --nocapture
 	$(BIN)/python -m pytest -m torture
 
 fuzz: check-rust ## look for input that breaks the datagram's encoding or decoding, FUZZ_SECONDS=60 for each target

@@ -221,7 +221,7 @@ fn size_of(folder: &Path, keep: impl Fn(&str) -> bool + Copy) -> u64 {
 
 /// Ten thousand series change at every tick; each tick is synced.
 fn append(is_quick: bool) {
-    let folder = tempfile::tempdir_in(".").unwrap();
+    let folder = tempfile::tempdir_in("target").unwrap();
     let (mut store, _) = Store::open(folder.path()).unwrap();
     let mut times = Vec::new();
     let labels = |id: u64| Labels::from_pairs([(METRIC_NAME, "c".to_owned()), ("id", id.to_string())]);
@@ -357,7 +357,7 @@ impl Program {
             Some(PathBuf::from(folder.trim()).join("usr/bin/prometheus")).filter(|path| path.exists())
         };
         let path = std::env::var_os("PROMETHEUS").map(PathBuf::from).or_else(unpacked)?;
-        let folder = tempfile::tempdir_in(".").unwrap().keep();
+        let folder = tempfile::tempdir_in("target").unwrap().keep();
         fs::write(folder.join("prometheus.yml"), "global: {scrape_interval: 10s}\n").unwrap();
         let port = free_port();
         let child = Command::new(path)
@@ -496,7 +496,7 @@ fn disk(is_quick: bool) {
     for (what, wants_histograms) in [("counters and gauges", false), ("exponential histograms", true)] {
         let keep = |series: &Series| is_histogram(series) == wants_histograms;
         let mut workload = Workload::new(apis, wants_histograms);
-        let folder = tempfile::tempdir_in(".").unwrap();
+        let folder = tempfile::tempdir_in("target").unwrap();
         let (mut store, _) = Store::open(folder.path()).unwrap();
         let prometheus = Program::prometheus();
         let mut remote = Remote::default();
@@ -546,7 +546,7 @@ fn disk(is_quick: bool) {
 /// Two weeks of ten thousand series, killed in the middle of a window: how long until a query over all of it is answered.
 fn start(is_quick: bool) {
     let (apis, days) = if is_quick { (50, 1) } else { (715, 14) };
-    let folder = tempfile::tempdir_in(".").unwrap();
+    let folder = tempfile::tempdir_in("target").unwrap();
     let series = made(folder.path(), &mut Workload::new(apis, false), days);
     let bytes = size_of(folder.path(), |_| true);
     let query = "/api/v1/query?query=count(count_over_time(cortex_api_requests_total[1h]))";
@@ -566,7 +566,7 @@ fn start(is_quick: bool) {
 /// `cortex get` over two weeks of a hundred APIs, histograms included.
 fn get(is_quick: bool) {
     let (apis, days) = if is_quick { (100, 1) } else { (100, 14) };
-    let data = tempfile::tempdir_in(".").unwrap();
+    let data = tempfile::tempdir_in("target").unwrap();
     made(data.path(), &mut Workload::new(apis, true), days);
     let home = tempfile::tempdir().unwrap();
     let cortex = |args: &[&str]| {
@@ -619,7 +619,7 @@ fn made(folder: &Path, workload: &mut Workload, days: i64) -> usize {
 fn queries(is_quick: bool) {
     let (apis, days) = if is_quick { (34, 1) } else { (334, 14) };
     let keep = |series: &Series| series.labels.name() == "cortex_api_requests_total";
-    let folder = tempfile::tempdir_in(".").unwrap();
+    let folder = tempfile::tempdir_in("target").unwrap();
     let mut workload = Workload::new(apis, false);
     let (mut store, _) = Store::open(folder.path()).unwrap();
     let prometheus = Program::prometheus();

@@ -91,7 +91,10 @@ fn check(dir: &Path, committed: Option<i64>, round: usize) {
     let first = (last - LOOK_BACK).max(0);
     for (id, value) in values(last) {
         let restored = restored.series.iter().find(|series| series.id.0 == id).unwrap();
-        assert!(restored.value == value.clone().unwrap_or_else(Value::stale) || (value.is_none() && restored.value.is_stale()));
+        assert!(
+            restored.value == value.clone().unwrap_or_else(Value::stale)
+                || (value.is_none() && restored.value.is_stale())
+        );
         let selection = Selection {
             matchers: vec![Matcher::metric("m"), Matcher::equal("id", &id.to_string())],
             start_ms: first * STEP_MS,
@@ -110,7 +113,9 @@ fn check(dir: &Path, committed: Option<i64>, round: usize) {
             let got = samples.next().unwrap_or_else(|| panic!("round {round}: series {id} ends before tick {n}"));
             assert_eq!(got.timestamp_ms, n * STEP_MS, "round {round}: series {id}");
             let is_same = match (&got.value, &want) {
-                (Value::Histogram(a), Value::Histogram(b)) => (a.count(), a.sum(), a.buckets()) == (b.count(), b.sum(), b.buckets()),
+                (Value::Histogram(a), Value::Histogram(b)) => {
+                    (a.count(), a.sum(), a.buckets()) == (b.count(), b.sum(), b.buckets())
+                }
                 (a, b) => a == b,
             };
             assert!(is_same, "round {round}: series {id} at tick {n}: {:?}, want {want:?}", got.value);
@@ -143,7 +148,8 @@ fn whatever_was_committed_is_there_after_kill_9() {
         std::thread::sleep(wait);
         child.kill().unwrap();
         child.wait().unwrap();
-        committed = reader.join().unwrap().or_else(|| Store::open(dir.path()).unwrap().1.last_tick_ms.map(|t| t / STEP_MS));
+        committed =
+            reader.join().unwrap().or_else(|| Store::open(dir.path()).unwrap().1.last_tick_ms.map(|t| t / STEP_MS));
         check(dir.path(), committed, round);
         if round % 50 == 49 {
             println!("{} of {rounds} kills, {} ticks", round + 1, committed.map_or(0, |n| n + 1));

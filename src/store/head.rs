@@ -46,6 +46,8 @@ pub(super) struct LevelRow {
 pub(super) struct Entry {
     /// Whether a window begins with it.
     pub(super) begins: bool,
+    /// If so, the last entry of the window of ticks before it, 0 if there is none.
+    pub(super) previous: u64,
     pub(super) is_written: bool,
     pub(super) time_ms: i64,
     pub(super) run: u64,
@@ -307,6 +309,9 @@ fn take_level(mut content: &[u8]) -> Option<LevelRow> {
 /// Writes an entry of the log: what it is, and what each series grows by, ascending by id.
 pub(super) fn put_entry<'a>(out: &mut Vec<u8>, entry: Entry, growth: impl ExactSizeIterator<Item = (u32, &'a [u8])>) {
     put_varint(out, if entry.begins { BEGINS } else { 0 } | if entry.is_written { WRITTEN } else { 0 });
+    if entry.begins {
+        put_varint(out, entry.previous);
+    }
     put_zigzag(out, entry.time_ms);
     put_varint(out, entry.run);
     put_varint(out, growth.len() as u64);
@@ -324,6 +329,7 @@ pub(super) fn take_entry(mut content: &[u8]) -> Option<(Entry, Vec<(u32, &[u8])>
     let flags = take_varint(rest)?;
     let entry = Entry {
         begins: flags & BEGINS != 0,
+        previous: if flags & BEGINS == 0 { 0 } else { take_varint(rest)? },
         is_written: flags & WRITTEN != 0,
         time_ms: take_zigzag(rest)?,
         run: take_varint(rest)?,

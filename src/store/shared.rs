@@ -1,7 +1,7 @@
 //! What the writer, the sealer and the readers of a data directory share: the labels, the windows, the open files; and what
 //! happens to a file in which damage is found.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -55,17 +55,24 @@ impl Index {
         }
     }
 
-    pub(super) fn remove(&mut self, id: u32) {
-        let Some(known) = self.series.remove(&id) else { return };
-        for by_labels in &mut self.by_labels {
-            if by_labels.get(&known.labels) == Some(&id) {
-                by_labels.remove(&known.labels);
+    /// Forgets series: one pass over those of a name, however many of them go.
+    pub(super) fn remove(&mut self, ids: &[u32]) {
+        let mut names: HashSet<String, RandomState> = HashSet::default();
+        for id in ids {
+            let Some(known) = self.series.remove(id) else { continue };
+            for by_labels in &mut self.by_labels {
+                if by_labels.get(&known.labels) == Some(id) {
+                    by_labels.remove(&known.labels);
+                }
             }
+            names.insert(known.labels.name().to_owned());
         }
-        if let Some(ids) = self.by_name.get_mut(known.labels.name()) {
-            ids.retain(|other| *other != id);
-            if ids.is_empty() {
-                self.by_name.remove(known.labels.name());
+        for name in names {
+            if let Some(of_name) = self.by_name.get_mut(&name) {
+                of_name.retain(|id| self.series.contains_key(id));
+                if of_name.is_empty() {
+                    self.by_name.remove(&name);
+                }
             }
         }
     }

@@ -316,13 +316,54 @@ fn a_damaged_head_costs_what_was_not_sealed() {
     assert_eq!(select(&store, "m1", 0, 3 * DAY_MS).len(), read.len() + 6);
 }
 
+/// What three series of all kinds are over two days, by time; a little of it only in the log.
+fn two_days_of_all_kinds(dir: &Path) -> BTreeMap<(&'static str, i64), Vec<u8>> {
+    let (mut store, _) = Store::open(dir).unwrap();
+    let kinds = [MetricKind::Counter, MetricKind::Gauge, MetricKind::Histogram];
+    let all = kinds.iter().zip(1..).map(|(kind, id)| started(id, *kind, 0)).collect();
+    store.append(&tick(10, all, vec![(2, Value::Float(0.5))])).unwrap();
+    let mut histogram = ExponentialHistogram::default();
+    let mut step = |store: &mut Store, from: i64, to: i64| {
+        for at in (from..to).step_by(600_000) {
+            let n = at / 600_000;
+            let mut samples = vec![(1, Value::Float((n / 3) as f64))];
+            if n % 5 == 0 {
+                samples.push((2, if n % 35 == 0 { Value::stale() } else { Value::Float(n as f64 * 0.37) }));
+            }
+            if n % 4 == 0 {
+                (0..n % 9).for_each(|i| histogram.record(0.01 * (n + i) as f64, 1.0));
+                samples.push((3, Value::Histogram(Arc::new(histogram.clone()))));
+            }
+            store.append(&tick(at, vec![], samples)).unwrap();
+        }
+    };
+    step(&mut store, 600_000, DAY_MS + DAY_MS / 2);
+    store.seal_now();
+    step(&mut store, DAY_MS + DAY_MS / 2, DAY_MS + DAY_MS / 2 + 3_600_000);
+    all_samples(&store)
+}
+
+fn all_samples(store: &Store) -> BTreeMap<(&'static str, i64), Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for name in ["m1", "m2", "m3"] {
+        for (at, value) in select(store, name, 0, 3 * DAY_MS) {
+            let bytes = match &value {
+                Value::Histogram(h) => format!("{} {} {:?}", h.count(), h.sum(), h.buckets()).into_bytes(),
+                Value::Float(float) => float.to_bits().to_le_bytes().to_vec(),
+            };
+            all.insert((name, at), bytes);
+        }
+    }
+    all
+}
+
 /// Whatever is done to the bytes of any file: the store opens, says that there was damage or reads what it always read, and never
-/// reads a value that was not there.
+/// reads a value that was not there. `TORTURE_FLIPS=100000` makes it long.
 #[test]
 fn any_flipped_byte_is_noticed_or_does_not_matter() {
     let made = tempfile::tempdir().unwrap();
-    let whole: BTreeMap<i64, f64> = two_days(made.path()).into_iter().collect();
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let whole = two_days_of_all_kinds(made.path());
+    let mut state = std::env::var("TORTURE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0x9e37_79b9u64);
     let mut random = |below: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % below
@@ -337,24 +378,27 @@ fn any_flipped_byte_is_noticed_or_does_not_matter() {
         let name = &files[random(files.len())];
         let mut bytes = std::fs::read(dir.path().join(name)).unwrap();
         let at = random(bytes.len());
-        let is_cut = random(10) == 0;
-        if is_cut {
-            bytes.truncate(at);
-        } else {
-            bytes[at] ^= 1 << random(8);
+        let how = random(10);
+        match how {
+            0 => bytes.truncate(at),
+            1 => bytes[at..].iter_mut().take(4096).for_each(|byte| *byte = 0),
+            _ => bytes[at] ^= 1 << random(8),
         }
         std::fs::write(dir.path().join(name), &bytes).unwrap();
-        let what = format!("round {round}: {name} at {at}, cut: {is_cut}");
+        let what = format!("round {round}: {name} at {at}, damage {how}");
         let (store, _) = Store::open(dir.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
-        let read = floats(&select(&store, "m1", 0, 3 * DAY_MS));
-        for (time, value) in &read {
-            assert_eq!(whole.get(time), Some(value), "{what}");
+        let read = all_samples(&store);
+        for (at, value) in &read {
+            assert_eq!(whole.get(at), Some(value), "{what}: {at:?}");
         }
         if read.len() < whole.len() {
             assert!(store.damaged_files() > 0, "{what}: {} of {} samples, and no word of it", read.len(), whole.len());
-            let lost = whole.keys().filter(|time| !read.iter().any(|(other, _)| other == *time));
-            let days: std::collections::BTreeSet<i64> = lost.map(|time| time / DAY_MS).collect();
+            let lost = whole.keys().filter(|at| !read.contains_key(at));
+            let days: std::collections::BTreeSet<i64> = lost.map(|(_, time)| time / DAY_MS).collect();
             assert!(days.len() <= 1, "{what}: lost from {days:?}");
+        }
+        if round % 10_000 == 9_999 {
+            println!("{} of {rounds} damaged files", round + 1);
         }
     }
 }

@@ -185,7 +185,10 @@ impl Store {
             job.into_iter().for_each(|job| self.sealer.send(job));
         }
         let run = if self.last_tick_ms.is_some_and(|last| time_ms <= last) { self.run + 1 } else { self.run };
-        let number = self.shared.windows.read().open.ticks.len() as u32;
+        let (number, previous) = {
+            let windows = self.shared.windows.read();
+            (windows.open.ticks.len() as u32, windows.open.previous)
+        };
         let mut changes = Vec::with_capacity(tick.samples.len() + 2 * tick.started.len());
         for StartedSeries { id, kind, start_ms, level, .. } in &tick.started {
             if let Some(value) = level.clone().or_else(|| start_value(*kind)) {
@@ -241,7 +244,7 @@ impl Store {
             }
         }
         let next_id = tick.started.iter().map(|started| started.id.0 + 1).max().unwrap_or_default();
-        let entry = Entry { begins, is_written: false, time_ms, run };
+        let entry = Entry { begins, previous, is_written: false, time_ms, run };
         self.log(entry, changes, rows.into_iter().collect(), next_id)?;
         self.last_tick_ms = Some(time_ms);
         self.run = run;
@@ -309,7 +312,7 @@ impl Store {
             return Ok(written);
         }
         let time_ms = self.last_tick_ms.unwrap_or_default();
-        let entry = Entry { begins: false, is_written: true, time_ms, run: self.run };
+        let entry = Entry { begins: false, previous: 0, is_written: true, time_ms, run: self.run };
         self.log(entry, changes, rows, next_id)?;
         Ok(written)
     }
@@ -515,11 +518,8 @@ impl Store {
         drop(index);
         gone.sort_unstable();
         self.head.commit(Commit { gone: &gone, ..Commit::default() })?;
-        let mut index = self.shared.index.write();
-        for id in &gone {
-            index.remove(*id);
-            self.series.remove(id);
-        }
+        self.shared.index.write().remove(&gone);
+        gone.iter().for_each(|id| drop(self.series.remove(id)));
         Ok(gone.into_iter().map(|id| SeriesId(u64::from(id))).collect())
     }
 
@@ -634,6 +634,10 @@ impl Replay {
             self.jobs.extend(roll(shared, sequence - 1));
         }
         let mut windows = shared.windows.write();
+        if entry.begins {
+            // What the window before it was is in the log: it may be lost with its day.
+            windows.open.previous = entry.previous;
+        }
         let mut index = shared.index.write();
         let open = if entry.is_written { &mut windows.written } else { &mut windows.open };
         if open.is_empty() {
