@@ -48,8 +48,8 @@ pub struct Store {
     series: HashMap<u32, Live, RandomState>,
     last_tick_ms: Option<i64>,
     run: u64,
-    /// The day and the run that had their full picture last.
-    pictured: Option<(i64, u64)>,
+    /// The day and the run that had their full picture last, and how much damage there was by then.
+    pictured: Option<(i64, u64, u64)>,
     /// Levels of windows that are in the files: to be written, and then the log is sealed up to there.
     settling: VecDeque<(VecDeque<Level>, u64)>,
     /// Held as long as the store is open.
@@ -158,7 +158,7 @@ impl Store {
             series: replay.series,
             last_tick_ms: replay.last_tick_ms,
             run: replay.run,
-            pictured: replay.pictured,
+            pictured: replay.pictured.map(|(day, run)| (day, run, 0)),
             settling: VecDeque::new(),
             _lock: lock,
         };
@@ -200,7 +200,8 @@ impl Store {
         for (id, value) in &tick.samples {
             changes.push(change(number_of(*id)?, std::borrow::Cow::Borrowed(value)));
         }
-        let pictured = Some((day_of(time_ms), run));
+        // After damage too: what a quiet series was may be in the part that is lost.
+        let pictured = Some((day_of(time_ms), run, self.shared.damaged()));
         if self.pictured != pictured {
             let changed: HashSet<u32> = changes.iter().map(|change| change.id).collect();
             let index = self.shared.index.read();
