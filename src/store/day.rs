@@ -22,8 +22,8 @@ const CHUNKS_PER_TRANSACTION: usize = 2048;
 /// No day that milliseconds in 64 bits can tell has a longer name.
 const NAME_MAX: usize = 18;
 
-/// The summaries of a series on one day, by the numbers of the windows.
-pub(super) type Summaries = BTreeMap<u32, Summary>;
+/// The summaries of a series on one day, by the numbers of the windows, ascending.
+pub(super) type Summaries = Vec<(u32, Summary)>;
 
 /// The file of a day.
 #[derive(Debug)]
@@ -139,7 +139,8 @@ impl Day {
                     }
                     // What an attempt that failed has left under this number goes.
                     let mut summaries = self.take_summaries(*id, known.as_deref().unwrap_or_default())?;
-                    summaries.insert(number, summary.clone());
+                    summaries.retain(|(other, _)| *other < number);
+                    summaries.push((number, summary.clone()));
                     self.database.put(Table::Summaries, id_key, |out| put_summaries(out, &summaries))?;
                 }
                 Ok(())
@@ -269,7 +270,7 @@ impl Day {
     }
 }
 
-fn put_summaries(out: &mut Vec<u8>, summaries: &Summaries) {
+fn put_summaries(out: &mut Vec<u8>, summaries: &[(u32, Summary)]) {
     for (number, summary) in summaries {
         put_varint(out, u64::from(*number));
         summary.put(out);
@@ -280,9 +281,9 @@ fn take_summaries(mut content: &[u8]) -> Option<Summaries> {
     let mut summaries = Summaries::new();
     while !content.is_empty() {
         let number = u32::try_from(take_varint(&mut content)?).ok()?;
-        summaries.insert(number, Summary::take(&mut content)?);
+        summaries.push((number, Summary::take(&mut content)?));
     }
-    Some(summaries)
+    summaries.is_sorted_by(|a, b| a.0 < b.0).then_some(summaries)
 }
 
 fn remove_if_there(path: &Path) -> Result<(), StoreError> {

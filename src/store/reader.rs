@@ -105,7 +105,7 @@ struct Files<'a> {
     /// The day whose file was read last.
     last: Option<i64>,
     /// Of which series on which day the summaries were read last, and these.
-    summaries: Option<(i64, u32, Summaries)>,
+    summaries: Option<(i64, u32, Arc<Summaries>)>,
 }
 
 impl<'a> Files<'a> {
@@ -128,10 +128,18 @@ impl Files<'_> {
     /// The summaries of a series on a day, `None` if the retention took the file. Those of a day are read at once.
     fn summaries(&mut self, day: i64, id: u32) -> Result<Option<&Summaries>, StoreError> {
         if !self.summaries.as_ref().is_some_and(|(of_day, of, _)| (*of_day, *of) == (day, id)) {
-            let Some(file) = self.day(day)? else { return Ok(None) };
-            self.summaries = Some((day, id, file.summaries(id)?));
+            let of_day = match self.shared.summaries(day, id) {
+                Some(kept) => kept,
+                None => {
+                    let Some(file) = self.day(day)? else { return Ok(None) };
+                    let read = Arc::new(file.summaries(id)?);
+                    self.shared.keep_summaries(day, id, &read);
+                    read
+                }
+            };
+            self.summaries = Some((day, id, of_day));
         }
-        Ok(self.summaries.as_ref().map(|(_, _, summaries)| summaries))
+        Ok(self.summaries.as_ref().map(|(_, _, summaries)| &**summaries))
     }
 }
 
@@ -356,7 +364,11 @@ fn extremes(
     id: u32,
     without_buckets: bool,
 ) -> Result<Option<[Value; 4]>, StoreError> {
-    Ok(match files.summaries(window.day, id)?.and_then(|of_day| of_day.get(&window.number)) {
+    let of_window = |of_day: &Summaries| {
+        let at = of_day.binary_search_by_key(&window.number, |(number, _)| *number).ok()?;
+        of_day.get(at).map(|(_, summary)| summary.clone())
+    };
+    Ok(match files.summaries(window.day, id)?.and_then(of_window) {
         Some(Summary::Float(of)) => Some([of.first, of.least, of.greatest, of.last].map(Value::Float)),
         Some(Summary::Histogram { count, sum }) if without_buckets => {
             let bare = |count, sum| Value::Histogram(Arc::new(ExponentialHistogram::bare(count, sum)));
