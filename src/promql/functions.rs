@@ -49,6 +49,7 @@ enum Function {
         is_descending: bool,
     },
     HistogramQuantile,
+    HistogramQuantiles,
     HistogramFraction,
     LabelReplace,
     LabelJoin,
@@ -114,6 +115,7 @@ static SIGNATURES: &[Signature] = &[
     plain("histogram_count", &[V], Function::Histogram(ExponentialHistogram::count)),
     plain("histogram_fraction", &[S, S, V], Function::HistogramFraction),
     plain("histogram_quantile", &[S, V], Function::HistogramQuantile),
+    Signature { variadic: 9, ..plain("histogram_quantiles", &[V, T, S, S], Function::HistogramQuantiles) },
     plain("histogram_stddev", &[V], Function::Histogram(|h| histograms::variance(h).sqrt())),
     plain("histogram_stdvar", &[V], Function::Histogram(histograms::variance)),
     plain("histogram_sum", &[V], Function::Histogram(ExponentialHistogram::sum)),
@@ -265,6 +267,7 @@ pub(super) fn eval(
             series
         }
         Function::HistogramQuantile => histograms::quantile(evaluator, args, grid)?,
+        Function::HistogramQuantiles => histograms::quantiles(evaluator, args, grid)?,
         Function::HistogramFraction => histograms::fraction(evaluator, args, grid)?,
         Function::LabelReplace => relabel::replace(vector(0)?, &texts(args, 1))?,
         Function::LabelJoin => relabel::join(vector(0)?, &texts(args, 1))?,
