@@ -123,10 +123,7 @@ impl WindowFunction {
             Self::Sum if window.is_all_floats() => Some(Value::Float(sum(window.floats()))),
             Self::Avg if window.is_all_floats() => float(Mean::of(window.floats())),
             Self::Sum => aggregate::sum_histograms(window.histograms()).map(histogram),
-            Self::Avg => {
-                let count = samples.len() as f64;
-                aggregate::sum_histograms(window.histograms()).map(|sum| histogram(sum.divided(count)))
-            }
+            Self::Avg => aggregate::mean_of_histograms(window.histograms()).map(histogram),
             Self::Min => float(window.floats().reduce(|a, b| if b < a || a.is_nan() { b } else { a })),
             Self::Max => float(window.floats().reduce(|a, b| if b > a || a.is_nan() { b } else { a })),
             Self::StdVar => float(variance(window.floats())),
