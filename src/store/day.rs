@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::StoreError;
 use super::chunk::{self, Summary};
 use super::codec::{Table, put_varint, take_varint};
 use super::file::{Database, schema, set_aside};
 use super::head::{SeriesRow, put_series, take_series};
 use super::window::{Chunk, DAY_MS, SealedWindow, chunk_key};
+use super::{Part, StoreError};
 use crate::clock::{civil_from_days, days_from_civil};
 use crate::model::Sample;
 
@@ -177,15 +177,10 @@ impl Day {
     }
 
     /// The samples of a series in a window that lists it.
-    pub(super) fn samples(
-        &self,
-        window: &SealedWindow,
-        id: u32,
-        without_buckets: bool,
-    ) -> Result<Vec<Sample>, StoreError> {
+    pub(super) fn samples(&self, window: &SealedWindow, id: u32, part: Part) -> Result<Vec<Sample>, StoreError> {
         let damaged = || self.database.damaged(format!("the chunk of series {id} in window {}", window.number));
         let content = self.database.row(Table::Chunks, window.chunk_key(id))?.ok_or_else(damaged)?;
-        chunk::read(&content, &window.ticks, without_buckets).ok_or_else(damaged)
+        chunk::read(&content, &window.ticks, part).ok_or_else(damaged)
     }
 
     /// The summaries of a series that has a chunk on this day.
@@ -252,7 +247,7 @@ impl Day {
             for id in window.present.clone() {
                 let content = source.database.row(Table::Chunks, window.chunk_key(id)).ok().flatten();
                 let read = content.and_then(|content| {
-                    let samples = chunk::read(&content, &window.ticks, false)?;
+                    let samples = chunk::read(&content, &window.ticks, Part::Whole)?;
                     row(id).map(|_| (content, samples))
                 });
                 if let Some((content, samples)) = read {

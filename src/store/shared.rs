@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use super::StoreError;
 use super::day::{Day, Summaries, path_of};
 use super::head::SeriesRow;
 use super::window::Windows;
+use super::{Part, StoreError};
 use crate::model::{Labels, MetricKind};
 
 /// So many connections to files of days stay open between queries.
@@ -209,7 +209,7 @@ impl Shared {
     fn check(&self, file: &Day) -> Result<(), StoreError> {
         for window in file.windows()? {
             for id in &window.present {
-                file.samples(&window, id, false)?;
+                file.samples(&window, id, Part::Whole)?;
                 file.summaries(id)?;
             }
         }

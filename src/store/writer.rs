@@ -16,7 +16,9 @@ use super::sealer::{Done, Job, Sealer};
 use super::shared::{Known, Shared};
 use super::stream::{At, Cursor};
 use super::window::{DAY_MS, Level, day_of, slot_of};
-use super::{Known as KnownSeries, Restored, RestoredSeries, StartedSeries, StoreError, Tick, Written, WrittenSeries};
+use super::{
+    Known as KnownSeries, Part, Restored, RestoredSeries, StartedSeries, StoreError, Tick, Written, WrittenSeries,
+};
 use crate::model::{ExponentialHistogram, Labels, MetricKind, SeriesId, Value};
 
 /// The database of the first version of the format.
@@ -760,7 +762,7 @@ fn rebuild(
                 break; // the head knew of it
             }
             let Some(file) = shared.day(window.day)? else { continue };
-            let samples = file.samples(window, id, false)?;
+            let samples = file.samples(window, id, Part::Whole)?;
             shared.give_back(file);
             let last = samples.last().map(|sample| (sample.timestamp_ms, sample.value.is_stale()));
             let value = samples.into_iter().map(|sample| sample.value).rfind(|value| !value.is_stale());
