@@ -20,8 +20,8 @@ const WRITTEN: u64 = 2;
 /// A window that claims more ticks is none: two hours at a tick a millisecond.
 const TICKS_MAX: usize = 7_200_000;
 
-/// The series of a window, by their number.
-pub(super) type Streams = HashMap<u32, Vec<u8>, RandomState>;
+/// The series of a window, by their number. A query shares them; one that grows meanwhile is copied.
+pub(super) type Streams = HashMap<u32, Arc<Vec<u8>>, RandomState>;
 
 /// A window that grows, or waits to be sealed.
 #[derive(Debug, Clone, Default)]
@@ -59,14 +59,14 @@ impl OpenWindow {
 
     /// Grows the stream of a series.
     pub(super) fn grow(&mut self, id: u32, entry: &[u8]) {
-        let stream = self.streams.entry(id).or_default();
+        let stream = Arc::make_mut(self.streams.entry(id).or_default());
         let before = stream.capacity();
         if stream.len() + entry.len() > before {
             // By half: there are very many of these.
             stream.reserve_exact(entry.len().max(before / 2).max(8));
         }
         stream.extend_from_slice(entry);
-        self.bytes += stream.capacity() - before + if before == 0 { 32 } else { 0 };
+        self.bytes += stream.capacity() - before + if before == 0 { 64 } else { 0 };
     }
 
     /// The samples of one series in the order of time.
