@@ -156,9 +156,8 @@ impl Store {
         let restored = replay.restored(&shared, &head);
         let sealer = Sealer::start(Arc::clone(&shared)).map_err(at(dir))?;
         replay.jobs.into_iter().for_each(|job| sealer.send(job));
-        let next_written = shared.index.read().series.keys().max().map_or(FIRST_WRITTEN, |id| {
-            id.saturating_add(1).max(FIRST_WRITTEN)
-        });
+        let next_written =
+            shared.index.read().series.keys().max().map_or(FIRST_WRITTEN, |id| id.saturating_add(1).max(FIRST_WRITTEN));
         let mut store = Self {
             head,
             shared,

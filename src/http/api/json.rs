@@ -82,6 +82,22 @@ pub(super) fn label_sets(items: &[Labels]) -> String {
     json
 }
 
+/// Names, their types and what they mean: `{"up":[{"type":"gauge","help":"","unit":""}]}`.
+pub(super) fn metadata<'a>(names: impl Iterator<Item = (&'a str, &'a str, &'a str)>) -> String {
+    let mut json = String::from("{");
+    for (at, (name, kind, help)) in names.enumerate() {
+        if at > 0 {
+            json.push(',');
+        }
+        string(&mut json, name);
+        let _ = write!(json, ":[{{\"type\":\"{kind}\",\"help\":");
+        string(&mut json, help);
+        json.push_str(",\"unit\":\"\"}]");
+    }
+    json.push('}');
+    json
+}
+
 fn series(json: &mut String, series: &RangeSeries) {
     json.push_str("{\"metric\":");
     labels(json, &series.labels);

@@ -21,21 +21,24 @@ use tokio::sync::Semaphore;
 
 use self::params::Params;
 use crate::clock::Clock;
+use crate::collector::Published;
+use crate::exposition::help;
 use crate::model::Labels;
 use crate::promql::{Engine, QueryError, QueryValue, STEPS_MAX};
 
-/// How many queries run at once; the others wait, and their timeout runs meanwhile.
-const QUERIES_MAX: usize = 4;
+/// How many queries run at once unless another number is wanted; the others wait, and their timeout runs meanwhile.
+pub const QUERIES_MAX: usize = 4;
 
 /// The routes of the API.
-pub fn routes(engine: Arc<Engine>, clock: Clock) -> Router {
-    let api = Api { engine, clock, permits: Arc::new(Semaphore::new(QUERIES_MAX)) };
+pub fn routes(engine: Arc<Engine>, clock: Clock, published: Arc<Published>, queries_max: usize) -> Router {
+    let api = Api { engine, clock, published, permits: Arc::new(Semaphore::new(queries_max)) };
     Router::new()
         .route("/api/v1/query", get(query).post(query))
         .route("/api/v1/query_range", get(query_range).post(query_range))
         .route("/api/v1/series", get(series).post(series))
         .route("/api/v1/labels", get(label_names).post(label_names))
         .route("/api/v1/label/{name}/values", get(label_values))
+        .route("/api/v1/metadata", get(metadata))
         .route("/api/v1/status/buildinfo", get(build_info))
         .with_state(api)
 }
@@ -44,6 +47,8 @@ pub fn routes(engine: Arc<Engine>, clock: Clock) -> Router {
 struct Api {
     engine: Arc<Engine>,
     clock: Clock,
+    /// For what a name is.
+    published: Arc<Published>,
     permits: Arc<Semaphore>,
 }
 
@@ -233,6 +238,24 @@ fn names_answer(names: BTreeSet<&str>, limit: Option<usize>) -> Response {
     let mut names: Vec<&str> = names.into_iter().collect();
     let warnings = truncate(&mut names, limit);
     answer(&json::strings(names), &warnings)
+}
+
+/// What the names are that a scrape would show now: `{"up":[{"type":"gauge","help":"…","unit":""}]}`.
+async fn metadata(State(api): State<Api>, params: Params) -> Answer {
+    // A limit below 0 is none; 0 is 0.
+    let number = |name: &str| -> Result<Option<usize>, ApiError> {
+        let Some(text) = params.get(name) else { return Ok(None) };
+        let number: i64 = text.parse().map_err(|_| ApiError::bad_data(format!("{name} must be a number")))?;
+        Ok(usize::try_from(number).ok())
+    };
+    let limit = number("limit")?;
+    // A name is one thing here, so that there is nothing to limit.
+    number("limit_per_metric")?;
+    let snapshot = api.published.snapshot();
+    let wanted = params.get("metric");
+    let families = snapshot.families_after("").filter(|(name, _)| wanted.is_none_or(|wanted| wanted == *name));
+    let kinds = families.map(|(name, family)| (name, family.kind.as_str(), help(name).unwrap_or_default()));
+    Ok(answer(&json::metadata(kinds.take(limit.unwrap_or(usize::MAX))), &[]))
 }
 
 /// Grafana asks this to find out what it talks to; our version is our own, the language is that of Prometheus 3.

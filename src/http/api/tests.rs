@@ -40,7 +40,7 @@ impl Select for Fixed {
 fn ask(requests: &[String]) -> Vec<(u16, String)> {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let engine = Arc::new(Engine::new(Arc::new(Fixed), Limits::default()));
-    let app = routes(engine, Clock::manual(15_000));
+    let app = routes(engine, Clock::manual(15_000), Arc::default(), QUERIES_MAX);
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
     let address = listener.local_addr().expect("an address");
     runtime.spawn(async move { axum::serve(listener, app).await });
