@@ -11,12 +11,14 @@ use std::fmt::Write;
 use crate::model::{Bucket, ExponentialHistogram, Labels, Sample, Value, format_float};
 use crate::promql::{QueryValue, RangeSeries};
 
-/// `{"status":"success","data":…}` of a query; what is wrong with the answer goes into `warnings`.
-pub(super) fn success(data: &str, warnings: &[String]) -> String {
+/// `{"status":"success","data":…}`; what is wrong with the answer goes into `warnings`, what may be into `infos`.
+pub(super) fn success(data: &str, warnings: &[String], infos: &[String]) -> String {
     let mut json = format!("{{\"status\":\"success\",\"data\":{data}");
-    if !warnings.is_empty() {
-        json.push_str(",\"warnings\":");
-        list(&mut json, warnings, |json, warning| string(json, warning));
+    for (key, notes) in [("warnings", warnings), ("infos", infos)] {
+        if !notes.is_empty() {
+            let _ = write!(json, ",\"{key}\":");
+            list(&mut json, notes, |json, note| string(json, note));
+        }
     }
     json.push('}');
     json
@@ -276,6 +278,9 @@ mod tests {
     #[test]
     fn errors_and_warnings_have_their_place() {
         assert_eq!(error("bad_data", "a \"b\""), r#"{"status":"error","errorType":"bad_data","error":"a \"b\""}"#);
-        assert_eq!(success("[]", &["cut".to_owned()]), r#"{"status":"success","data":[],"warnings":["cut"]}"#);
+        let notes = |text: &str| vec![text.to_owned()];
+        let both = r#"{"status":"success","data":[],"warnings":["cut"],"infos":["perhaps"]}"#;
+        assert_eq!(success("[]", &notes("cut"), &notes("perhaps")), both);
+        assert_eq!(success("[]", &[], &[]), r#"{"status":"success","data":[]}"#);
     }
 }

@@ -46,16 +46,21 @@ impl Params {
 
     /// A time that may be missing.
     pub(super) fn time_ms(&self, name: &str) -> Result<Option<i64>, ApiError> {
-        let parse = |text| parse_time_ms(text).ok_or(text);
-        self.get(name)
-            .map(parse)
-            .transpose()
-            .map_err(|text| ApiError::invalid(name, &format!("cannot parse {text:?} to a valid timestamp")))
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let wrong = || {
+            ApiError::invalid(
+                name,
+                &format!("invalid time value for '{name}': cannot parse {text:?} to a valid timestamp"),
+            )
+        };
+        parse_time_ms(text).ok_or_else(wrong).map(Some)
     }
 
     /// A time that must be there.
     pub(super) fn required_time_ms(&self, name: &str) -> Result<i64, ApiError> {
-        self.time_ms(name)?.ok_or_else(|| ApiError::invalid(name, "cannot parse \"\" to a valid timestamp"))
+        let text = self.get(name).unwrap_or_default();
+        parse_time_ms(text)
+            .ok_or_else(|| ApiError::invalid(name, &format!("cannot parse {text:?} to a valid timestamp")))
     }
 
     /// A duration that may be missing.
@@ -69,14 +74,31 @@ impl Params {
 
     /// How many series or names to return at most; `None`: all.
     pub(super) fn limit(&self) -> Result<Option<usize>, ApiError> {
-        let wrong = |_| ApiError::invalid("limit", "limit must be a non-negative number");
-        let limit: Option<usize> = self.get("limit").map(str::parse).transpose().map_err(wrong)?;
-        Ok(limit.filter(|limit| *limit > 0))
+        let Some(text) = self.get("limit") else { return Ok(None) };
+        match text.parse::<i64>() {
+            Ok(limit) if limit < 0 => Err(ApiError::invalid("limit", "limit must be non-negative")),
+            Ok(limit) => Ok(usize::try_from(limit).ok().filter(|limit| *limit > 0)),
+            Err(error) => {
+                use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+                let is_far = matches!(error.kind(), PosOverflow | NegOverflow);
+                let why = if is_far { "value out of range" } else { "invalid syntax" };
+                Err(ApiError::invalid("limit", &format!("strconv.Atoi: parsing {text:?}: {why}")))
+            }
+        }
     }
 }
 
+/// The first and the last time that Prometheus's client libraries know, and how they write it.
+const TIME_MIN: (&str, i64) = ("-292273086-05-16T16:47:06Z", i64::MIN / 1000 * 1000 + 62_135_596_801_000);
+const TIME_MAX: (&str, i64) =
+    ("292277025-08-18T07:12:54.999999999Z", i64::MAX / 1000 * 1000 - 62_135_596_801_000 + 999);
+
 /// Milliseconds since the Unix epoch of seconds (`1435781451.781`) or RFC 3339 (`2015-07-01T20:11:05.781Z`).
-fn parse_time_ms(text: &str) -> Option<i64> {
+pub(crate) fn parse_time_ms(text: &str) -> Option<i64> {
+    let far = [TIME_MIN, TIME_MAX].into_iter().find(|(name, _)| *name == text);
+    if let Some((_, ms)) = far {
+        return Some(ms);
+    }
     match text.parse::<f64>() {
         // 2^43 seconds is beyond what the engine takes, and far from where the cast would bend it.
         Ok(seconds) => (seconds.abs() < (1i64 << 43) as f64).then(|| (seconds * 1000.0).round() as i64),
