@@ -26,6 +26,7 @@ fn the_help_texts_are_as_they_were() {
     let cortex = env!("CARGO_BIN_EXE_cortex");
     check("cortex.txt", cortex, &["--help"]);
     check("cortex-get.txt", cortex, &["get", "--help"]);
+    check("cortex-query.txt", cortex, &["query", "--help"]);
     check("cortex-env.txt", cortex, &["env", "--help"]);
     check("cortex-env-add.txt", cortex, &["env", "add", "--help"]);
     let collector = env!("CARGO_BIN_EXE_cortex-collector");

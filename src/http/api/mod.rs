@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tower_http::compression::CompressionLayer;
 
 use self::params::Params;
+pub(crate) use self::params::parse_time_ms;
 use crate::clock::Clock;
 use crate::collector::Published;
 use crate::exposition::help;

@@ -4,6 +4,7 @@ use axum::extract::{Form, FromRequest, Query, Request};
 use axum::http::{Method, header};
 
 use super::ApiError;
+use crate::clock::days_from_civil;
 use crate::promql::parse_duration_ms;
 
 /// The parameters in order, those of the body first.
@@ -107,7 +108,7 @@ pub(crate) fn parse_time_ms(text: &str) -> Option<i64> {
 }
 
 /// RFC 3339's `date-time`: `YYYY-MM-DDTHH:MM:SS[.fraction](Z|±HH:MM)`. A leap second is the second after it. By hand,
-/// since this is the one place that reads dates and the calendar it needs is four lines.
+/// since this is the one place that reads dates.
 fn parse_rfc3339_ms(text: &str) -> Option<i64> {
     let number = |from: usize, to: usize| -> Option<i64> {
         let digits = text.get(from..to)?;
@@ -147,7 +148,7 @@ fn parse_rfc3339_ms(text: &str) -> Option<i64> {
         }
         _ => return None,
     };
-    let seconds = days_since_epoch(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+    let seconds = days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
     Some((seconds - offset_minutes * 60) * 1000 + fraction_ms)
 }
 
@@ -158,16 +159,6 @@ fn days_in_month(year: i64, month: i64) -> i64 {
         4 | 6 | 9 | 11 => 30,
         _ => 31,
     }
-}
-
-/// Days since 1970-01-01 in the Gregorian calendar: Howard Hinnant's `days_from_civil`, for years from 0 on.
-fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
-    // The year begins in March, so that the leap day is its last.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let era = year.div_euclid(400);
-    let year_of_era = year.rem_euclid(400);
-    let day_of_year = (153 * month + 2) / 5 + day - 1;
-    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
 #[cfg(test)]
@@ -228,8 +219,8 @@ mod tests {
         #[test]
         fn property_test_days_follow_each_other(year in 0i64..9999, month in 1i64..=12) {
             let next = if month == 12 { (year + 1, 1) } else { (year, month + 1) };
-            let first = days_since_epoch(year, month, 1);
-            prop_assert_eq!(first + days_in_month(year, month), days_since_epoch(next.0, next.1, 1));
+            let first = days_from_civil(year, month, 1);
+            prop_assert_eq!(first + days_in_month(year, month), days_from_civil(next.0, next.1, 1));
         }
     }
 }
