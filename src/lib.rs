@@ -39,6 +39,8 @@ pub mod promql;
 #[cfg(feature = "python")]
 mod python;
 #[cfg(feature = "collector")]
+pub mod remote_write;
+#[cfg(feature = "collector")]
 pub mod store;
 #[cfg(feature = "collector")]
 pub mod telemetry;

@@ -26,9 +26,12 @@ fn the_help_texts_are_as_they_were() {
     let cortex = env!("CARGO_BIN_EXE_cortex");
     check("cortex.txt", cortex, &["--help"]);
     check("cortex-get.txt", cortex, &["get", "--help"]);
+    check("cortex-query.txt", cortex, &["query", "--help"]);
     check("cortex-env.txt", cortex, &["env", "--help"]);
     check("cortex-env-add.txt", cortex, &["env", "add", "--help"]);
-    check("cortex-collector.txt", env!("CARGO_BIN_EXE_cortex-collector"), &["--help"]);
+    let collector = env!("CARGO_BIN_EXE_cortex-collector");
+    check("cortex-collector.txt", collector, &["--help"]);
+    check("cortex-collector-backup.txt", collector, &["backup", "--help"]);
 }
 
 #[test]
@@ -38,6 +41,10 @@ fn a_wrong_command_line_is_exit_code_2() {
         (env!("CARGO_BIN_EXE_cortex-collector"), "--retention=never"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--interval=1ms"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--log-level=loud"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--query-timeout=0s"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--query-max-samples=0"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--query-max-concurrency=0"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "backup"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--classic-buckets=2,1"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--classic-buckets="),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--receive-buffer=1KiB"),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -16,11 +16,11 @@ use crate::clock::Clock;
 use crate::collector::{Intake, Limits, Listener, Mapping, Place, Published, Recorder, RecorderConfig, Registry};
 use crate::config::{default_data_dir, parse_duration, parse_size};
 use crate::dogstatsd::GaugeMinus;
-use crate::http::{self, App};
+use crate::http::{self, App, Receiver};
 use crate::memory;
 use crate::model::Ladder;
-use crate::promql::Engine;
-use crate::store::Store;
+use crate::promql::{self, Engine};
+use crate::store::{self, Store};
 use crate::telemetry;
 
 /// Queries that still run when everything is stored get so long to end.
@@ -40,6 +40,9 @@ const SYSCTL: &str = if cfg!(target_os = "macos") { "kern.ipc.maxsockbuf" } else
     after_help = "Example:\n  cortex-collector --data-dir /var/lib/cortex-metrics\n\nThen: cortex get, or open http://127.0.0.1:9102/"
 )]
 pub struct CollectorArgs {
+    #[command(subcommand)]
+    command: Option<CollectorCommand>,
+
     /// Where datagrams are taken: an address with a port, 0 for any free one; several with commas between or the flag repeated
     #[arg(
         long,
@@ -63,7 +66,7 @@ pub struct CollectorArgs {
     listen_http: SocketAddr,
 
     /// Where samples are kept [default: $XDG_STATE_HOME/cortex-metrics or ~/.local/state/cortex-metrics]
-    #[arg(long, value_name = "DIR", env = "CORTEX_COLLECTOR_DATA_DIR")]
+    #[arg(long, value_name = "DIR", env = "CORTEX_COLLECTOR_DATA_DIR", global = true)]
     data_dir: Option<PathBuf>,
 
     /// How long samples are kept, 1h to 100y
@@ -145,9 +148,50 @@ pub struct CollectorArgs {
     )]
     classic_buckets: Option<Ladder>,
 
+    /// Take samples of Prometheus's remote write 1.0 at /api/v1/write, as old as the retention
+    #[arg(long, env = "CORTEX_COLLECTOR_ENABLE_REMOTE_WRITE_RECEIVER")]
+    enable_remote_write_receiver: bool,
+
+    /// How long a query may take, 1s to 1h
+    #[arg(long, value_name = "DURATION", env = "CORTEX_COLLECTOR_QUERY_TIMEOUT", default_value = "2m", value_parser = query_timeout)]
+    query_timeout: Duration,
+
+    /// How many samples a query may hold in memory at once
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CORTEX_COLLECTOR_QUERY_MAX_SAMPLES",
+        default_value = "50000000",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    query_max_samples: u32,
+
+    /// How many queries run at once; others wait for them
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CORTEX_COLLECTOR_QUERY_MAX_CONCURRENCY",
+        default_value = "4",
+        value_parser = clap::value_parser!(u16).range(1..=256)
+    )]
+    query_max_concurrency: u16,
+
     /// The least grave of what is logged to stderr
     #[arg(long, value_name = "LEVEL", env = "CORTEX_COLLECTOR_LOG_LEVEL", default_value = "info")]
     log_level: LogLevel,
+}
+
+#[derive(Debug, Subcommand)]
+enum CollectorCommand {
+    /// Copy the data directory to a new one, also while a collector uses it
+    #[command(
+        after_help = "Example:\n  cortex-collector backup /backup/cortex-metrics --data-dir /var/lib/cortex-metrics\n\nA collector with the copy as its --data-dir has what the copied one had stored."
+    )]
+    Backup {
+        /// Where to: a directory that is empty, or not there yet
+        #[arg(value_name = "DEST")]
+        target: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -197,6 +241,10 @@ fn expiry(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::from_secs(60), Duration::from_secs(100 * 365 * 86_400), "1m to 100y")
 }
 
+fn query_timeout(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_secs(1), Duration::from_secs(3600), "1s to 1h")
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::from_secs(1), Duration::from_secs(60), "1s to 1m")
 }
@@ -231,6 +279,10 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         bail!("neither --data-dir nor XDG_STATE_HOME nor HOME is set: say where to keep data with --data-dir DIR");
     };
 
+    if let Some(CollectorCommand::Backup { target }) = &args.command {
+        return backup(&data_dir, target);
+    }
+
     let mapping = args.mapping_config.as_deref().map(read_mapping).transpose()?;
 
     // Before anything is accepted: a signal that comes from here on finds what was accepted stored.
@@ -253,8 +305,12 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
 
     let published = Arc::new(Published::new(&restored));
     let ladder = args.classic_buckets.unwrap_or_default();
-    let engine = Engine::new(Arc::new(store.reader()), crate::promql::Limits::default()).with_ladder(ladder.clone());
-    let engine = Arc::new(engine);
+    let query_limits = promql::Limits {
+        samples_max: args.query_max_samples as usize,
+        timeout: args.query_timeout,
+        ..promql::Limits::default()
+    };
+    let engine = Arc::new(Engine::new(Arc::new(store.reader()), query_limits).with_ladder(ladder.clone()));
     let limits = Limits {
         series: args.series_max as usize,
         series_per_metric: args.series_per_metric_max as usize,
@@ -271,7 +327,9 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     let intake = Arc::new(intake);
     let config =
         RecorderConfig { interval: args.interval, retention: args.retention, retention_size: args.retention_size };
-    let recorder = Recorder::start(config, Arc::clone(&intake), store, Arc::clone(&published), clock, steady.clone())?;
+    let recorder =
+        Recorder::start(config, Arc::clone(&intake), store, Arc::clone(&published), clock.clone(), steady.clone())?;
+    let receiver = args.enable_remote_write_receiver.then(|| Receiver::new(recorder.writer(), clock, args.retention));
     for listener in &mut listeners {
         listener.start(&intake, &steady, args.ingest_threads.into())?;
     }
@@ -279,7 +337,10 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
 
     runtime.block_on(async {
         let (stop_http, http_stopped) = oneshot::channel::<()>();
-        let router = http::router(App::new(engine, published, Arc::clone(&intake), ladder));
+        let app = App::new(engine, published, Arc::clone(&intake), ladder)
+            .with_receiver(receiver)
+            .with_queries_max(args.query_max_concurrency.into());
+        let router = http::router(app);
         let server = axum::serve(TcpListener::from_std(http_socket)?, router)
             .with_graceful_shutdown(async { drop(http_stopped.await) });
         let server = tokio::spawn(async move { server.await });
@@ -306,6 +367,19 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     })?;
     runtime.shutdown_timeout(HTTP_GRACE);
     tracing::info!("stored and stopped");
+    Ok(())
+}
+
+/// Copies a data directory, and says what.
+fn backup(data_dir: &Path, target: &Path) -> anyhow::Result<()> {
+    let (mut files, mut all) = (0, 0);
+    store::backup(data_dir, target, |file, bytes| {
+        (files, all) = (files + 1, all + bytes);
+        // Whoever reads has seen enough: the copy goes on.
+        let _ = writeln!(io::stdout(), "{}   {bytes} bytes", file.display());
+    })
+    .with_context(|| format!("cannot copy {} to {}", data_dir.display(), target.display()))?;
+    let _ = writeln!(io::stdout(), "{}   {all} bytes in {files} files", target.display());
     Ok(())
 }
 

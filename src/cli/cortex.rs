@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{Exit, env, get};
+use super::{Exit, env, get, query};
 
 /// Shows how your APIs do: requests, response codes and durations over two weeks.
 #[derive(Debug, Parser)]
@@ -17,6 +17,11 @@ enum Command {
     /// Show all APIs, or one with its custom metrics
     #[command(after_help = "Examples:\n  cortex get\n  cortex get iris-classifier\n  cortex get -e production -o json")]
     Get(get::GetArgs),
+    /// Evaluate a PromQL expression, now or over a time
+    #[command(
+        after_help = "Examples:\n  cortex query 'sum by (api_name) (rate(cortex_api_requests_total[5m]))'\n  cortex query my_counter --start -1h --step 1m -o csv"
+    )]
+    Query(query::QueryArgs),
     /// List, add and remove environments: names for query URLs
     #[command(
         after_help = "Example:\n  cortex env add production https://mimir.example.com/prometheus --dashboard-url https://grafana.example.com/d/realtimeapi"
@@ -31,6 +36,7 @@ enum Command {
 pub fn run(args: CortexArgs) -> anyhow::Result<Exit> {
     match args.command {
         Command::Get(args) => get::run(&args),
+        Command::Query(args) => query::run(&args),
         Command::Env(args) => env::run(&args),
     }
 }

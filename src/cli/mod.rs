@@ -5,6 +5,7 @@ pub mod cortex;
 mod env;
 mod environments;
 mod get;
+mod query;
 mod query_url;
 
 /// How a program ends.

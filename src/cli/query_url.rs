@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde::Deserialize;
+use ureq::Body;
+use ureq::http::{Response, StatusCode};
 
 use crate::model::Labels;
 use crate::overview::{Answer, AnswerValue, Ask, AskError};
@@ -52,8 +54,13 @@ struct Histogram {
 
 impl QueryUrl {
     pub(super) fn new(url: &str) -> Self {
+        Self::within(url, TIMEOUT)
+    }
+
+    /// Gives up what takes longer than `timeout`.
+    pub(super) fn within(url: &str, timeout: Duration) -> Self {
         let mut config = ureq::Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
+            .timeout_global(Some(timeout))
             .http_status_as_error(false)
             .user_agent(concat!("cortex/", env!("CARGO_PKG_VERSION")));
         let host = url.split("://").nth(1).unwrap_or_default();
@@ -62,6 +69,23 @@ impl QueryUrl {
             config = config.proxy(None);
         }
         Self { url: url.to_owned(), shown: without_password(url), agent: config.build().into() }
+    }
+
+    /// Posts a form to an endpoint of the API; gives the status and the answer.
+    pub(super) fn post(&self, endpoint: &str, form: &[(&str, String)]) -> Result<(StatusCode, String), AskError> {
+        let url = format!("{}/api/v1/{endpoint}", self.url);
+        let form = form.iter().map(|(name, value)| (*name, value.as_str()));
+        self.read(self.agent.post(&url).send_form(form))
+    }
+
+    fn read(&self, answer: Result<Response<Body>, ureq::Error>) -> Result<(StatusCode, String), AskError> {
+        let mut response = answer.map_err(|error| self.unreachable(&error))?;
+        let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string();
+        Ok((response.status(), text.map_err(|error| self.unreachable(&error))?))
+    }
+
+    fn unreachable(&self, error: &dyn std::fmt::Display) -> AskError {
+        AskError::Unreachable(format!("{}: {error}", self.shown))
     }
 }
 
@@ -74,23 +98,15 @@ pub(super) fn without_password(url: &str) -> String {
 
 impl Ask for QueryUrl {
     fn ask(&self, expr: &str) -> Result<Vec<Answer>, AskError> {
-        let unreachable = |error: &dyn std::fmt::Display| AskError::Unreachable(format!("{}: {error}", self.shown));
         let url = format!("{}/api/v1/query", self.url);
-        let mut response = self.agent.get(&url).query("query", expr).call().map_err(|error| unreachable(&error))?;
-        let status = response.status();
-        let text = response
-            .body_mut()
-            .with_config()
-            .limit(ANSWER_BYTES_MAX)
-            .read_to_string()
-            .map_err(|error| unreachable(&error))?;
+        let (status, text) = self.read(self.agent.get(&url).query("query", expr).call())?;
         let envelope: Envelope = serde_json::from_str(&text)
-            .map_err(|_| unreachable(&format_args!("{status}, and the answer is not Prometheus's JSON")))?;
+            .map_err(|_| self.unreachable(&format_args!("{status}, and the answer is not Prometheus's JSON")))?;
         if envelope.status != "success" {
             return Err(AskError::Refused { expr: expr.to_owned(), message: envelope.error });
         }
         let Some(Data { result }) = envelope.data else {
-            return Err(unreachable(&"success without data"));
+            return Err(self.unreachable(&"success without data"));
         };
         Ok(result.into_iter().filter_map(answer).collect())
     }

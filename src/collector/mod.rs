@@ -20,7 +20,7 @@ pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
 pub use listener::{Listener, Place};
 pub use mapping::{Mapping, MappingError};
 pub use published::{Health, Published};
-pub use recorder::{Recorder, RecorderConfig};
+pub use recorder::{Recorder, RecorderConfig, RemoteWriteError, RemoteWriter, WriteBatch};
 pub use registry::{Limit, Limits, Overflow, Refusal, Registry};
 pub use senders::{SenderStatus, Senders};
 pub use shard::Shard;

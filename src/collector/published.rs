@@ -17,6 +17,8 @@ use crate::store::{Restored, RestoredSeries, StartedSeries, Tick};
 pub struct Health {
     /// Why the newest tick could not be committed; `None` while all is well.
     pub store_error: Option<String>,
+    /// Why what was committed could not be moved into the file of its day; `None` while all is well.
+    pub sealing_error: Option<String>,
 }
 
 /// The newest snapshot and the health of the store. A reader holds the snapshot that it was given, which no tick changes:

@@ -9,16 +9,19 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, at, bounded, select};
 
 use super::intake::{Intake, IntakeState};
 use super::published::{Health, Published};
 use crate::clock::Clock;
 use crate::model::{Labels, MetricKind};
-use crate::store::{Known, Store, Tick};
+use crate::store::{Known, Store, StoreError, Tick, Written, WrittenSeries};
 
 /// Old samples are removed so often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+
+/// So many remote writes may wait for the recorder.
+const WRITES_WAITING_MAX: usize = 16;
 
 /// How the recorder works.
 #[derive(Debug, Clone)]
@@ -36,6 +39,55 @@ pub struct RecorderConfig {
 pub struct Recorder {
     stop: Sender<()>,
     thread: JoinHandle<()>,
+    writer: RemoteWriter,
+}
+
+/// Samples that came by remote write, on their way to the store.
+#[derive(Debug)]
+struct Write {
+    batch: WriteBatch,
+    reply: Sender<Result<Written, StoreError>>,
+}
+
+/// What is written at once.
+#[derive(Debug, Default)]
+pub struct WriteBatch {
+    /// The samples.
+    pub series: Vec<WrittenSeries>,
+    /// No sample may be older than this, in milliseconds since the Unix epoch.
+    pub oldest_ms: i64,
+    /// How many samples were refused already, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
+}
+
+/// Hands samples to the recorder, which alone writes to the store. As many of these as wanted.
+#[derive(Debug, Clone)]
+pub struct RemoteWriter(Sender<Write>);
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteWriteError {
+    /// Other writes wait already.
+    #[error("{WRITES_WAITING_MAX} remote writes wait for the store already")]
+    Busy,
+    /// The collector is about to end.
+    #[error("the collector stops")]
+    Stopping,
+    /// The disk refuses.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+impl RemoteWriter {
+    /// Writes, and returns when it is committed.
+    pub fn write(&self, batch: WriteBatch) -> Result<Written, RemoteWriteError> {
+        let (reply, answer) = bounded(1);
+        self.0.try_send(Write { batch, reply }).map_err(|error| match error {
+            TrySendError::Full(_) => RemoteWriteError::Busy,
+            TrySendError::Disconnected(_) => RemoteWriteError::Stopping,
+        })?;
+        answer.recv().map_err(|_| RemoteWriteError::Stopping)?.map_err(RemoteWriteError::Store)
+    }
 }
 
 impl Recorder {
@@ -49,17 +101,16 @@ impl Recorder {
         steady: Clock,
     ) -> io::Result<Self> {
         let (stop, stopped) = bounded::<()>(0);
+        let (writes, written) = bounded(WRITES_WAITING_MAX);
         let mut worker = Worker::new(config, intake, store, published, clock, steady);
-        let thread = thread::Builder::new().name("cortex-recorder".into()).spawn(move || {
-            let interval = worker.config.interval;
-            let mut next = Instant::now() + interval;
-            while stopped.recv_deadline(next) == Err(RecvTimeoutError::Timeout) {
-                worker.tick();
-                next = (next + interval).max(Instant::now());
-            }
-            worker.tick();
-        })?;
-        Ok(Self { stop, thread })
+        let thread =
+            thread::Builder::new().name("cortex-recorder".into()).spawn(move || worker.run(&stopped, &written))?;
+        Ok(Self { stop, thread, writer: RemoteWriter(writes) })
+    }
+
+    /// For samples that have times of their own.
+    pub fn writer(&self) -> RemoteWriter {
+        self.writer.clone()
     }
 
     /// Makes the last tick of what the intake holds and closes the store.
@@ -98,6 +149,44 @@ impl Worker {
         Self { config, intake, store, published, clock, steady, last_tick_ms, pending, told, expired: None }
     }
 
+    /// Ticks, and writes what comes between, until it is stopped. Whoever holds a [`RemoteWriter`] keeps `written` open.
+    fn run(&mut self, stopped: &Receiver<()>, written: &Receiver<Write>) {
+        let interval = self.config.interval;
+        let mut next = Instant::now() + interval;
+        loop {
+            // Before any write: however many come, a tick is made when it is due.
+            if Instant::now() >= next {
+                self.tick();
+                next = (next + interval).max(Instant::now());
+            }
+            select! {
+                recv(stopped) -> _ => break,
+                recv(written) -> write => write.map_or((), |write| self.write(write)),
+                recv(at(next)) -> _ => {}
+            }
+        }
+        self.tick();
+    }
+
+    fn write(&mut self, Write { batch, reply }: Write) {
+        for (reason, refused) in &batch.refused {
+            self.told_own("remote_write_refused_total", reason, *refused);
+        }
+        let written = if batch.series.is_empty() {
+            Ok(Written::default())
+        } else {
+            self.store.write(&batch.series, batch.oldest_ms)
+        };
+        if let Ok(written) = &written {
+            self.told_own("remote_write_samples_total", "", written.stored);
+            if written.refused > 0 {
+                self.told_own("remote_write_refused_total", "order", written.refused);
+            }
+        }
+        // Whoever asked may be gone.
+        let _ = reply.send(written);
+    }
+
     fn tick(&mut self) {
         let now_ms = self.clock.now_ms();
         let interval_ms = self.config.interval.as_millis() as i64;
@@ -115,9 +204,13 @@ impl Worker {
         let tick = merge(std::mem::take(&mut self.pending), tick);
         match self.store.append(&tick) {
             Ok(()) => {
-                if self.published.health().store_error.is_some() {
+                let health = self.published.health();
+                if health.store_error.is_some() {
                     tracing::info!("the store takes ticks again: what was held is committed");
-                    self.published.set_health(Health::default());
+                }
+                let sealing_error = self.store.sealing_error();
+                if health.store_error.is_some() || health.sealing_error != sealing_error {
+                    self.published.set_health(Health { store_error: None, sealing_error });
                 }
                 self.published.publish(&tick);
                 self.expire();
@@ -126,7 +219,8 @@ impl Worker {
                 if self.published.health().store_error.is_none() {
                     tracing::error!(%error, "a tick could not be stored: it is held and merged with the next");
                 }
-                self.published.set_health(Health { store_error: Some(error.to_string()) });
+                let sealing_error = self.store.sealing_error();
+                self.published.set_health(Health { store_error: Some(error.to_string()), sealing_error });
                 self.published.publish(&tick);
                 self.told_own("commit_failures_total", "", 1);
                 self.pending = tick;
@@ -152,6 +246,7 @@ impl Worker {
             ("service_checks_total", "", totals.service_checks),
             ("payloads_missing_total", "", state.senders.missing_total()),
             ("tags_dropped_total", "", state.registry.tags_dropped()),
+            ("store_damaged_files_total", "", self.store.damaged_files()),
             (
                 "commit_failures_total",
                 "",
@@ -261,7 +356,7 @@ mod tests {
 
     use super::super::registry::Registry;
     use super::*;
-    use crate::model::Value;
+    use crate::model::{METRIC_NAME, Sample, Value};
     use crate::store::{Matcher, Part, Select as _, Selection};
 
     const START_MS: i64 = 1_000_000;
@@ -303,6 +398,17 @@ mod tests {
             samples.map(|s| ((s.timestamp_ms - START_MS) / 1000, float(&s.value))).collect()
         }
 
+        fn write_one(&mut self, name: &str, samples: &[(i64, f64)]) -> Result<Written, StoreError> {
+            let sample =
+                |(at, value): &(i64, f64)| Sample { timestamp_ms: START_MS + at * 1000, value: Value::Float(*value) };
+            let labels = Labels::from_pairs([(METRIC_NAME, name)]);
+            let series = vec![WrittenSeries { labels, samples: samples.iter().map(sample).collect() }];
+            let (reply, answer) = bounded(1);
+            let batch = WriteBatch { series, oldest_ms: 0, refused: BTreeMap::from([("invalid_labels", 2)]) };
+            self.write(Write { batch, reply });
+            answer.recv().unwrap()
+        }
+
         fn published(&self, name: &str) -> Option<f64> {
             self.published.snapshot().series(name).next()?.value.as_float()
         }
@@ -325,6 +431,52 @@ mod tests {
         worker.receive("c:1|c");
         worker.tick_at(START_MS + 40_000);
         assert_eq!(worker.stored("c").last(), Some(&(40, 6.0)));
+    }
+
+    #[test]
+    fn samples_of_a_remote_write_and_of_ticks_never_get_into_each_others_series() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut worker = worker(dir.path(), START_MS);
+        worker.tick_at(START_MS);
+        // Both series are new, and neither side asks the other for a number.
+        worker.write_one("w", &[(-20, 1.0), (-10, 2.0)]).unwrap();
+        worker.receive("c:5|c");
+        worker.tick_at(START_MS + 10_000);
+        assert_eq!(worker.stored("c"), [(0, 0.0), (10, 5.0)]);
+        assert_eq!(worker.stored("w"), [(-20, 1.0), (-10, 2.0)]);
+        drop(worker);
+        let mut worker = self::worker(dir.path(), START_MS + 20_000);
+        worker.write_one("w", &[(-5, 3.0)]).unwrap();
+        worker.write_one("x", &[(-5, 4.0)]).unwrap();
+        worker.receive("d:6|c");
+        worker.tick_at(START_MS + 20_000);
+        assert_eq!(worker.stored("w").last(), Some(&(-5, 3.0)));
+        assert_eq!(worker.stored("x"), [(-5, 4.0)]);
+        assert_eq!(worker.stored("d").last(), Some(&(20, 6.0)));
+    }
+
+    #[test]
+    fn remote_writes_are_counted_and_a_full_disk_refuses_them_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut worker = worker(dir.path(), START_MS);
+        let written = worker.write_one("w", &[(0, 1.0), (2, 2.0), (1, 3.0)]).unwrap();
+        assert_eq!((written.stored, written.refused), (2, 1));
+        assert!(written.example.unwrap().starts_with("out of order sample"));
+        worker.tick_at(START_MS);
+        let own = |worker: &Worker, name: &str| {
+            let snapshot = worker.published.snapshot();
+            let name = format!("cortex_collector_remote_write_{name}");
+            snapshot.series(&name).map(|s| s.value.as_float().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(own(&worker, "samples_total"), [2.0]);
+        assert_eq!(own(&worker, "refused_total"), [2.0, 1.0]);
+        worker.store.limit_pages(1);
+        let many: Vec<(i64, f64)> = (0..5000).map(|at| (10 + at, at as f64 + 0.123)).collect();
+        assert!(worker.write_one("many", &many).is_err());
+        assert_eq!(worker.stored("many"), []);
+        worker.store.limit_pages(1_000_000);
+        assert_eq!(worker.write_one("many", &many).unwrap().stored, 5000);
+        assert_eq!(worker.stored("many").len(), 5000);
     }
 
     #[test]

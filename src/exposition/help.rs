@@ -1,6 +1,6 @@
 //! What the names that are ours mean, for `# HELP`.
 
-const HELP: [(&str, &str); 29] = [
+const HELP: [(&str, &str); 32] = [
     ("cortex_api_requests_total", "Finished requests by response code."),
     ("cortex_api_request_duration_seconds", "From the first byte of the request to the last of the response."),
     ("cortex_api_request_first_byte_seconds", "From the first byte of the request to the first of the response."),
@@ -24,6 +24,9 @@ const HELP: [(&str, &str); 29] = [
     ("cortex_collector_payloads_missing_total", "Payloads that clients numbered and that never came."),
     ("cortex_collector_tags_dropped_total", "Tags without a key, or whose label an earlier tag had."),
     ("cortex_collector_commit_failures_total", "Ticks that the store refused at first."),
+    ("cortex_collector_store_damaged_files_total", "Files of the store that were damaged and set aside."),
+    ("cortex_collector_remote_write_samples_total", "Samples that came by remote write and were stored."),
+    ("cortex_collector_remote_write_refused_total", "Samples that came by remote write and were refused, by reason."),
     ("cortex_collector_series", "Series in memory."),
     ("cortex_collector_store_size_bytes", "Size of the store on disk."),
     ("cortex_api_request_queue_seconds", "From accepting a request to its prediction."),
@@ -36,6 +39,6 @@ const HELP: [(&str, &str); 29] = [
 ];
 
 /// The meaning of `name`, `None` if it is not ours.
-pub(super) fn help(name: &str) -> Option<&'static str> {
+pub fn help(name: &str) -> Option<&'static str> {
     HELP.iter().find(|(own, _)| *own == name).map(|(_, help)| *help)
 }

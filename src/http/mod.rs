@@ -5,6 +5,7 @@
 pub mod api;
 mod page;
 mod status;
+mod write;
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -20,6 +21,8 @@ use axum::routing::get;
 use http_body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::compression::CompressionLayer;
+
+pub use self::write::Receiver;
 
 use crate::clock::Clock;
 use crate::collector::{Intake, Published};
@@ -44,6 +47,10 @@ pub struct App {
     ladder: Ladder,
     /// A scraper that reads slowly holds the snapshot that it reads.
     scrape_permits: Arc<Semaphore>,
+    /// What takes remote writes, if anything.
+    receiver: Option<Receiver>,
+    /// How many queries run at once.
+    queries_max: usize,
 }
 
 /// So many scrapes are answered at once; one more gets 503.
@@ -54,7 +61,20 @@ impl App {
     pub fn new(engine: Arc<Engine>, published: Arc<Published>, intake: Arc<Intake>, ladder: Ladder) -> Self {
         let clock = published.clock();
         let (page_permit, scrape_permits) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(SCRAPES_MAX)));
-        Self { engine, published, intake, clock, page_permit, ladder, scrape_permits }
+        let queries_max = api::QUERIES_MAX;
+        Self { engine, published, intake, clock, page_permit, ladder, scrape_permits, receiver: None, queries_max }
+    }
+
+    /// Takes remote writes too.
+    #[must_use]
+    pub fn with_receiver(self, receiver: Option<Receiver>) -> Self {
+        Self { receiver, ..self }
+    }
+
+    /// How many queries run at once, in place of [`api::QUERIES_MAX`].
+    #[must_use]
+    pub fn with_queries_max(self, queries_max: usize) -> Self {
+        Self { queries_max, ..self }
     }
 }
 
@@ -75,7 +95,8 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/status/ingest", get(status::ingest))
         .route("/api/v1/status/clients", get(status::clients))
         .with_state(app.clone())
-        .merge(api::routes(app.engine, app.clock))
+        .merge(write::routes(app.receiver))
+        .merge(api::routes(app.engine, app.clock, app.published, app.queries_max))
 }
 
 /// The newest tick.
@@ -143,9 +164,13 @@ fn prefers_protobuf(accept: &HeaderValue) -> bool {
 }
 
 async fn healthz(State(app): State<App>) -> impl IntoResponse {
-    match app.published.health().store_error {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("the store takes no ticks: {error}\n")),
+    let health = app.published.health();
+    let committing = health.store_error.map(|error| format!("the store takes no ticks: {error}\n"));
+    let sealing =
+        health.sealing_error.map(|error| format!("what is stored cannot be moved into the file of its day: {error}\n"));
+    match committing.into_iter().chain(sealing).collect::<String>() {
+        wrong if !wrong.is_empty() => (StatusCode::SERVICE_UNAVAILABLE, wrong),
+        _ => (StatusCode::OK, "ok\n".to_owned()),
     }
 }
 

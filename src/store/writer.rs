@@ -41,6 +41,9 @@ struct Live {
     window: u64,
 }
 
+/// Series that were written have numbers from here on: those below are given by the registry, which does not ask.
+const FIRST_WRITTEN: u32 = 1 << 31;
+
 /// The writer's side of a data directory.
 #[derive(Debug)]
 pub struct Store {
@@ -52,6 +55,8 @@ pub struct Store {
     run: u64,
     /// The day and the run that had their full picture last, and how much damage there was by then.
     pictured: Option<(i64, u64, u64)>,
+    /// The number for the next new series of a remote write.
+    next_written: u32,
     /// Levels of windows that are in the files: to be written, and then the log is sealed up to there.
     settling: VecDeque<(VecDeque<Level>, u64)>,
     /// Held as long as the store is open.
@@ -154,6 +159,8 @@ impl Store {
         let restored = replay.restored(&shared, &head);
         let sealer = Sealer::start(Arc::clone(&shared)).map_err(at(dir))?;
         replay.jobs.into_iter().for_each(|job| sealer.send(job));
+        let next_written =
+            shared.index.read().series.keys().max().map_or(FIRST_WRITTEN, |id| id.saturating_add(1).max(FIRST_WRITTEN));
         let mut store = Self {
             head,
             shared,
@@ -162,6 +169,7 @@ impl Store {
             last_tick_ms: replay.last_tick_ms,
             run: replay.run,
             pictured: replay.pictured.map(|(day, run)| (day, run, 0)),
+            next_written,
             settling: VecDeque::new(),
             _lock: lock,
         };
@@ -266,15 +274,14 @@ impl Store {
         let mut written = Written::default();
         let mut changes = Vec::new();
         let mut rows = Vec::new();
-        let mut next_id = self.head.state.next_id;
         let mut last: HashMap<u32, (i64, Value)> = HashMap::new();
         let mut index = self.shared.index.write();
         for WrittenSeries { labels, samples } in series {
             let id = match index.written(labels) {
                 Some(id) => id,
                 None => {
-                    let id = number_of(SeriesId(next_id))?;
-                    next_id += 1;
+                    let id = self.next_written;
+                    self.next_written = id.checked_add(1).ok_or(StoreError::TooManySeries)?;
                     let start_ms = samples.first().map_or(0, |sample| sample.timestamp_ms);
                     let labels = labels.clone();
                     let known = Known { labels, kind: None, start_ms, writer: String::new(), ended_ms: None };
@@ -317,7 +324,7 @@ impl Store {
         }
         let time_ms = self.last_tick_ms.unwrap_or_default();
         let entry = Entry { begins: false, previous: 0, is_written: true, time_ms, run: self.run };
-        self.log(entry, changes, rows, next_id)?;
+        self.log(entry, changes, rows, 0)?;
         Ok(written)
     }
 
@@ -790,7 +797,7 @@ fn rebuild(
         .collect();
     // The log goes on behind everything that is in the files.
     let sealed = ticked.max(written);
-    let greatest = loaded.series.keys().last().map_or(0, |id| u64::from(*id));
+    let greatest = loaded.series.range(..FIRST_WRITTEN).next_back().map_or(0, |(id, _)| u64::from(*id));
     head.commit(Commit {
         next_id: loaded.state.next_id.max(greatest + 1),
         series: std::mem::take(&mut loaded.series).into_iter().collect(),

@@ -11,12 +11,14 @@ use std::fmt::Write;
 use crate::model::{Bucket, ExponentialHistogram, Labels, Sample, Value, format_float};
 use crate::promql::{QueryValue, RangeSeries};
 
-/// `{"status":"success","data":…}` of a query; what is wrong with the answer goes into `warnings`.
-pub(super) fn success(data: &str, warnings: &[String]) -> String {
+/// `{"status":"success","data":…}`; what is wrong with the answer goes into `warnings`, what may be into `infos`.
+pub(super) fn success(data: &str, warnings: &[String], infos: &[String]) -> String {
     let mut json = format!("{{\"status\":\"success\",\"data\":{data}");
-    if !warnings.is_empty() {
-        json.push_str(",\"warnings\":");
-        list(&mut json, warnings, |json, warning| string(json, warning));
+    for (key, notes) in [("warnings", warnings), ("infos", infos)] {
+        if !notes.is_empty() {
+            let _ = write!(json, ",\"{key}\":");
+            list(&mut json, notes, |json, note| string(json, note));
+        }
     }
     json.push('}');
     json
@@ -79,6 +81,22 @@ pub(super) fn strings<'a>(items: impl IntoIterator<Item = &'a str>) -> String {
 pub(super) fn label_sets(items: &[Labels]) -> String {
     let mut json = String::new();
     list(&mut json, items, labels);
+    json
+}
+
+/// Names, their types and what they mean: `{"up":[{"type":"gauge","help":"","unit":""}]}`.
+pub(super) fn metadata<'a>(names: impl Iterator<Item = (&'a str, &'a str, &'a str)>) -> String {
+    let mut json = String::from("{");
+    for (at, (name, kind, help)) in names.enumerate() {
+        if at > 0 {
+            json.push(',');
+        }
+        string(&mut json, name);
+        let _ = write!(json, ":[{{\"type\":\"{kind}\",\"help\":");
+        string(&mut json, help);
+        json.push_str(",\"unit\":\"\"}]");
+    }
+    json.push('}');
     json
 }
 
@@ -260,6 +278,9 @@ mod tests {
     #[test]
     fn errors_and_warnings_have_their_place() {
         assert_eq!(error("bad_data", "a \"b\""), r#"{"status":"error","errorType":"bad_data","error":"a \"b\""}"#);
-        assert_eq!(success("[]", &["cut".to_owned()]), r#"{"status":"success","data":[],"warnings":["cut"]}"#);
+        let notes = |text: &str| vec![text.to_owned()];
+        let both = r#"{"status":"success","data":[],"warnings":["cut"],"infos":["perhaps"]}"#;
+        assert_eq!(success("[]", &notes("cut"), &notes("perhaps")), both);
+        assert_eq!(success("[]", &[], &[]), r#"{"status":"success","data":[]}"#);
     }
 }

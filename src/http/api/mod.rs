@@ -1,6 +1,6 @@
-//! Prometheus's query API: `/api/v1/query`, `query_range`, `series`, `labels`, `label/{name}/values`, `status/buildinfo`.
+//! Prometheus's query API, as Prometheus 3 answers it (`web/api/v1/api.go`): what its clients and Grafana's data source ask.
 //!
-//! Grafana takes it for a Prometheus. Queries run on the blocking pool, a few at once: more would only share the same
+//! What a collector does not have (rules, alerts, targets, exemplars) is answered as by a Prometheus that has none. Queries run on the blocking pool, a few at once: more would only share the same
 //! cores and hold their samples longer.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing))]
@@ -13,30 +13,47 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::Semaphore;
+use tower_http::compression::CompressionLayer;
 
 use self::params::Params;
+pub(crate) use self::params::parse_time_ms;
 use crate::clock::Clock;
+use crate::collector::Published;
+use crate::exposition::help;
 use crate::model::Labels;
-use crate::promql::{Engine, QueryError, QueryValue, STEPS_MAX};
+use crate::promql::{Answer as QueryAnswer, Engine, QueryError, QueryValue, STEPS_MAX};
 
-/// How many queries run at once; the others wait, and their timeout runs meanwhile.
-const QUERIES_MAX: usize = 4;
+/// How many queries run at once unless another number is wanted; the others wait, and their timeout runs meanwhile.
+pub const QUERIES_MAX: usize = 4;
+
+/// The version of Prometheus whose language and answers these are. Clients read from it what they may ask.
+const PROMETHEUS_VERSION: &str = "3.5.0";
 
 /// The routes of the API.
-pub fn routes(engine: Arc<Engine>, clock: Clock) -> Router {
-    let api = Api { engine, clock, permits: Arc::new(Semaphore::new(QUERIES_MAX)) };
+pub fn routes(engine: Arc<Engine>, clock: Clock, published: Arc<Published>, queries_max: usize) -> Router {
+    let api = Api { engine, clock, published, permits: Arc::new(Semaphore::new(queries_max)) };
+    let none = |data: &'static str| get(move || async move { answer(data, &[], &[]) });
     Router::new()
         .route("/api/v1/query", get(query).post(query))
         .route("/api/v1/query_range", get(query_range).post(query_range))
+        .route("/api/v1/query_exemplars", get(query_exemplars).post(query_exemplars))
         .route("/api/v1/series", get(series).post(series))
         .route("/api/v1/labels", get(label_names).post(label_names))
         .route("/api/v1/label/{name}/values", get(label_values))
+        .route("/api/v1/metadata", get(metadata))
         .route("/api/v1/status/buildinfo", get(build_info))
+        .route("/api/v1/status/flags", none("{}"))
+        .route("/api/v1/rules", none(r#"{"groups":[]}"#))
+        .route("/api/v1/alerts", none(r#"{"alerts":[]}"#))
+        .route("/api/v1/alertmanagers", none(r#"{"activeAlertmanagers":[],"droppedAlertmanagers":[]}"#))
+        .route("/api/v1/targets", none(r#"{"activeTargets":[],"droppedTargets":[],"droppedTargetCounts":{}}"#))
+        .layer(CompressionLayer::new())
         .with_state(api)
 }
 
@@ -44,6 +61,8 @@ pub fn routes(engine: Arc<Engine>, clock: Clock) -> Router {
 struct Api {
     engine: Arc<Engine>,
     clock: Clock,
+    /// For what a name is.
+    published: Arc<Published>,
     permits: Arc<Semaphore>,
 }
 
@@ -91,8 +110,8 @@ impl IntoResponse for ApiError {
 
 type Answer = Result<Response, ApiError>;
 
-fn answer(data: &str, warnings: &[String]) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], json::success(data, warnings)).into_response()
+fn answer(data: &str, warnings: &[String], infos: &[String]) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], json::success(data, warnings, infos)).into_response()
 }
 
 impl Api {
@@ -125,14 +144,32 @@ impl Api {
         Ok(Duration::from_millis(u64::try_from(timeout_ms).unwrap_or(0)).min(timeout_max))
     }
 
-    /// The labels of the series that `match[]` selects between `start` and `end`.
-    async fn found(&self, params: &Params) -> Result<Vec<Labels>, ApiError> {
+    /// The labels of the series that any `match[]` selects between `start` and `end`.
+    async fn found(&self, params: &Params) -> Result<BTreeSet<Labels>, ApiError> {
         let start_ms = params.time_ms("start")?.unwrap_or(i64::MIN);
         let end_ms = params.time_ms("end")?.unwrap_or(i64::MAX);
-        let selectors: Vec<String> = params.all("match[]").map(str::to_owned).collect();
-        let timeout = self.timeout(params)?;
-        self.run(timeout, move |engine, _| engine.series(&selectors, start_ms, end_ms)).await.map_err(|error| {
-            let message = error.message.replace("parameter \"query\"", "parameter \"match[]\"");
+        let mut selectors: Vec<Vec<String>> = params.all("match[]").map(|selector| vec![selector.to_owned()]).collect();
+        if selectors.is_empty() {
+            selectors.push(Vec::new()); // all
+        }
+        let work = move |engine: &Engine, timeout: Duration| {
+            let deadline = Instant::now() + timeout;
+            let mut found = BTreeSet::new();
+            // One by one, so that however many there are take no longer than a query may.
+            for selector in selectors {
+                found.extend(engine.series(&selector, start_ms, end_ms)?);
+                if Instant::now() > deadline {
+                    return Err(QueryError::Timeout);
+                }
+            }
+            Ok(found)
+        };
+        self.run(self.engine.limits().timeout, work).await.map_err(|error| {
+            const EMPTY: &str = "vector selector must contain at least one non-empty matcher";
+            let message = error.message.replacen("invalid parameter \"query\": ", "", 1);
+            let is_empty = message.ends_with(EMPTY);
+            let message =
+                if is_empty { "match[] must contain at least one non-empty matcher".to_owned() } else { message };
             ApiError { message, ..error }
         })
     }
@@ -140,10 +177,13 @@ impl Api {
 
 /// What this API does not know must not be taken for done.
 fn refuse_unknown(params: &Params) -> Result<(), ApiError> {
-    match params.get("lookback_delta") {
-        Some(_) => Err(ApiError::invalid("lookback_delta", "not supported yet")),
-        None => Ok(()),
-    }
+    let Some(text) = params.get("lookback_delta") else { return Ok(()) };
+    let parsed = params.duration_ms("lookback_delta");
+    parsed.map_err(|_| {
+        let message = format!("error parsing lookback delta duration: cannot parse {text:?} to a valid duration");
+        ApiError::bad_data(message)
+    })?;
+    Err(ApiError::bad_data("lookback_delta is not supported: a query looks back 5 minutes".to_owned()))
 }
 
 /// Cuts `items` to the limit and says so.
@@ -157,28 +197,27 @@ fn truncate<T>(items: &mut Vec<T>, limit: Option<usize>) -> Vec<String> {
     }
 }
 
-fn query_answer(mut value: QueryValue, limit: Option<usize>) -> Response {
-    let warnings = match &mut value {
+fn query_answer(mut answer: QueryAnswer, limit: Option<usize>) -> Response {
+    let truncated = match &mut answer.value {
         QueryValue::Vector(vector) => truncate(vector, limit),
         QueryValue::Matrix(matrix) => truncate(matrix, limit),
         QueryValue::Scalar(_) | QueryValue::Text { .. } => Vec::new(),
     };
-    answer(&json::query_data(&value), &warnings)
+    answer.warnings.extend(truncated);
+    self::answer(&json::query_data(&answer.value), &answer.warnings, &answer.infos)
 }
 
 async fn query(State(api): State<Api>, params: Params) -> Answer {
-    refuse_unknown(&params)?;
     let limit = params.limit()?;
     let time_ms = params.time_ms("time")?.unwrap_or_else(|| api.clock.now_ms());
     let timeout = api.timeout(&params)?;
+    refuse_unknown(&params)?;
     let expression = params.get("query").unwrap_or("").to_owned();
-    let work =
-        move |engine: &Engine, timeout| engine.instant_within(&expression, time_ms, timeout).map(|answer| answer.value);
+    let work = move |engine: &Engine, timeout| engine.instant_within(&expression, time_ms, timeout);
     Ok(query_answer(api.run(timeout, work).await?, limit))
 }
 
 async fn query_range(State(api): State<Api>, params: Params) -> Answer {
-    refuse_unknown(&params)?;
     let limit = params.limit()?;
     let (start_ms, end_ms) = (params.required_time_ms("start")?, params.required_time_ms("end")?);
     if end_ms < start_ms {
@@ -198,21 +237,42 @@ async fn query_range(State(api): State<Api>, params: Params) -> Answer {
         ));
     }
     let timeout = api.timeout(&params)?;
+    refuse_unknown(&params)?;
     let expression = params.get("query").unwrap_or("").to_owned();
-    let work = move |engine: &Engine, timeout| {
-        engine.range_within(&expression, start_ms, end_ms, step_ms, timeout).map(|answer| answer.value)
-    };
+    let work = move |engine: &Engine, timeout| engine.range_within(&expression, start_ms, end_ms, step_ms, timeout);
     Ok(query_answer(api.run(timeout, work).await?, limit))
 }
 
+/// There are none: an increment has no place for one.
+async fn query_exemplars(State(api): State<Api>, params: Params) -> Answer {
+    let (start_ms, end_ms) = (params.time_ms("start")?, params.time_ms("end")?);
+    if start_ms.is_some_and(|start_ms| end_ms.is_some_and(|end_ms| end_ms < start_ms)) {
+        return Err(ApiError::bad_data("end timestamp must not be before start timestamp".to_owned()));
+    }
+    let expression = params.get("query").unwrap_or("").to_owned();
+    let work = move |engine: &Engine, _| match engine.instant_within(&expression, 0, Duration::ZERO) {
+        // It is parsed before its time is looked at, and no more than that is wanted.
+        Err(QueryError::BadData(message)) => Ok(Some(message)),
+        _ => Ok(None),
+    };
+    match api.run(api.engine.limits().timeout, work).await? {
+        Some(message) => Err(ApiError::bad_data(message)),
+        None => Ok(answer("[]", &[], &[])),
+    }
+}
+
 async fn series(State(api): State<Api>, params: Params) -> Answer {
-    let limit = params.limit()?;
     if params.all("match[]").next().is_none() {
         return Err(ApiError::bad_data("no match[] parameter provided".to_owned()));
     }
-    let mut found = api.found(&params).await?;
+    let limit = params.limit()?;
+    let found = api.found(&params).await.map_err(|error| match error.kind {
+        "bad_data" if !error.message.starts_with("invalid parameter") => ApiError::invalid("match[]", &error.message),
+        _ => error,
+    })?;
+    let mut found: Vec<Labels> = found.into_iter().collect();
     let warnings = truncate(&mut found, limit);
-    Ok(answer(&json::label_sets(&found), &warnings))
+    Ok(answer(&json::label_sets(&found), &warnings, &[]))
 }
 
 async fn label_names(State(api): State<Api>, params: Params) -> Answer {
@@ -222,27 +282,69 @@ async fn label_names(State(api): State<Api>, params: Params) -> Answer {
     Ok(names_answer(names, limit))
 }
 
-async fn label_values(State(api): State<Api>, Path(name): Path<String>, params: Params) -> Answer {
+async fn label_values(State(api): State<Api>, name: Result<Path<String>, PathRejection>, params: Params) -> Answer {
+    let Ok(Path(name)) = name else {
+        return Err(ApiError::bad_data("invalid label name: it is not UTF-8".to_owned()));
+    };
+    let name = unescape(&name).unwrap_or(name);
     let limit = params.limit()?;
     let found = api.found(&params).await?;
     let values: BTreeSet<&str> = found.iter().filter_map(|labels| labels.get(&name)).collect();
     Ok(names_answer(values, limit))
 }
 
+/// A name that was escaped to be plain ASCII (`U__`, then `__` for `_` and `_1F600_` for any other character), `None` if it is
+/// none.
+fn unescape(name: &str) -> Option<String> {
+    let mut rest = name.strip_prefix("U__")?;
+    let mut plain = String::new();
+    while let Some((before, after)) = rest.split_once('_') {
+        plain.push_str(before);
+        let (hex, after) = after.split_once('_')?;
+        rest = after;
+        if hex.is_empty() {
+            plain.push('_');
+        } else {
+            let is_hex = hex.len() <= 6 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+            plain.push(char::from_u32(u32::from_str_radix(hex, 16).ok().filter(|_| is_hex)?)?);
+        }
+    }
+    plain.push_str(rest);
+    Some(plain)
+}
+
 fn names_answer(names: BTreeSet<&str>, limit: Option<usize>) -> Response {
     let mut names: Vec<&str> = names.into_iter().collect();
     let warnings = truncate(&mut names, limit);
-    answer(&json::strings(names), &warnings)
+    answer(&json::strings(names), &warnings, &[])
 }
 
-/// Grafana asks this to find out what it talks to; our version is our own, the language is that of Prometheus 3.
+/// What the names are that a scrape would show now: `{"up":[{"type":"gauge","help":"…","unit":""}]}`.
+async fn metadata(State(api): State<Api>, params: Params) -> Answer {
+    // A limit below 0 is none; 0 is 0.
+    let number = |name: &str| -> Result<Option<usize>, ApiError> {
+        let Some(text) = params.get(name) else { return Ok(None) };
+        let number: i64 = text.parse().map_err(|_| ApiError::bad_data(format!("{name} must be a number")))?;
+        Ok(usize::try_from(number).ok())
+    };
+    let limit = number("limit")?;
+    // A name is one thing here, so that there is nothing to limit.
+    number("limit_per_metric")?;
+    let snapshot = api.published.snapshot();
+    let wanted = params.get("metric");
+    let families = snapshot.families_after("").filter(|(name, _)| wanted.is_none_or(|wanted| wanted == *name));
+    let kinds = families.map(|(name, family)| (name, family.kind.as_str(), help(name).unwrap_or_default()));
+    Ok(answer(&json::metadata(kinds.take(limit.unwrap_or(usize::MAX))), &[], &[]))
+}
+
+/// Grafana asks this to find out what it may ask. Whoever names an `application` or `features` is taken for a Mimir.
 async fn build_info() -> Response {
-    let version = env!("CARGO_PKG_VERSION");
+    let own = concat!("cortex-metrics-", env!("CARGO_PKG_VERSION"));
     let data = format!(
-        "{{\"version\":\"{version}\",\"revision\":\"\",\"branch\":\"\",\"buildUser\":\"\",\"buildDate\":\"\",\
-         \"goVersion\":\"\",\"application\":\"cortex-metrics\"}}"
+        "{{\"version\":\"{PROMETHEUS_VERSION}\",\"revision\":\"{own}\",\"branch\":\"\",\"buildUser\":\"\",\
+         \"buildDate\":\"\",\"goVersion\":\"\"}}"
     );
-    answer(&data, &[])
+    answer(&data, &[], &[])
 }
 
 #[cfg(test)]

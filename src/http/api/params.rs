@@ -4,6 +4,7 @@ use axum::extract::{Form, FromRequest, Query, Request};
 use axum::http::{Method, header};
 
 use super::ApiError;
+use crate::clock::days_from_civil;
 use crate::promql::parse_duration_ms;
 
 /// The parameters in order, those of the body first.
@@ -46,16 +47,21 @@ impl Params {
 
     /// A time that may be missing.
     pub(super) fn time_ms(&self, name: &str) -> Result<Option<i64>, ApiError> {
-        let parse = |text| parse_time_ms(text).ok_or(text);
-        self.get(name)
-            .map(parse)
-            .transpose()
-            .map_err(|text| ApiError::invalid(name, &format!("cannot parse {text:?} to a valid timestamp")))
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let wrong = || {
+            ApiError::invalid(
+                name,
+                &format!("invalid time value for '{name}': cannot parse {text:?} to a valid timestamp"),
+            )
+        };
+        parse_time_ms(text).ok_or_else(wrong).map(Some)
     }
 
     /// A time that must be there.
     pub(super) fn required_time_ms(&self, name: &str) -> Result<i64, ApiError> {
-        self.time_ms(name)?.ok_or_else(|| ApiError::invalid(name, "cannot parse \"\" to a valid timestamp"))
+        let text = self.get(name).unwrap_or_default();
+        parse_time_ms(text)
+            .ok_or_else(|| ApiError::invalid(name, &format!("cannot parse {text:?} to a valid timestamp")))
     }
 
     /// A duration that may be missing.
@@ -69,14 +75,31 @@ impl Params {
 
     /// How many series or names to return at most; `None`: all.
     pub(super) fn limit(&self) -> Result<Option<usize>, ApiError> {
-        let wrong = |_| ApiError::invalid("limit", "limit must be a non-negative number");
-        let limit: Option<usize> = self.get("limit").map(str::parse).transpose().map_err(wrong)?;
-        Ok(limit.filter(|limit| *limit > 0))
+        let Some(text) = self.get("limit") else { return Ok(None) };
+        match text.parse::<i64>() {
+            Ok(limit) if limit < 0 => Err(ApiError::invalid("limit", "limit must be non-negative")),
+            Ok(limit) => Ok(usize::try_from(limit).ok().filter(|limit| *limit > 0)),
+            Err(error) => {
+                use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+                let is_far = matches!(error.kind(), PosOverflow | NegOverflow);
+                let why = if is_far { "value out of range" } else { "invalid syntax" };
+                Err(ApiError::invalid("limit", &format!("strconv.Atoi: parsing {text:?}: {why}")))
+            }
+        }
     }
 }
 
+/// The first and the last time that Prometheus's client libraries know, and how they write it.
+const TIME_MIN: (&str, i64) = ("-292273086-05-16T16:47:06Z", i64::MIN / 1000 * 1000 + 62_135_596_801_000);
+const TIME_MAX: (&str, i64) =
+    ("292277025-08-18T07:12:54.999999999Z", i64::MAX / 1000 * 1000 - 62_135_596_801_000 + 999);
+
 /// Milliseconds since the Unix epoch of seconds (`1435781451.781`) or RFC 3339 (`2015-07-01T20:11:05.781Z`).
-fn parse_time_ms(text: &str) -> Option<i64> {
+pub(crate) fn parse_time_ms(text: &str) -> Option<i64> {
+    let far = [TIME_MIN, TIME_MAX].into_iter().find(|(name, _)| *name == text);
+    if let Some((_, ms)) = far {
+        return Some(ms);
+    }
     match text.parse::<f64>() {
         // 2^43 seconds is beyond what the engine takes, and far from where the cast would bend it.
         Ok(seconds) => (seconds.abs() < (1i64 << 43) as f64).then(|| (seconds * 1000.0).round() as i64),
@@ -85,7 +108,7 @@ fn parse_time_ms(text: &str) -> Option<i64> {
 }
 
 /// RFC 3339's `date-time`: `YYYY-MM-DDTHH:MM:SS[.fraction](Z|±HH:MM)`. A leap second is the second after it. By hand,
-/// since this is the one place that reads dates and the calendar it needs is four lines.
+/// since this is the one place that reads dates.
 fn parse_rfc3339_ms(text: &str) -> Option<i64> {
     let number = |from: usize, to: usize| -> Option<i64> {
         let digits = text.get(from..to)?;
@@ -125,7 +148,7 @@ fn parse_rfc3339_ms(text: &str) -> Option<i64> {
         }
         _ => return None,
     };
-    let seconds = days_since_epoch(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+    let seconds = days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
     Some((seconds - offset_minutes * 60) * 1000 + fraction_ms)
 }
 
@@ -136,16 +159,6 @@ fn days_in_month(year: i64, month: i64) -> i64 {
         4 | 6 | 9 | 11 => 30,
         _ => 31,
     }
-}
-
-/// Days since 1970-01-01 in the Gregorian calendar: Howard Hinnant's `days_from_civil`, for years from 0 on.
-fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
-    // The year begins in March, so that the leap day is its last.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let era = year.div_euclid(400);
-    let year_of_era = year.rem_euclid(400);
-    let day_of_year = (153 * month + 2) / 5 + day - 1;
-    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
 #[cfg(test)]
@@ -206,8 +219,8 @@ mod tests {
         #[test]
         fn property_test_days_follow_each_other(year in 0i64..9999, month in 1i64..=12) {
             let next = if month == 12 { (year + 1, 1) } else { (year, month + 1) };
-            let first = days_since_epoch(year, month, 1);
-            prop_assert_eq!(first + days_in_month(year, month), days_since_epoch(next.0, next.1, 1));
+            let first = days_from_civil(year, month, 1);
+            prop_assert_eq!(first + days_in_month(year, month), days_from_civil(next.0, next.1, 1));
         }
     }
 }

@@ -41,7 +41,7 @@ impl Select for Fixed {
 fn ask(requests: &[String]) -> Vec<(u16, String)> {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let engine = Arc::new(Engine::new(Arc::new(Fixed), Limits::default()));
-    let app = routes(engine, Clock::manual(15_000));
+    let app = routes(engine, Clock::manual(15_000), Arc::default(), QUERIES_MAX);
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
     let address = listener.local_addr().expect("an address");
     runtime.spawn(async move { axum::serve(listener, app).await });
@@ -114,6 +114,9 @@ fn errors_have_prometheus_kinds_and_codes() {
         ("/api/v1/query", 400, "bad_data", "invalid parameter \\\"query\\\""),
         ("/api/v1/query?query=no(up)", 400, "bad_data", "unknown function with name"),
         ("/api/v1/query?query=up&time=soon", 400, "bad_data", "cannot parse \\\"soon\\\" to a valid timestamp"),
+        ("/api/v1/query?query=up&limit=-1", 400, "bad_data", "\\\"limit\\\": limit must be non-negative"),
+        ("/api/v1/query?query=up&limit=x", 400, "bad_data", "parsing \\\"x\\\": invalid syntax"),
+        ("/api/v1/query?query=up&limit=99999999999999999999", 400, "bad_data", "value out of range"),
         ("/api/v1/query?query=up&timeout=0", 503, "timeout", "query timed out in"),
         ("/api/v1/query?query=up&lookback_delta=5m", 400, "bad_data", "lookback_delta"),
         ("/api/v1/query?query=topk(NaN%2Ctime()%3Cbool%200%20or%20up)", 400, "bad_data", "set operator"),
@@ -124,7 +127,13 @@ fn errors_have_prometheus_kinds_and_codes() {
         ("/api/v1/query_range?query=up&start=0&end=1", 400, "bad_data", "parameter \\\"step\\\""),
         ("/api/v1/query_range?query=up%5B5m%5D&start=0&end=1&step=1", 400, "bad_data", "range vector"),
         ("/api/v1/series", 400, "bad_data", "no match[] parameter provided"),
-        ("/api/v1/series?match[]=1", 400, "bad_data", "invalid parameter \\\"match[]\\\""),
+        ("/api/v1/series?match[]=1", 400, "bad_data", "invalid parameter \\\"match[]\\\": "),
+        ("/api/v1/series?match[]={}", 400, "bad_data", "match[] must contain at least one non-empty matcher"),
+        ("/api/v1/labels?match[]=1%2B", 400, "bad_data", "parse error"),
+        ("/api/v1/label/%ff/values", 400, "bad_data", "invalid label name"),
+        ("/api/v1/metadata?limit=x", 400, "bad_data", "limit must be a number"),
+        ("/api/v1/query_exemplars?query=%2B", 400, "bad_data", "1:2: parse error"),
+        ("/api/v1/query_exemplars?query=up&start=2&end=1", 400, "bad_data", "end timestamp must not be before"),
     ];
     let requests: Vec<String> = cases.iter().map(|(path, ..)| get_request(path)).collect();
     for ((path, status, kind, message), (got_status, body)) in cases.into_iter().zip(ask(&requests)) {
@@ -147,5 +156,54 @@ fn series_and_labels_can_be_browsed() {
     assert_eq!(get_one("/api/v1/label/__name__/values?match[]=h"), data(r#"["h"]"#));
     let cut = r#"{"status":"success","data":["__name__"],"warnings":["results truncated due to limit"]}"#;
     assert_eq!(get_one("/api/v1/labels?limit=1"), (200, cut.to_owned()));
-    assert!(get_one("/api/v1/status/buildinfo").1.contains(env!("CARGO_PKG_VERSION")));
+    assert_eq!(get_one("/api/v1/label/U__job/values"), data(r#"["a"]"#));
+    assert_eq!(get_one("/api/v1/label/U__j_6F_b/values"), data(r#"["a"]"#));
+    assert_eq!(
+        get_one("/api/v1/series?match[]=up&start=-292273086-05-16T16:47:06Z&end=292277025-08-18T07:12:54.999999999Z").0,
+        200
+    );
+}
+
+#[test]
+fn what_grafana_asks_of_a_prometheus_that_has_none_of_it_is_answered() {
+    let data = |data: &str| (200, format!(r#"{{"status":"success","data":{data}}}"#));
+    assert_eq!(get_one("/api/v1/query?query=1%2B1&time=4").0, 200, "save and test");
+    assert!(get_one("/api/v1/status/buildinfo").1.contains(r#""version":"3.5.0","#));
+    assert_eq!(get_one("/api/v1/query_exemplars?query=up&start=0&end=1"), data("[]"));
+    assert_eq!(post_one("/api/v1/query_exemplars", "query=up"), data("[]"));
+    assert_eq!(get_one("/api/v1/rules"), data(r#"{"groups":[]}"#));
+    assert_eq!(get_one("/api/v1/alerts"), data(r#"{"alerts":[]}"#));
+    assert_eq!(get_one("/api/v1/status/flags"), data("{}"));
+    assert_eq!(get_one("/api/v1/metadata?limit=1&limit_per_metric=1&metric=up"), data("{}"));
+}
+
+#[test]
+fn warnings_and_infos_come_with_the_answer() {
+    let (status, body) = get_one("/api/v1/query?query=rate(up%5B1m%5D)");
+    assert_eq!(status, 200);
+    assert!(body.contains(r#","infos":["PromQL info: metric might not be a counter"#), "{body}");
+    let (status, body) = get_one("/api/v1/query?query=quantile(2%2Cup)");
+    assert_eq!(status, 200);
+    assert!(body.contains(r#","warnings":["PromQL warning: quantile value should be between 0 and 1"#), "{body}");
+}
+
+#[test]
+fn names_in_plain_ascii_are_unescaped_or_left_alone() {
+    let cases = [
+        ("U__job", Some("job")),
+        ("U__http_2e_status__code", Some("http.status_code")),
+        ("U___1F600_", Some("😀")),
+        ("U__", Some("")),
+        ("job", None),
+        ("U__a_b", None),
+        ("U__a_", None),
+        ("U___zz_", None),
+        ("U___110000_", None),
+        ("U___0000061_", None),
+        ("U___D800_", None),
+        ("U___+61_", None),
+    ];
+    for (name, want) in cases {
+        assert_eq!(unescape(name).as_deref(), want, "{name}");
+    }
 }
