@@ -273,6 +273,7 @@ fn bounded(text: &str, least: Duration, most: Duration, range: &str) -> Result<D
 pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     memory::return_early();
     telemetry::init(args.log_level.into());
+    telemetry::end_if_a_thread_panics("cortex-");
     let clock = Clock::System;
     let steady = Clock::steady();
     let Some(data_dir) = args.data_dir.or_else(|| default_data_dir(|name| std::env::var_os(name))) else {

@@ -180,10 +180,12 @@ impl Shard {
             while let Some(message) = messages.next_of_line() {
                 batch.messages += 1;
                 let op = match message {
-                    Ok(message) => match header_of(&message) {
-                        Some(header) => Some(Op::From(Some(header))),
-                        None => self.message(message, line),
-                    },
+                    // Never a series: whatever it says, the next one may be a header.
+                    Ok(message) if message.name == HEADER_NAME.as_bytes() => Some(match header_of(&message) {
+                        Some(header) => Op::From(Some(header)),
+                        None => Op::Drop { why: Refusal::ReservedName.into(), line },
+                    }),
+                    Ok(message) => self.message(message, line),
                     Err(error) => Some(Op::Drop { why: error.into(), line }),
                 };
                 if let Some(op) = op {
@@ -249,11 +251,14 @@ impl Shard {
                 }
             }
             Usage::Histogram => {
-                check_values(message, scale)?;
+                let (count, sum) = check_values(message, scale)?;
                 if matches!(slot.gathered, Gathered::Nothing) {
                     slot.gathered = Gathered::Values(Box::default());
                 }
                 if let Gathered::Values(histogram) = &mut slot.gathered {
+                    if !(histogram.sum() + sum).is_finite() || !(histogram.count() + count).is_finite() {
+                        return Err(Refusal::NotFinite);
+                    }
                     record_all(histogram, message, scale);
                 }
             }
@@ -406,14 +411,15 @@ fn write_of(message: &Message<'_>, scale: f64) -> Result<Write, Refusal> {
     }
 }
 
-fn check_values(message: &Message<'_>, scale: f64) -> Result<(), Refusal> {
+/// How many values there are and what they add up to, if a double can say that.
+fn check_values(message: &Message<'_>, scale: f64) -> Result<(f64, f64), Refusal> {
     let (mut count, mut sum) = (0.0, 0.0);
     for value in message.values() {
         let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
         count += message.weight;
         sum += value * scale * message.weight;
     }
-    if f64::is_finite(count) && f64::is_finite(sum) { Ok(()) } else { Err(Refusal::NotFinite) }
+    if f64::is_finite(count) && f64::is_finite(sum) { Ok((count, sum)) } else { Err(Refusal::NotFinite) }
 }
 
 fn record_all(histogram: &mut ExponentialHistogram, message: &Message<'_>, scale: f64) {
@@ -429,7 +435,7 @@ pub(super) fn check(message: &Message<'_>, usage: Usage, scale: f64) -> Result<(
     match usage {
         Usage::Counter => count_of(message, scale).map(drop),
         Usage::Gauge => write_of(message, scale).map(drop),
-        Usage::Histogram => check_values(message, scale),
+        Usage::Histogram => check_values(message, scale).map(drop),
         Usage::Set => Ok(()),
     }
 }

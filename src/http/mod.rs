@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
@@ -53,6 +54,8 @@ pub struct App {
     queries_max: usize,
 }
 
+/// A collector whose newest tick is older is not well: ticks are at most a minute apart.
+const TICK_AGE_MAX: Duration = Duration::from_secs(180);
 /// So many scrapes are answered at once; one more gets 503.
 const SCRAPES_MAX: usize = 16;
 
@@ -168,7 +171,9 @@ async fn healthz(State(app): State<App>) -> impl IntoResponse {
     let committing = health.store_error.map(|error| format!("the store takes no ticks: {error}\n"));
     let sealing =
         health.sealing_error.map(|error| format!("what is stored cannot be moved into the file of its day: {error}\n"));
-    match committing.into_iter().chain(sealing).collect::<String>() {
+    let late = app.published.age().filter(|age| *age > TICK_AGE_MAX);
+    let late = late.map(|age| format!("the newest tick was {} s ago\n", age.as_secs()));
+    match committing.into_iter().chain(sealing).chain(late).collect::<String>() {
         wrong if !wrong.is_empty() => (StatusCode::SERVICE_UNAVAILABLE, wrong),
         _ => (StatusCode::OK, "ok\n".to_owned()),
     }
