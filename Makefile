@@ -42,12 +42,12 @@ node: ## install Node.js and npm with apt-get, for the test with hot-shots; need
 test-matrix: $(VENV)/.test ## the client's tests under each CPython of pyenv, 3.10 and newer; says which are missing
 	$(BIN)/python -m pytest -rA -k "every_python" tests/python/test_matrix.py
 
-torture: $(VENV)/.test ## the long tests: 1,000 kills and 100,000 damaged files of the store, 10,000 forks under each Python, 10 million lines, thousands of questions to PromQL
+torture: $(VENV)/.test ## the long tests: 1,000 kills and 100,000 damaged files of the store, 20,000 questions to Prometheus and to us, 10,000 forks under each Python, 10 million lines with tags that never repeat
 	TORTURE_KILLS=1000 cargo test --locked --release --test torture -- --nocapture
 	TORTURE_FLIPS=100000 cargo test --locked --release --lib any_flipped -- --nocapture
 	$(BIN)/python -m pytest -m torture
 
-fuzz: check-rust ## look for input that breaks the datagram's encoding or decoding, FUZZ_SECONDS=60 for each target
+fuzz: check-rust ## look for input that breaks the datagram's encoding or decoding, or PromQL, FUZZ_SECONDS=60 for each target
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: installing it"; cargo install --locked cargo-fuzz; }
 	@rustup toolchain list | grep -q nightly || { echo "the nightly toolchain is missing: installing it"; rustup toolchain install nightly --profile minimal; }
 	@for target in $$(cargo fuzz list); do \

@@ -565,7 +565,7 @@ fn start(is_quick: bool) {
 
 /// `cortex get` over two weeks of a hundred APIs, histograms included.
 fn get(is_quick: bool) {
-    let (apis, days) = if is_quick { (100, 1) } else { (100, 14) };
+    let (apis, days) = if is_quick { (100, 2) } else { (100, 14) };
     let data = tempfile::tempdir_in("target").unwrap();
     made(data.path(), &mut Workload::new(apis, true), days);
     let home = tempfile::tempdir().unwrap();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cortex_metrics::model::{ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value};
-use cortex_metrics::store::{Matcher, Select as _, Selection, StartedSeries, Store, Tick};
+use cortex_metrics::store::{Matcher, Part, Select as _, Selection, StartedSeries, Store, Tick};
 
 /// A window of two hours is over after 72 ticks, a day after 864.
 const STEP_MS: i64 = 100_000;
@@ -100,7 +100,7 @@ fn check(dir: &Path, committed: Option<i64>, round: usize) {
             start_ms: first * STEP_MS,
             end_ms: i64::MAX,
             repeats: true,
-            without_buckets: false,
+            part: Part::Whole,
             samples_max: 100_000,
         };
         let found = store.reader().select(&selection).unwrap().pop();

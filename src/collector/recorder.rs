@@ -357,7 +357,7 @@ mod tests {
     use super::super::registry::Registry;
     use super::*;
     use crate::model::{METRIC_NAME, Sample, Value};
-    use crate::store::{Matcher, Select as _, Selection};
+    use crate::store::{Matcher, Part, Select as _, Selection};
 
     const START_MS: i64 = 1_000_000;
 
@@ -389,7 +389,7 @@ mod tests {
                 start_ms: 0,
                 end_ms: i64::MAX,
                 repeats: true,
-                without_buckets: false,
+                part: Part::Whole,
                 samples_max: 100_000,
             };
             let found = self.store.reader().select(&selection).unwrap();
@@ -537,7 +537,7 @@ mod tests {
             assert_eq!((worker.published("g"), worker.published("c")), (Some(value), Some(value)));
             let matchers = vec![Matcher::metric("c")];
             let selection =
-                Selection { matchers, start_ms: at, end_ms: at, repeats: true, without_buckets: false, samples_max: 9 };
+                Selection { matchers, start_ms: at, end_ms: at, repeats: true, part: Part::Whole, samples_max: 9 };
             let found = worker.store.reader().select(&selection).unwrap();
             assert_eq!(found[0].samples[0].value, Value::Float(value), "jump {jump_s}");
             worker.clock.set_ms(at);

@@ -86,11 +86,6 @@ impl ExponentialHistogram {
         }
     }
 
-    /// A histogram of which only count and sum are known.
-    pub fn bare(count: f64, sum: f64) -> Self {
-        Self { count, sum, ..Self::default() }
-    }
-
     /// A histogram from its parts, as a decoder reads them: `None` if the schema is not one of Prometheus's, a bucket
     /// lies beyond the range of a double, there are more buckets than such a range holds, or a number is not finite.
     pub fn from_parts(

@@ -119,7 +119,6 @@ fn aggregate(evaluator: &Evaluator<'_>, node: &Aggregate, members: &[&Value], pa
         AggregateOp::Group => Some(Value::Float(1.0)),
         AggregateOp::Sum | AggregateOp::Avg => {
             let is_avg = node.op == AggregateOp::Avg;
-            let all = members.len();
             if !has_histograms {
                 return if is_avg {
                     Mean::of(floats()).map(Value::Float)
@@ -132,8 +131,8 @@ fn aggregate(evaluator: &Evaluator<'_>, node: &Aggregate, members: &[&Value], pa
                 evaluator.notes.mixed_in_aggregation(node.inner.span);
                 return None;
             }
-            let sum = sum_histograms(members.iter().filter_map(|value| value.as_histogram()))?;
-            Some(histogram(if is_avg { sum.divided(all as f64) } else { sum }))
+            let histograms = members.iter().filter_map(|value| value.as_histogram());
+            if is_avg { mean_of_histograms(histograms) } else { sum_histograms(histograms) }.map(histogram)
         }
         AggregateOp::Min => floats().reduce(|a, b| if a > b || a.is_nan() { b } else { a }).map(Value::Float),
         AggregateOp::Max => floats().reduce(|a, b| if a < b || a.is_nan() { b } else { a }).map(Value::Float),
@@ -164,6 +163,22 @@ pub(super) fn sum_histograms<'a>(
     );
     // None where a count is infinite, and then there is nothing to compensate.
     exact.or(Some(merged))
+}
+
+/// The mean of histograms, `None` of none. One after the other, as Prometheus does: where a quantile of it falls between two
+/// buckets, the last bit decides.
+pub(super) fn mean_of_histograms<'a>(
+    mut histograms: impl Iterator<Item = &'a ExponentialHistogram>,
+) -> Option<ExponentialHistogram> {
+    let mut mean = histograms.next()?.clone();
+    let mut count = 1.0;
+    for h in histograms {
+        count += 1.0;
+        let mut more = h.divided(count);
+        more.subtract(&mean.divided(count));
+        mean.add(&more);
+    }
+    Some(mean)
 }
 
 /// Welford's algorithm, as in Prometheus's `stdvar`.

@@ -4,9 +4,9 @@ use std::cell::Cell;
 use std::time::Instant;
 
 use super::annotations::Annotations;
-use super::node::{At, Expr, Node, Selector, Subquery, TimeShift};
+use super::node::{At, Expr, Node, Reach, Selector, Subquery, TimeShift};
 use super::value::{Operand, StepSeries, refuse_same_labels, weight};
-use super::{Limits, QueryError, RangeSeries, aggregate, binary, check_time, functions, select};
+use super::{Limits, QueryError, RangeSeries, aggregate, binary, check_time, extended, functions, select};
 use crate::model::{Ladder, Sample, Value};
 use crate::store::{Select, SelectedSeries, Selection, StoreError};
 
@@ -75,6 +75,20 @@ pub(super) struct Windows {
     pub(super) range_ms: i64,
     /// The end of each window. One step only, if `@` makes all windows the same.
     pub(super) ends: Grid,
+    /// How far the samples reach beyond each window, `lookback_ms` at most.
+    pub(super) reach: Reach,
+    pub(super) lookback_ms: i64,
+}
+
+impl Windows {
+    /// How long before and after a window samples are taken.
+    pub(super) fn margins(&self) -> (i64, i64) {
+        match self.reach {
+            Reach::Within => (0, 0),
+            Reach::Anchored => (self.lookback_ms, 0),
+            Reach::Smoothed => (self.lookback_ms, self.lookback_ms),
+        }
+    }
 }
 
 /// What is done with one series.
@@ -167,6 +181,19 @@ impl<'a> Evaluator<'a> {
         let (mut vector, mut size) = (Vec::new(), 0usize);
         self.for_each(selector, lookback_ms, &ends, true, &mut |series| {
             self.check_room(cost(&series.samples).saturating_add(size).saturating_add(grid.steps))?;
+            if selector.reach == Reach::Smoothed && !as_timestamps {
+                let mut values = ends
+                    .times()
+                    .map(|at_ms| extended::value_at(&series.samples, at_ms, lookback_ms))
+                    .collect::<Result<Vec<_>, _>>()?;
+                repeat_single(&mut values, grid.steps);
+                if values.iter().any(Option::is_some) {
+                    let series = StepSeries { labels: series.labels, values };
+                    size = size.saturating_add(series.size());
+                    vector.push(series);
+                }
+                return self.check_room(size);
+            }
             let mut samples = series.samples.iter().peekable();
             let mut newest: Option<&Sample> = None;
             let mut value_at = |end_ms| {
@@ -201,9 +228,11 @@ impl<'a> Evaluator<'a> {
     ) -> Result<(), QueryError> {
         match &node.expr {
             Expr::Window { selector, range_ms } => {
-                let windows = Windows { range_ms: *range_ms, ends: self.shifted(selector.shift, grid)? };
+                let ends = self.shifted(selector.shift, grid)?;
+                let lookback_ms = self.limits.lookback_ms;
+                let windows = Windows { range_ms: *range_ms, ends, reach: selector.reach, lookback_ms };
                 // A value that stands once is in the first window; further windows would miss it.
-                let repeats = need_repeats || windows.ends.steps > 1;
+                let repeats = need_repeats || windows.ends.steps > 1 || selector.reach != Reach::Within;
                 self.for_each(selector, *range_ms, &windows.ends, repeats, &mut |mut series| {
                     series.samples.retain(|sample| !sample.value.is_stale());
                     self.check_room(cost(&series.samples))?;
@@ -211,7 +240,8 @@ impl<'a> Evaluator<'a> {
                 })
             }
             Expr::Subquery(subquery) => {
-                let windows = Windows { range_ms: subquery.range_ms, ends: self.shifted(subquery.shift, grid)? };
+                let ends = self.shifted(subquery.shift, grid)?;
+                let windows = Windows { range_ms: subquery.range_ms, ends, reach: Reach::Within, lookback_ms: 0 };
                 let Some((inner, series)) = self.subquery(subquery, &windows)? else { return Ok(()) };
                 series.into_iter().try_for_each(|s| {
                     visit(windows, SelectedSeries { labels: s.labels, samples: inner.samples(s.values) })
@@ -244,7 +274,10 @@ impl<'a> Evaluator<'a> {
         self.windows(node, &Grid::new(time_ms, time_ms, 1)?, true, &mut |windows, series| {
             let end_ms = windows.ends.start_ms;
             let within = |s: &Sample| s.timestamp_ms > end_ms - windows.range_ms && s.timestamp_ms <= end_ms;
-            let samples: Vec<Sample> = series.samples.into_iter().filter(within).collect();
+            let samples: Vec<Sample> = match windows.reach {
+                Reach::Within => series.samples.into_iter().filter(within).collect(),
+                reach => extended::samples(&series.samples, end_ms - windows.range_ms, end_ms, reach)?,
+            };
             held = held.saturating_add(cost(&samples));
             self.check_room(held)?;
             if !samples.is_empty() {
@@ -278,12 +311,15 @@ impl<'a> Evaluator<'a> {
         repeats: bool,
         visit: &mut Visit<'_>,
     ) -> Result<(), QueryError> {
+        let lookback_ms = self.limits.lookback_ms;
+        let reach = Windows { range_ms, ends: *ends, reach: selector.reach, lookback_ms };
+        let (before_ms, after_ms) = reach.margins();
         let selection = Selection {
             matchers: selector.matchers.clone(),
-            start_ms: ends.start_ms - range_ms + 1,
-            end_ms: ends.end_ms(),
+            start_ms: ends.start_ms - range_ms - before_ms + 1,
+            end_ms: ends.end_ms() + after_ms,
             repeats,
-            without_buckets: false,
+            part: crate::store::Part::Whole,
             samples_max: self.limits.samples_max.saturating_sub(self.held.get()),
         };
         let mut failed = None;

@@ -49,10 +49,13 @@ enum Function {
         is_descending: bool,
     },
     HistogramQuantile,
+    HistogramQuantiles,
     HistogramFraction,
     LabelReplace,
     LabelJoin,
     Info,
+    /// Of two scalars one.
+    OneOf(fn(f64, f64) -> f64),
 }
 
 const V: Kind = Kind::Vector;
@@ -112,6 +115,7 @@ static SIGNATURES: &[Signature] = &[
     plain("histogram_count", &[V], Function::Histogram(ExponentialHistogram::count)),
     plain("histogram_fraction", &[S, S, V], Function::HistogramFraction),
     plain("histogram_quantile", &[S, V], Function::HistogramQuantile),
+    Signature { variadic: 9, ..plain("histogram_quantiles", &[V, T, S, S], Function::HistogramQuantiles) },
     plain("histogram_stddev", &[V], Function::Histogram(|h| histograms::variance(h).sqrt())),
     plain("histogram_stdvar", &[V], Function::Histogram(histograms::variance)),
     plain("histogram_sum", &[V], Function::Histogram(ExponentialHistogram::sum)),
@@ -127,7 +131,9 @@ static SIGNATURES: &[Signature] = &[
     float("log10", f64::log10),
     float("log2", f64::log2),
     window("mad_over_time", WindowFunction::Mad),
+    Signature { returns: Kind::Scalar, ..plain("max_of", &[S, S], Function::OneOf(go_max)) },
     window("max_over_time", WindowFunction::Max),
+    Signature { returns: Kind::Scalar, ..plain("min_of", &[S, S], Function::OneOf(|a, b| -go_max(-a, -b))) },
     window("min_over_time", WindowFunction::Min),
     date("minute", |s| s.rem_euclid(3600) / 60),
     date("month", calendar::month),
@@ -201,6 +207,10 @@ pub(super) fn eval(
     Ok(Operand::Vector(match signature.function {
         Function::Time => return Ok(Operand::Scalar(grid.times().map(|ms| ms as f64 / 1000.0).collect())),
         Function::Pi => return Ok(Operand::Scalar(constant(std::f64::consts::PI))),
+        Function::OneOf(choose) => {
+            let (first, second) = (scalar(0)?, scalar(1)?);
+            return Ok(Operand::Scalar(first.into_iter().zip(second).map(|(a, b)| choose(a, b)).collect()));
+        }
         Function::Scalar => return Ok(Operand::Scalar(single_floats(&vector(0)?, grid.steps))),
         Function::Vector => vec![StepSeries {
             labels: Labels::empty(),
@@ -257,6 +267,7 @@ pub(super) fn eval(
             series
         }
         Function::HistogramQuantile => histograms::quantile(evaluator, args, grid)?,
+        Function::HistogramQuantiles => histograms::quantiles(evaluator, args, grid)?,
         Function::HistogramFraction => histograms::fraction(evaluator, args, grid)?,
         Function::LabelReplace => relabel::replace(vector(0)?, &texts(args, 1))?,
         Function::LabelJoin => relabel::join(vector(0)?, &texts(args, 1))?,
@@ -284,15 +295,18 @@ fn map_floats(vector: Vec<StepSeries>, map: impl Fn(usize, f64) -> Option<f64>) 
     merge_same_labels(vector.into_iter().map(|s| s.map(false, map)).collect())
 }
 
+/// Go's `math.Max`: a NaN on either side is the result, unless an infinity decides.
+fn go_max(a: f64, b: f64) -> f64 {
+    match (a.is_nan() || b.is_nan(), a == f64::INFINITY || b == f64::INFINITY) {
+        (_, true) => f64::INFINITY,
+        (true, false) => f64::NAN,
+        _ => a.max(b),
+    }
+}
+
 fn clamp(vector: Vec<StepSeries>, min: &[f64], max: &[f64]) -> Result<Vec<StepSeries>, QueryError> {
     map_floats(vector, |step, v| {
         let (min, max) = (*min.get(step)?, *max.get(step)?);
-        // Go's math.Max and math.Min: a NaN on either side is the result, unless an infinity decides.
-        let go_max = |a: f64, b: f64| match (a.is_nan() || b.is_nan(), a == f64::INFINITY || b == f64::INFINITY) {
-            (_, true) => f64::INFINITY,
-            (true, false) => f64::NAN,
-            _ => a.max(b),
-        };
         let go_min = |a: f64, b: f64| -go_max(-a, -b);
         if max < min { None } else { Some(go_max(min, go_min(max, v))) }
     })

@@ -5,10 +5,10 @@ use hashbrown::HashMap;
 use super::QueryError;
 use super::eval::{Evaluator, Grid};
 use super::functions::arg;
-use super::node::{Node, Span};
+use super::node::{Expr, Node, Span};
 use super::quantile::{self, ClassicBucket};
 use super::value::{StepSeries, merge_same_labels};
-use crate::model::{ExponentialHistogram, Labels, METRIC_NAME, Value};
+use crate::model::{ExponentialHistogram, Labels, METRIC_NAME, Value, classic_le};
 
 /// The label of a classic bucket's upper bound.
 const LE: &str = "le";
@@ -16,20 +16,63 @@ const LE: &str = "le";
 /// `histogram_quantile(q, v)`.
 pub(super) fn quantile(evaluator: &Evaluator<'_>, args: &[Node], grid: &Grid) -> Result<Vec<StepSeries>, QueryError> {
     let (q_node, node) = (arg(args, 0)?, arg(args, 1)?);
-    let q = evaluator.eval_scalar(q_node, grid)?;
-    for q in q.iter().filter(|q| !(0.0..=1.0).contains(*q)) {
-        evaluator.notes.invalid_quantile(q_node.span, *q);
+    let q = checked_quantiles(evaluator, q_node, grid)?;
+    let vector = evaluator.eval_vector(node, grid)?;
+    of_quantile(evaluator, &q, &vector, node.span, grid)
+}
+
+/// `histogram_quantiles(v, label, q...)`: each quantile under its label.
+pub(super) fn quantiles(evaluator: &Evaluator<'_>, args: &[Node], grid: &Grid) -> Result<Vec<StepSeries>, QueryError> {
+    let node = arg(args, 0)?;
+    let Expr::Text(label) = &arg(args, 1)?.expr else { return Ok(Vec::new()) };
+    let vector = evaluator.eval_vector(node, grid)?;
+    let mut result: Vec<StepSeries> = Vec::new();
+    for q_node in args.iter().skip(2) {
+        let q = checked_quantiles(evaluator, q_node, grid)?;
+        let mut distinct: Vec<u64> = q.iter().map(|q| q.to_bits()).collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        for bits in distinct {
+            let text = classic_le(f64::from_bits(bits));
+            for mut series in of_quantile(evaluator, &q, &vector, node.span, grid)? {
+                for (value, q) in series.values.iter_mut().zip(&q) {
+                    *value = value.take().filter(|_| q.to_bits() == bits);
+                }
+                series.labels = series.labels.with(label, &text);
+                result.push(series);
+            }
+            evaluator.check_room(result.len().saturating_mul(grid.steps))?;
+        }
     }
+    merge_same_labels(result)
+}
+
+/// The quantiles asked for at each step, with a warning of those that are none.
+fn checked_quantiles(evaluator: &Evaluator<'_>, node: &Node, grid: &Grid) -> Result<Vec<f64>, QueryError> {
+    let q = evaluator.eval_scalar(node, grid)?;
+    for q in q.iter().filter(|q| !(0.0..=1.0).contains(*q)) {
+        evaluator.notes.invalid_quantile(node.span, *q);
+    }
+    Ok(q)
+}
+
+fn of_quantile(
+    evaluator: &Evaluator<'_>,
+    q: &[f64],
+    vector: &[StepSeries],
+    span: Span,
+    grid: &Grid,
+) -> Result<Vec<StepSeries>, QueryError> {
     let at = |step: usize| q.get(step).copied().unwrap_or(f64::NAN);
     let of_buckets = |step: usize, buckets: Vec<ClassicBucket>| {
         let (value, is_forced) = quantile::of_buckets(at(step), buckets);
         if is_forced {
             // Prometheus has taken the name away by then.
-            evaluator.notes.forced_monotonicity(node.span, "");
+            evaluator.notes.forced_monotonicity(span, "");
         }
         value
     };
-    each(evaluator, node, grid, &|step, h| h.quantile(at(step)), &of_buckets)
+    each(evaluator, vector, span, grid, &|step, h| h.quantile(at(step)), &of_buckets)
 }
 
 /// `histogram_fraction(lower, upper, v)`.
@@ -38,19 +81,21 @@ pub(super) fn fraction(evaluator: &Evaluator<'_>, args: &[Node], grid: &Grid) ->
     let at = |step: usize, bound: &[f64]| bound.get(step).copied().unwrap_or(f64::NAN);
     let native = |step, h: &ExponentialHistogram| fraction_of(at(step, &lower), at(step, &upper), h);
     let classic = |step, buckets| quantile::fraction_of_buckets(at(step, &lower), at(step, &upper), buckets);
-    each(evaluator, arg(args, 2)?, grid, &native, &classic)
+    let node = arg(args, 2)?;
+    let vector = evaluator.eval_vector(node, grid)?;
+    each(evaluator, &vector, node.span, grid, &native, &classic)
 }
 
 /// One value for each histogram of a vector at each step: those that are native, and those that classic buckets make up.
 fn each(
     evaluator: &Evaluator<'_>,
-    node: &Node,
+    vector: &[StepSeries],
+    span: Span,
     grid: &Grid,
     native: &dyn Fn(usize, &ExponentialHistogram) -> f64,
     classic: &dyn Fn(usize, Vec<ClassicBucket>) -> f64,
 ) -> Result<Vec<StepSeries>, QueryError> {
-    let vector = evaluator.eval_vector(node, grid)?;
-    let ladders = ladders(evaluator, &vector, node.span);
+    let ladders = ladders(evaluator, vector, span);
     let buckets_at = |buckets: &[(f64, &StepSeries)], step: usize| -> Vec<ClassicBucket> {
         let bucket = |(upper, series): &(f64, &StepSeries)| {
             Some(ClassicBucket { upper: *upper, count: series.at(step)?.as_float()? })
@@ -58,7 +103,7 @@ fn each(
         buckets.iter().filter_map(bucket).collect()
     };
     let mut result = Vec::new();
-    for series in &vector {
+    for series in vector {
         let twin = ladders.get(&series.labels);
         let mut values = vec![None; grid.steps];
         for (step, slot) in values.iter_mut().enumerate() {
@@ -66,7 +111,7 @@ fn each(
             let Some(h) = series.at(step).and_then(Value::as_histogram) else { continue };
             // Where both forms of one histogram meet, neither is evaluated.
             if twin.is_some_and(|twin| !buckets_at(twin, step).is_empty()) {
-                evaluator.notes.mixed_classic_native(node.span, series.labels.name());
+                evaluator.notes.mixed_classic_native(span, series.labels.name());
             } else {
                 *slot = Some(Value::Float(native(step, h)));
             }

@@ -5,7 +5,7 @@ use hashbrown::{HashMap, HashSet};
 use super::QueryError;
 use super::eval::{Evaluator, Grid};
 use super::functions::arg;
-use super::node::{Expr, Node, Selector, TimeShift};
+use super::node::{Expr, Node, Reach, Selector, TimeShift};
 use super::value::{StepSeries, merge_same_labels};
 use crate::model::{Labels, METRIC_NAME, Value};
 use crate::store::Matcher;
@@ -31,7 +31,7 @@ pub(super) fn eval(evaluator: &Evaluator<'_>, args: &[Node], grid: &Grid) -> Res
         names.iter().any(|name| name.matches(labels)) || by_default()
     };
     // At the time of the step, whatever the shift of the first argument.
-    let selector = Selector { name: None, matchers, shift: TimeShift::default() };
+    let selector = Selector { name: None, matchers, shift: TimeShift::default(), reach: Reach::default() };
     let infos = evaluator.instant_vector(&selector, grid, false)?;
     let times = evaluator.instant_vector(&selector, grid, true)?;
 

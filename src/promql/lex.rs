@@ -49,7 +49,8 @@ pub(super) const AGGREGATIONS: [&str; 14] = [
 ];
 const WORD_OPERATORS: [&str; 4] = ["and", "or", "unless", "atan2"];
 const KEYWORDS: [&str; 8] = ["offset", "by", "without", "on", "ignoring", "group_left", "group_right", "bool"];
-const PREPROCESSORS: [&str; 2] = ["start", "end"];
+/// `start()` and `end()`.
+pub(super) const PREPROCESSORS: [&str; 2] = ["start", "end"];
 const SYMBOL_OPERATORS: [&str; 15] = ["+", "-", "*", "/", "%", "^", "==", "!=", "<", "<=", ">", ">=", "=~", "!~", "@"];
 
 impl Token {
@@ -322,6 +323,19 @@ impl Lexer<'_> {
             }
             return self.number_or_duration();
         }
+        if c.is_ascii_alphabetic() {
+            while self.peek().is_some_and(is_word) {
+                self.next();
+            }
+            if !["step", "range", "min_of", "max_of"].contains(&self.text().to_ascii_lowercase().as_str()) {
+                return Err(format!("unexpected character in duration expression: {}", rune(Some(c))));
+            }
+            if let Some(bracket) = &mut self.bracket {
+                bracket.duration = true;
+            }
+            self.emit(Kind::Identifier);
+            return Ok(());
+        }
         self.next();
         match c {
             ']' => self.bracket = None,
@@ -337,7 +351,7 @@ impl Lexer<'_> {
             '(' => self.parens += 1,
             ')' if self.parens == 0 => return self.after(&format!("unexpected right parenthesis {}", rune(Some(c)))),
             ')' => self.parens -= 1,
-            '+' | '-' | '*' | '/' | '%' | '^' => {}
+            '+' | '-' | '*' | '/' | '%' | '^' | ',' => {}
             '[' => return Err(format!("unexpected left bracket {}", rune(Some(c)))),
             _ => return Err(format!("unexpected character in duration expression: {}", rune(Some(c)))),
         }

@@ -10,7 +10,7 @@
 //! | text → checked nodes, hostile text refused | `lex`, `parse`, `node`, `regex` |
 //! | matchers → series; classic names of histograms | `select` |
 //! | selectors, subqueries, the budget of samples and time | `eval` |
-//! | `x[5m]` → one value per step | `range`, `rate` |
+//! | `x[5m]` → one value per step | `range`, `rate`, `extended` |
 //! | operators, aggregations | `binary`, `aggregate` |
 //! | functions | `functions`, `histograms`, `quantile`, `relabel`, `calendar`, `info` |
 //! | warnings and infos | `annotations` |
@@ -26,6 +26,7 @@ mod binary;
 mod calendar;
 mod error;
 mod eval;
+mod extended;
 mod functions;
 mod histograms;
 mod info;
@@ -54,7 +55,7 @@ pub use value::{InstantSample, QueryValue, RangeSeries};
 
 use self::eval::{Evaluator, Grid};
 use self::node::{Expr, Kind};
-use self::parse::TIME_MAX_MS;
+use self::parse::{QueryTimes, TIME_MAX_MS};
 use self::value::{Operand, StepSeries};
 use crate::model::{Labels, Ladder, Sample, Value};
 use crate::store::{Matcher, Select, Selection};
@@ -128,7 +129,8 @@ impl Engine {
 
     /// As [`Engine::instant`], with annotations, and a timeout of its own, at most that of the limits.
     pub fn instant_within(&self, expression: &str, time_ms: i64, timeout: Duration) -> Result<Answer, QueryError> {
-        let node = parse::parse(expression)?;
+        let times = QueryTimes { start_ms: time_ms, end_ms: time_ms, step_ms: 0 };
+        let node = parse::parse(expression, times)?;
         let grid = Grid::new(time_ms, time_ms, 1)?;
         let evaluator = self.evaluator(&grid, timeout, expression);
         let at_time = |value| Sample { timestamp_ms: time_ms, value };
@@ -170,7 +172,7 @@ impl Engine {
         step_ms: i64,
         timeout: Duration,
     ) -> Result<Answer, QueryError> {
-        let node = parse::parse(expression)?;
+        let node = parse::parse(expression, QueryTimes { start_ms, end_ms, step_ms })?;
         if !matches!(node.kind(), Kind::Scalar | Kind::Vector) {
             return Err(QueryError::BadData(format!(
                 "invalid expression type \"{}\" for range query, must be Scalar or instant Vector",
@@ -202,7 +204,7 @@ impl Engine {
     pub fn series(&self, selectors: &[String], start_ms: i64, end_ms: i64) -> Result<Vec<Labels>, QueryError> {
         let mut wanted: Vec<Vec<Matcher>> = Vec::new();
         for selector in selectors {
-            match parse::parse(selector)?.expr {
+            match parse::parse(selector, QueryTimes::default())?.expr {
                 Expr::Select(selector) => wanted.push(selector.matchers),
                 _ => return Err(QueryError::BadData(format!("expected a series selector, got {selector}"))),
             }
@@ -215,7 +217,7 @@ impl Engine {
         let mut found = Vec::new();
         for matchers in wanted {
             let selection =
-                Selection { matchers, start_ms, end_ms, repeats: false, without_buckets: false, samples_max };
+                Selection { matchers, start_ms, end_ms, repeats: false, part: crate::store::Part::Whole, samples_max };
             found.extend(select::labels(&*self.select, &self.ladder, &selection)?);
         }
         found.sort();

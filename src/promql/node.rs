@@ -80,6 +80,29 @@ pub(super) struct Selector {
     pub(super) name: Option<String>,
     pub(super) matchers: Vec<Matcher>,
     pub(super) shift: TimeShift,
+    pub(super) reach: Reach,
+}
+
+/// Which samples beside those in a window a selector takes into account.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// None.
+    #[default]
+    Within,
+    /// `anchored`: the last one before the window stands at its start.
+    Anchored,
+    /// `smoothed`: the ones before and after, with a line through what is between.
+    Smoothed,
+}
+
+impl Reach {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Within => "no",
+            Self::Anchored => "anchored",
+            Self::Smoothed => "smoothed",
+        }
+    }
 }
 
 /// An expression evaluated on a grid of its own.

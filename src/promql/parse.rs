@@ -5,10 +5,10 @@
 
 use super::QueryError;
 use super::functions::Signature;
-use super::lex::{AGGREGATIONS, Kind as TokenKind, Token, go_quote, lex};
+use super::lex::{AGGREGATIONS, Kind as TokenKind, PREPROCESSORS, Token, go_quote, lex};
 use super::node::{
-    Aggregate, AggregateOp, At, Binary, BinaryOp, Cardinality, Expr, Grouping, Kind, Node, Selector, Span, Subquery,
-    TimeShift,
+    Aggregate, AggregateOp, At, Binary, BinaryOp, Cardinality, Expr, Grouping, Kind, Node, Reach, Selector, Span,
+    Subquery, TimeShift,
 };
 use super::regex::anchored;
 use crate::model::{Labels, METRIC_NAME};
@@ -25,8 +25,31 @@ const REGEXES_MAX: usize = 128;
 /// The largest time or duration in milliseconds (142,000 years): sums of a few of them cannot overflow.
 pub(super) const TIME_MAX_MS: i64 = 1 << 52;
 
+/// The times of a query: what `start()`, `end()`, `range()` and `step()` say. An instant query has no step.
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(clippy::struct_field_names)] // the unit
+pub(super) struct QueryTimes {
+    pub(super) start_ms: i64,
+    pub(super) end_ms: i64,
+    pub(super) step_ms: i64,
+}
+
+impl QueryTimes {
+    /// The value of such a word, in seconds.
+    fn seconds(&self, word: &str) -> Option<f64> {
+        let ms = match word.to_ascii_lowercase().as_str() {
+            "start" => self.start_ms,
+            "end" => self.end_ms,
+            "range" => self.end_ms.checked_sub(self.start_ms)?,
+            "step" => self.step_ms,
+            _ => return None,
+        };
+        Some(ms as f64 / 1000.0)
+    }
+}
+
 /// Parses and checks an expression.
-pub(super) fn parse(expression: &str) -> Result<Node, QueryError> {
+pub(super) fn parse(expression: &str, times: QueryTimes) -> Result<Node, QueryError> {
     if expression.len() > EXPRESSION_BYTES_MAX {
         let got = expression.len();
         return Err(QueryError::BadData(format!(
@@ -36,7 +59,7 @@ pub(super) fn parse(expression: &str) -> Result<Node, QueryError> {
     let tokens = lex(expression);
     let whole = |tokens: Vec<Token>| {
         refuse_hostile(&tokens)?;
-        let mut parser = Parser { tokens, at: 0 };
+        let mut parser = Parser { tokens, at: 0, times };
         let node = parser.whole()?;
         check(&node, expression)?;
         Ok(node.without_brackets())
@@ -134,6 +157,7 @@ const ANYWHERE: Place = Place("", "");
 struct Parser {
     tokens: Vec<Token>,
     at: usize,
+    times: QueryTimes,
 }
 
 impl Parser {
@@ -303,11 +327,33 @@ impl Parser {
                 if shift.at.replace(at).is_some() {
                     return error(node.span, "@ <timestamp> may not be set multiple times");
                 }
+            } else if let Some(reach) = self.reach() {
+                let (Expr::Select(selector) | Expr::Window { selector, .. }) = &mut node.expr else {
+                    return error(node.span, format!("{} modifier is only for selectors", reach.name()));
+                };
+                if std::mem::replace(&mut selector.reach, reach) != Reach::default() {
+                    return error(node.span, "anchored and smoothed modifiers cannot be used together");
+                }
             } else {
                 return Ok(node);
             }
             node.span.end = self.end();
         }
+    }
+
+    /// `anchored` or `smoothed`.
+    fn reach(&mut self) -> Option<Reach> {
+        let token = self.peek();
+        let reach = match token.text.to_ascii_lowercase().as_str() {
+            "anchored" => Reach::Anchored,
+            "smoothed" => Reach::Smoothed,
+            _ => return None,
+        };
+        if token.kind != TokenKind::Identifier {
+            return None;
+        }
+        self.next();
+        Some(reach)
     }
 
     /// `[5m]`, `[5m:]` or `[5m:1m]`, the first bracket of which was taken.
@@ -355,13 +401,7 @@ impl Parser {
         }
         let token = self.peek();
         // `x offset -2^2` is `(x offset -2)^2`: without brackets a number ends the offset.
-        let seconds = if self.take("(").is_some() {
-            let seconds = self.duration(0, place)?;
-            self.expect(")", place)?;
-            seconds
-        } else {
-            self.number(place)?
-        };
+        let seconds = self.duration_operand(place)?;
         milliseconds(seconds * sign, token.span)
     }
 
@@ -381,12 +421,8 @@ impl Parser {
             -self.duration(BinaryOp::Power.precedence(), place)?
         } else if self.take("+").is_some() {
             self.duration(BinaryOp::Power.precedence(), place)?
-        } else if self.take("(").is_some() {
-            let value = self.duration(0, place)?;
-            self.expect(")", place)?;
-            value
         } else {
-            self.number(place)?
+            self.duration_operand(place)?
         };
         while let Some(op) = operator(&self.peek()).filter(|op| op.precedence() >= precedence.max(4)) {
             let symbol = self.next();
@@ -405,6 +441,37 @@ impl Parser {
             };
         }
         Ok(value)
+    }
+
+    /// A number, a duration, one in brackets, `step()`, `range()`, `min_of(a, b)` or `max_of(a, b)`, in seconds.
+    fn duration_operand(&mut self, place: Place) -> Parsed<f64> {
+        if self.take("(").is_some() {
+            let value = self.duration(0, place)?;
+            self.expect(")", place)?;
+            return Ok(value);
+        }
+        let token = self.peek();
+        if token.kind != TokenKind::Identifier {
+            return self.number(place);
+        }
+        if let Some(seconds) = self.times.seconds(&token.text) {
+            self.next();
+            self.expect("(", place)?;
+            self.expect(")", place)?;
+            return Ok(seconds);
+        }
+        let of_two = match token.text.to_ascii_lowercase().as_str() {
+            "min_of" => f64::min,
+            "max_of" => f64::max,
+            _ => return self.unexpected(place),
+        };
+        self.next();
+        self.expect("(", place)?;
+        let first = self.duration(0, place)?;
+        self.expect(",", place)?;
+        let second = self.duration(0, place)?;
+        self.expect(")", place)?;
+        Ok(of_two(first, second))
     }
 
     /// A number or a duration in seconds.
@@ -477,6 +544,11 @@ impl Parser {
                     Expr::Select(self.selector(Some(token.text))?)
                 }
             }
+            TokenKind::Keyword if PREPROCESSORS.contains(&token.text.as_str()) && self.is_call() => {
+                self.next();
+                let _ = self.arguments(place)?;
+                Expr::Number(self.times.seconds(&token.text).unwrap_or(f64::NAN))
+            }
             TokenKind::Keyword if AGGREGATIONS.contains(&token.text.as_str()) && !self.is_name_alone() => {
                 self.next();
                 self.aggregate(&token)?
@@ -490,6 +562,11 @@ impl Parser {
         Ok(Node { expr, span: self.since(start) })
     }
 
+    /// Whether the token after the next one is `(`.
+    fn is_call(&self) -> bool {
+        self.tokens.get(self.at + 1).is_some_and(|after| after.is("("))
+    }
+
     /// Whether the next token, an aggregation, is a metric's name: nothing of an aggregation follows.
     fn is_name_alone(&self) -> bool {
         self.tokens.get(self.at + 1).is_none_or(|after| !["(", "by", "without"].iter().any(|text| after.is(text)))
@@ -498,7 +575,7 @@ impl Parser {
     fn selector(&mut self, name: Option<String>) -> Parsed<Selector> {
         let mut matchers = if self.is_next("{") { self.matchers()? } else { Vec::new() };
         matchers.extend(name.as_deref().map(Matcher::metric));
-        Ok(Selector { name, matchers, shift: TimeShift::default() })
+        Ok(Selector { name, matchers, shift: TimeShift::default(), reach: Reach::default() })
     }
 
     fn matchers(&mut self) -> Parsed<Vec<Matcher>> {
@@ -581,6 +658,9 @@ impl Parser {
 
     fn call(&mut self, name: &Token, place: Place) -> Parsed<Expr> {
         let args = self.arguments(place)?;
+        if let Some(seconds) = self.times.seconds(&name.text).filter(|_| args.is_empty()) {
+            return Ok(Expr::Number(seconds));
+        }
         let Some(function) = Signature::named(&name.text) else {
             return error(name.span, format!("unknown function with name {}", go_quote(&name.text)));
         };
@@ -879,7 +959,7 @@ mod tests {
     use super::*;
 
     fn error(expression: &str) -> String {
-        parse(expression).expect_err(expression).to_string()
+        parse(expression, QueryTimes::default()).expect_err(expression).to_string()
     }
 
     /// Each as Prometheus 3.5 words it.
@@ -964,10 +1044,12 @@ mod tests {
             "-foo^2",
             "foo{a=~\"b{x}\"}",
             "foo @ end()[5m]",
+            "rate(foo[step() + 1] offset -min_of(range(), 1h)) + start() - end() + step() + range() + max_of(1, time())",
+            "rate(foo[5m] anchored) + rate(foo[5m] smoothed offset 1m) + foo smoothed",
             "label_join(foo, \"a\", \"-\")",
             "info(foo, {a=~\".*\"})",
         ] {
-            if let Err(error) = parse(right) {
+            if let Err(error) = parse(right, QueryTimes { start_ms: 1000, end_ms: 61_000, step_ms: 2000 }) {
                 panic!("{right}: {error}");
             }
         }
@@ -998,8 +1080,8 @@ mod tests {
         assert!(error(&format!("a{}", " or a".repeat(1000))).contains("too many operators"));
         assert!(error(&format!("x{}", "[1m:1m]".repeat(9000))).contains("got matrix instead"));
         assert!(error(&format!("x{}", " offset 1m".repeat(6000))).contains("multiple times"));
-        assert!(parse(&format!("a{}", " or a".repeat(120))).is_ok());
-        assert!(parse(&format!("a{{b=~\"{}\"}}", "(+".repeat(60))).is_err());
+        assert!(parse(&format!("a{}", " or a".repeat(120)), QueryTimes::default()).is_ok());
+        error(&format!("a{{b=~\"{}\"}}", "(+".repeat(60)));
     }
 
     #[test]
@@ -1022,7 +1104,7 @@ mod tests {
     proptest! {
         #[test]
         fn property_test_no_text_panics(text in "\\PC{0,80}") {
-            let _ = parse(&text);
+            let _ = parse(&text, QueryTimes::default());
             let _ = parse_duration_ms(&text);
         }
     }

@@ -2,9 +2,9 @@
 
 use super::eval::{Evaluator, Grid, Windows, repeat_single};
 use super::functions::gives_gauges;
-use super::node::{Node, Span};
+use super::node::{Expr, Node, Reach, Span};
 use super::value::{StepSeries, histogram, weight};
-use super::{QueryError, aggregate, quantile, rate};
+use super::{QueryError, aggregate, extended, quantile, rate};
 use crate::model::{ExponentialHistogram, Sample, Value};
 
 /// A function from the samples of one window to one value.
@@ -58,8 +58,8 @@ pub(super) struct Window<'a> {
     /// … and closed here.
     pub(super) end_ms: i64,
     /// The time of the step, which `offset` and `@` do not move.
-    now_ms: i64,
-    params: [f64; 2],
+    pub(super) now_ms: i64,
+    pub(super) params: [f64; 2],
 }
 
 /// What there is to say about the windows of one series.
@@ -123,10 +123,7 @@ impl WindowFunction {
             Self::Sum if window.is_all_floats() => Some(Value::Float(sum(window.floats()))),
             Self::Avg if window.is_all_floats() => float(Mean::of(window.floats())),
             Self::Sum => aggregate::sum_histograms(window.histograms()).map(histogram),
-            Self::Avg => {
-                let count = samples.len() as f64;
-                aggregate::sum_histograms(window.histograms()).map(|sum| histogram(sum.divided(count)))
-            }
+            Self::Avg => aggregate::mean_of_histograms(window.histograms()).map(histogram),
             Self::Min => float(window.floats().reduce(|a, b| if b < a || a.is_nan() { b } else { a })),
             Self::Max => float(window.floats().reduce(|a, b| if b > a || a.is_nan() { b } else { a })),
             Self::StdVar => float(variance(window.floats())),
@@ -242,6 +239,9 @@ impl<'a> Window<'a> {
 pub(super) fn eval(evaluator: &Evaluator<'_>, call: &Call<'_>, grid: &Grid) -> Result<Vec<StepSeries>, QueryError> {
     let (mut vector, mut size) = (Vec::new(), 0usize);
     let function = call.function;
+    if let Expr::Window { selector, .. } = &call.arg.expr {
+        extended::check(selector.reach, function)?;
+    }
     let are_gauges = gives_gauges(call.arg);
     evaluator.windows(call.arg, grid, function.needs_repeats(), &mut |windows, series| {
         evaluator.check_room(size.saturating_add(grid.steps))?;
@@ -282,8 +282,9 @@ fn slide(
             // Nearly always only a few steps away; the first window may begin far in.
             at + later.iter().take_while(|s| s.timestamp_ms <= until_ms).count()
         };
-        from = skip(from, start_ms);
-        to = skip(to.max(from), end_ms);
+        let (before_ms, after_ms) = windows.margins();
+        from = skip(from, start_ms - before_ms);
+        to = skip(to.max(from), end_ms + after_ms);
         let inside = samples.get(from..to).unwrap_or_default();
         if inside.is_empty() {
             values.push(None);
@@ -292,7 +293,10 @@ fn slide(
         let param = |at: usize| call.params.get(at).and_then(|p| p.get(step)).copied().unwrap_or(f64::NAN);
         let params = [param(0), param(1)];
         let window = Window { samples: inside, start_ms, end_ms, now_ms: grid.time(step), params };
-        let value = call.function.apply(window, &mut notes)?;
+        let value = match windows.reach {
+            Reach::Within => call.function.apply(window, &mut notes)?,
+            reach => extended::apply(call.function, window, reach)?,
+        };
         held = held.saturating_add(value.as_ref().map_or(1, weight));
         evaluator.check_room(held)?;
         values.push(value);

@@ -5,16 +5,10 @@
 //! ordinary float series.
 
 use crate::model::{AtMost, ExponentialHistogram, Labels, Ladder, METRIC_NAME, Sample, Value};
-use crate::store::{MatchOp, Matcher, Select, SelectedSeries, Selection, StoreError};
+use crate::store::{MatchOp, Matcher, Part, Select, SelectedSeries, Selection, StoreError};
 
-/// A part of a histogram that has a classic name.
-#[derive(Debug, Clone, Copy)]
-enum Part {
-    Count,
-    Sum,
-    Buckets,
-}
-
+/// The classic names of a histogram's parts; all of it is needed for the buckets.
+const PARTS: [(&str, Part); 3] = [("_count", Part::Count), ("_sum", Part::Sum), ("_bucket", Part::Whole)];
 /// The label of a classic bucket's upper bound.
 const LE: &str = "le";
 
@@ -57,9 +51,7 @@ fn classic_part(matchers: &[Matcher]) -> Option<(&str, Part)> {
         MatchOp::Equal(name) if matcher.name == METRIC_NAME => Some(name.as_str()),
         _ => None,
     })?;
-    let (base, part) = [("_count", Part::Count), ("_sum", Part::Sum), ("_bucket", Part::Buckets)]
-        .into_iter()
-        .find_map(|(suffix, part)| Some((name.strip_suffix(suffix)?, part)))?;
+    let (base, part) = PARTS.into_iter().find_map(|(suffix, part)| Some((name.strip_suffix(suffix)?, part)))?;
     (!base.is_empty()).then_some((base, part))
 }
 
@@ -75,70 +67,52 @@ fn for_each_derived(
     let of_base = |m: &&Matcher| m.name != METRIC_NAME && m.name != LE;
     let mut matchers: Vec<Matcher> = selection.matchers.iter().filter(of_base).cloned().collect();
     matchers.push(Matcher::metric(base));
-    let samples_max = selection.samples_max;
-    let without_buckets = !matches!(part, Part::Buckets);
-    source.for_each(&Selection { matchers, without_buckets, ..*selection }, &mut |series| {
-        // Float samples of the base are not of a histogram, but its end is its parts' end.
-        let of_histogram = |s: &Sample| s.value.as_histogram().is_some() || s.value.is_stale();
-        if !series.samples.iter().any(|s| s.value.as_histogram().is_some()) {
-            return Ok(());
+    source.for_each(&Selection { matchers, part, ..*selection }, &mut |series| {
+        let Some((suffix, _)) = PARTS.into_iter().find(|(_, named)| *named == part) else { return Ok(()) };
+        let labels = series.labels.with(METRIC_NAME, &format!("{base}{suffix}"));
+        if part == Part::Whole {
+            return for_each_bucket(ladder, selection, &labels, &series.samples, visit);
         }
-        let mut wanted = parts(&series.labels, ladder, base, part);
-        wanted.retain(|(labels, _)| selection.matchers.iter().all(|m| m.matches(labels)));
-        if series.samples.len().saturating_mul(wanted.len()) > samples_max {
-            return Err(StoreError::TooManySamples(samples_max));
-        }
-        let reads: Vec<Read> = wanted.iter().map(|(_, read)| *read).collect();
-        let mut columns: Vec<Vec<Sample>> = vec![Vec::with_capacity(series.samples.len()); wanted.len()];
-        for sample in series.samples.iter().filter(|s| of_histogram(s)) {
-            let values = match sample.value.as_histogram() {
-                Some(h) => read_all(h, &reads).into_iter().map(Value::Float).collect(),
-                None => vec![Value::stale(); reads.len()],
-            };
-            for (column, value) in columns.iter_mut().zip(values) {
-                column.push(Sample { timestamp_ms: sample.timestamp_ms, value });
-            }
-        }
-        wanted
-            .into_iter()
-            .zip(columns)
-            .filter(|(_, samples)| !samples.is_empty())
-            .try_for_each(|((labels, _), samples)| visit(SelectedSeries { labels, samples }))
+        let is_wanted = selection.matchers.iter().all(|matcher| matcher.matches(&labels));
+        if is_wanted { visit(SelectedSeries { labels, samples: series.samples }) } else { Ok(()) }
     })
 }
 
-/// How one derived series reads a histogram.
-#[derive(Debug, Clone, Copy)]
-enum Read {
-    Count,
-    Sum,
-    AtMost(f64),
-}
-
-/// What each of `reads` sees in a histogram, bounds in ascending order: one pass over the buckets for all of them.
-fn read_all(h: &ExponentialHistogram, reads: &[Read]) -> Vec<f64> {
-    let needs_buckets = reads.iter().any(|read| matches!(read, Read::AtMost(_)));
-    let mut buckets = needs_buckets.then(|| AtMost::new(h));
-    let mut read = |read: &Read| match *read {
-        Read::Count => h.count(),
-        Read::Sum => h.sum(),
-        Read::AtMost(bound) => buckets.as_mut().map_or(0.0, |buckets| buckets.count(bound)),
-    };
-    reads.iter().map(&mut read).collect()
-}
-
-/// The series that one histogram series stands for.
-fn parts(labels: &Labels, ladder: &Ladder, base: &str, part: Part) -> Vec<(Labels, Read)> {
-    match part {
-        Part::Count => vec![(labels.with(METRIC_NAME, &format!("{base}_count")), Read::Count)],
-        Part::Sum => vec![(labels.with(METRIC_NAME, &format!("{base}_sum")), Read::Sum)],
-        Part::Buckets => {
-            let named = labels.with(METRIC_NAME, &format!("{base}_bucket"));
-            let bound = |(bound, le): (f64, &str)| {
-                let read = if bound.is_infinite() { Read::Count } else { Read::AtMost(bound) };
-                (named.with(LE, le), read)
-            };
-            ladder.bounds().map(bound).collect()
+/// Visits the wanted buckets of a histogram, in the order of their bounds.
+fn for_each_bucket(
+    ladder: &Ladder,
+    selection: &Selection,
+    labels: &Labels,
+    samples: &[Sample],
+    visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    if !samples.iter().any(|s| s.value.as_histogram().is_some()) {
+        return Ok(());
+    }
+    let bounds = ladder.bounds().map(|(bound, le)| (bound, labels.with(LE, le)));
+    let (bounds, names): (Vec<f64>, Vec<Labels>) =
+        bounds.filter(|(_, labels)| selection.matchers.iter().all(|m| m.matches(labels))).unzip();
+    if samples.len().saturating_mul(bounds.len()) > selection.samples_max {
+        return Err(StoreError::TooManySamples(selection.samples_max));
+    }
+    let mut columns: Vec<Vec<Sample>> = vec![Vec::with_capacity(samples.len()); bounds.len()];
+    for sample in samples {
+        // Float samples of the base are not of a histogram, but its end is its buckets' end.
+        let values = match &sample.value {
+            Value::Histogram(h) => counts(h, &bounds).into_iter().map(Value::Float).collect(),
+            other if other.is_stale() => vec![Value::stale(); bounds.len()],
+            Value::Float(_) => continue,
+        };
+        for (column, value) in columns.iter_mut().zip(values) {
+            column.push(Sample { timestamp_ms: sample.timestamp_ms, value });
         }
     }
+    let series = names.into_iter().zip(columns).filter(|(_, samples)| !samples.is_empty());
+    series.into_iter().try_for_each(|(labels, samples)| visit(SelectedSeries { labels, samples }))
+}
+
+/// How many values of a histogram are at or below each of these bounds, which ascend: one pass over the buckets for all of them.
+fn counts(h: &ExponentialHistogram, bounds: &[f64]) -> Vec<f64> {
+    let mut buckets = AtMost::new(h);
+    bounds.iter().map(|bound| if bound.is_infinite() { h.count() } else { buckets.count(*bound) }).collect()
 }

@@ -41,7 +41,7 @@ impl Select for Memory {
     ) -> Result<(), StoreError> {
         let within = |s: &&Sample| (selection.start_ms..=selection.end_ms).contains(&s.timestamp_ms);
         for series in self.0.iter().filter(|s| selection.matchers.iter().all(|m| m.matches(&s.labels))) {
-            let samples: Vec<Sample> = series.samples.iter().filter(within).cloned().collect();
+            let samples: Vec<Sample> = selection.part.of_all(series.samples.iter().filter(within).cloned().collect());
             if samples.len() > selection.samples_max {
                 return Err(StoreError::TooManySamples(selection.samples_max));
             }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::Part;
 use super::codec::{is_whole, put_number, put_varint, take, take_number, take_varint, unzigzag, zigzag};
 use super::columns::{
     BitReader, BitWriter, best_k, put_column, put_counted, put_floats, take_column, take_counted, take_floats,
@@ -50,22 +51,14 @@ pub(super) fn seal_written(samples: &[Sample]) -> (Vec<u8>, Summary) {
     (columns, summary)
 }
 
-/// The samples of a chunk in the order of time, histograms with or without their buckets; `None` if these are not the bytes of
-/// a chunk.
-pub(super) fn read(content: &[u8], ticks: &[i64], without_buckets: bool) -> Option<Vec<Sample>> {
+/// The samples of a chunk in the order of time, with the part of histograms that is wanted; `None` if these are not the bytes of a chunk.
+pub(super) fn read(content: &[u8], ticks: &[i64], part: Part) -> Option<Vec<Sample>> {
     let (form, mut rest) = content.split_first()?;
-    let mut samples = match *form {
-        STREAM => {
-            let read = if without_buckets { stream::read_without_buckets } else { stream::read };
-            read(rest, ticks)?.into_iter().map(|(_, sample)| sample).collect()
-        }
-        FLOATS | HISTOGRAMS => take_columns(&mut rest, *form, ticks, without_buckets).filter(|_| rest.is_empty())?,
-        _ => return None,
-    };
-    if !samples.is_sorted_by(|a, b| a.timestamp_ms < b.timestamp_ms) {
-        samples.sort_by_key(|sample| sample.timestamp_ms); // stable: of equal times the first stays first
-        samples.dedup_by_key(|sample| sample.timestamp_ms);
+    if *form == STREAM {
+        return stream::read_part(rest, ticks, part);
     }
+    let mut samples = take_columns(&mut rest, *form, ticks, part).filter(|_| rest.is_empty())?;
+    stream::in_order(&mut samples);
     Some(samples)
 }
 
@@ -109,7 +102,7 @@ fn put_columns(samples: &[(At, Sample)]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-fn take_columns(rest: &mut &[u8], form: u8, ticks: &[i64], without_buckets: bool) -> Option<Vec<Sample>> {
+fn take_columns(rest: &mut &[u8], form: u8, ticks: &[i64], part: Part) -> Option<Vec<Sample>> {
     let count = usize::try_from(take_varint(rest)?).ok().filter(|count| *count <= SAMPLES_MAX)?;
     let [by] = take::<1>(rest)?;
     let mut times = take_column(rest, count)?;
@@ -124,10 +117,18 @@ fn take_columns(rest: &mut &[u8], form: u8, ticks: &[i64], without_buckets: bool
     }
     let stale = take_counted(rest, count)?;
     let live = count - stale.len();
-    let mut values: Box<dyn Iterator<Item = Value>> = if form == FLOATS {
-        Box::new(take_floats(rest, live)?.into_iter().map(Value::Float))
-    } else {
-        Box::new(take_histograms(rest, live, without_buckets)?.into_iter().map(|h| Value::Histogram(Arc::new(h))))
+    let mut values: Box<dyn Iterator<Item = Value>> = match form {
+        FLOATS if part == Part::Whole => Box::new(take_floats(rest, live)?.into_iter().map(Value::Float)),
+        HISTOGRAMS if part == Part::Whole => {
+            Box::new(take_histograms(rest, live)?.into_iter().map(|h| Value::Histogram(Arc::new(h))))
+        }
+        HISTOGRAMS => Box::new(take_part(rest, live, part)?.into_iter().map(Value::Float)),
+        FLOATS => {
+            // None of these has a part.
+            *rest = &[];
+            return Some(Vec::new());
+        }
+        _ => return None,
     };
     let mut stale = stale.into_iter().peekable();
     let mut samples = Vec::with_capacity(count);
@@ -209,15 +210,10 @@ fn put_histograms(out: &mut Vec<u8>, histograms: &[&ExponentialHistogram]) {
     bits.finish(out);
 }
 
-fn take_histograms(rest: &mut &[u8], count: usize, without_buckets: bool) -> Option<Vec<ExponentialHistogram>> {
+fn take_histograms(rest: &mut &[u8], count: usize) -> Option<Vec<ExponentialHistogram>> {
     let schema = i8::from_le_bytes(take(rest)?);
     let sums = take_floats(rest, count)?;
     let totals = take_column(rest, count)?;
-    if without_buckets {
-        *rest = &[];
-        let bare = totals.into_iter().zip(sums).map(|(total, sum)| ExponentialHistogram::bare(total as f64, sum));
-        return Some(bare.collect());
-    }
     let zero_counts = take_column(rest, count)?;
     let negative = take_indexes(rest)?;
     let positive = take_indexes(rest)?;
@@ -252,6 +248,19 @@ fn take_histograms(rest: &mut &[u8], count: usize, without_buckets: bool) -> Opt
         )?);
     }
     Some(histograms)
+}
+
+/// The sums or the counts of histograms; the rest is passed over.
+fn take_part(rest: &mut &[u8], count: usize, part: Part) -> Option<Vec<f64>> {
+    take::<1>(rest)?;
+    let sums = take_floats(rest, count)?;
+    let numbers = if part == Part::Sum {
+        sums
+    } else {
+        take_column(rest, count)?.into_iter().map(|total| total as f64).collect()
+    };
+    *rest = &[];
+    Some(numbers)
 }
 
 /// Indexes of buckets: ascending, and not so far apart that a span over them would be a burden.
@@ -398,17 +407,17 @@ mod tests {
     /// Seals and reads back; says how many bytes the chunk has.
     fn round(samples: &[(At, Value)], ticks: &[i64]) -> usize {
         let (chunk, summary) = seal(&stream_of(samples, ticks), ticks).unwrap();
-        let read = read(&chunk, ticks, false).unwrap();
+        let read = read(&chunk, ticks, Part::Whole).unwrap();
         assert_eq!(read.len(), samples.len());
         for (got, (_, want)) in read.iter().zip(samples) {
             assert!(same(&got.value, want), "{got:?} {want:?}");
         }
-        let bare = |value: &Value| match value {
-            Value::Histogram(h) => (h.count(), h.sum().to_bits()),
-            Value::Float(float) => (0.0, float.to_bits()),
-        };
-        let without = super::read(&chunk, ticks, true).unwrap();
-        assert!(without.iter().zip(samples).all(|(got, (_, want))| bare(&got.value) == bare(want)));
+        for part in [Part::Count, Part::Sum] {
+            let want: Vec<Value> = samples.iter().filter_map(|(_, value)| part.of(value.clone())).collect();
+            let got = super::read(&chunk, ticks, part).unwrap();
+            let is_same = got.len() == want.len() && got.iter().zip(&want).all(|(got, want)| same(&got.value, want));
+            assert!(is_same || want.iter().all(Value::is_stale), "{got:?} {want:?}");
+        }
         let mut bytes = Vec::new();
         summary.put(&mut bytes);
         assert_eq!(Summary::take(&mut &bytes[..]), Some(summary));
@@ -501,8 +510,9 @@ mod tests {
         ) {
             let mut content = vec![form];
             content.extend(bytes);
-            let _ = read(&content, &ticks(), false);
-            let _ = read(&content, &ticks(), true);
+            for part in [Part::Whole, Part::Count, Part::Sum] {
+                let _ = read(&content, &ticks(), part);
+            }
             let _ = Summary::take(&mut &content[..]);
         }
     }

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::StoreError;
 use super::chunk::{self, Summary};
 use super::codec::{Table, put_varint, take_varint};
 use super::file::{Database, schema, set_aside};
 use super::head::{SeriesRow, put_series, take_series};
 use super::window::{Chunk, DAY_MS, SealedWindow, chunk_key};
+use super::{Part, StoreError};
 use crate::clock::{civil_from_days, days_from_civil};
 use crate::model::Sample;
 
@@ -22,8 +22,8 @@ const CHUNKS_PER_TRANSACTION: usize = 2048;
 /// No day that milliseconds in 64 bits can tell has a longer name.
 const NAME_MAX: usize = 18;
 
-/// The summaries of a series on one day, by the numbers of the windows.
-pub(super) type Summaries = BTreeMap<u32, Summary>;
+/// The summaries of a series on one day, by the numbers of the windows, ascending.
+pub(super) type Summaries = Vec<(u32, Summary)>;
 
 /// The file of a day.
 #[derive(Debug)]
@@ -139,7 +139,8 @@ impl Day {
                     }
                     // What an attempt that failed has left under this number goes.
                     let mut summaries = self.take_summaries(*id, known.as_deref().unwrap_or_default())?;
-                    summaries.insert(number, summary.clone());
+                    summaries.retain(|(other, _)| *other < number);
+                    summaries.push((number, summary.clone()));
                     self.database.put(Table::Summaries, id_key, |out| put_summaries(out, &summaries))?;
                 }
                 Ok(())
@@ -176,15 +177,10 @@ impl Day {
     }
 
     /// The samples of a series in a window that lists it.
-    pub(super) fn samples(
-        &self,
-        window: &SealedWindow,
-        id: u32,
-        without_buckets: bool,
-    ) -> Result<Vec<Sample>, StoreError> {
+    pub(super) fn samples(&self, window: &SealedWindow, id: u32, part: Part) -> Result<Vec<Sample>, StoreError> {
         let damaged = || self.database.damaged(format!("the chunk of series {id} in window {}", window.number));
         let content = self.database.row(Table::Chunks, window.chunk_key(id))?.ok_or_else(damaged)?;
-        chunk::read(&content, &window.ticks, without_buckets).ok_or_else(damaged)
+        chunk::read(&content, &window.ticks, part).ok_or_else(damaged)
     }
 
     /// The summaries of a series that has a chunk on this day.
@@ -251,7 +247,7 @@ impl Day {
             for id in window.present.clone() {
                 let content = source.database.row(Table::Chunks, window.chunk_key(id)).ok().flatten();
                 let read = content.and_then(|content| {
-                    let samples = chunk::read(&content, &window.ticks, false)?;
+                    let samples = chunk::read(&content, &window.ticks, Part::Whole)?;
                     row(id).map(|_| (content, samples))
                 });
                 if let Some((content, samples)) = read {
@@ -269,7 +265,7 @@ impl Day {
     }
 }
 
-fn put_summaries(out: &mut Vec<u8>, summaries: &Summaries) {
+fn put_summaries(out: &mut Vec<u8>, summaries: &[(u32, Summary)]) {
     for (number, summary) in summaries {
         put_varint(out, u64::from(*number));
         summary.put(out);
@@ -280,9 +276,9 @@ fn take_summaries(mut content: &[u8]) -> Option<Summaries> {
     let mut summaries = Summaries::new();
     while !content.is_empty() {
         let number = u32::try_from(take_varint(&mut content)?).ok()?;
-        summaries.insert(number, Summary::take(&mut content)?);
+        summaries.push((number, Summary::take(&mut content)?));
     }
-    Some(summaries)
+    summaries.is_sorted_by(|a, b| a.0 < b.0).then_some(summaries)
 }
 
 fn remove_if_there(path: &Path) -> Result<(), StoreError> {

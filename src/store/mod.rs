@@ -168,10 +168,44 @@ pub struct Selection {
     /// Whether a value is repeated at every tick at which it held. If not, it is given once: at the first tick, or where
     /// it changed. That is all that the last, least or greatest value of the whole time asked for depends on.
     pub repeats: bool,
-    /// Whether histograms may come without their buckets: only their counts and sums matter.
-    pub without_buckets: bool,
+    /// What of histograms is wanted.
+    pub part: Part,
     /// A series with more samples than this is refused with [`StoreError::TooManySamples`], before they fill the memory.
     pub samples_max: usize,
+}
+
+/// What of histograms is wanted: all, or one number of each, as floats. If it is a number, values that are no histograms do not count,
+/// and series without any histogram are left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Everything as it is.
+    Whole,
+    /// How many values there are in each.
+    Count,
+    /// What they add up to.
+    Sum,
+}
+
+impl Part {
+    /// The part of one value, `None` if it has no such part. A series' end is its parts' end.
+    pub fn of(self, value: Value) -> Option<Value> {
+        match (self, &value) {
+            (Self::Whole, _) => Some(value),
+            (Self::Count, Value::Histogram(h)) => Some(Value::Float(h.count())),
+            (Self::Sum, Value::Histogram(h)) => Some(Value::Float(h.sum())),
+            _ => value.is_stale().then_some(value),
+        }
+    }
+
+    /// The part of all samples of a series: none if there is no histogram among them.
+    pub fn of_all(self, samples: Vec<Sample>) -> Vec<Sample> {
+        if self == Self::Whole {
+            return samples;
+        }
+        let of_one = |Sample { timestamp_ms, value }| Some(Sample { timestamp_ms, value: self.of(value)? });
+        let part: Vec<Sample> = samples.into_iter().filter_map(of_one).collect();
+        if part.iter().all(|sample| sample.value.is_stale()) { Vec::new() } else { part }
+    }
 }
 
 /// One selected series.

@@ -7,8 +7,8 @@ use super::chunk::Summary;
 use super::day::{Day, Summaries};
 use super::shared::{Index, Shared};
 use super::window::{OpenWindow, SealedWindow, Windows};
-use super::{MatchOp, Select, SelectedSeries, Selection, StoreError};
-use crate::model::{ExponentialHistogram, Labels, METRIC_NAME, Sample, Value};
+use super::{MatchOp, Part, Select, SelectedSeries, Selection, StoreError};
+use crate::model::{Labels, METRIC_NAME, Sample, Value};
 
 /// Reads a store that another part of this process writes. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -90,7 +90,9 @@ impl Select for Reader {
                     other => break other?,
                 }
             };
-            if !samples.is_empty() {
+            // The end of what is no histogram is not the end of a part.
+            let is_any = selection.part == Part::Whole || samples.iter().any(|sample| !sample.value.is_stale());
+            if !samples.is_empty() && is_any {
                 visit(SelectedSeries { labels: group.labels.clone(), samples })?;
             }
         }
@@ -105,7 +107,7 @@ struct Files<'a> {
     /// The day whose file was read last.
     last: Option<i64>,
     /// Of which series on which day the summaries were read last, and these.
-    summaries: Option<(i64, u32, Summaries)>,
+    summaries: Option<(i64, u32, Arc<Summaries>)>,
 }
 
 impl<'a> Files<'a> {
@@ -128,10 +130,18 @@ impl Files<'_> {
     /// The summaries of a series on a day, `None` if the retention took the file. Those of a day are read at once.
     fn summaries(&mut self, day: i64, id: u32) -> Result<Option<&Summaries>, StoreError> {
         if !self.summaries.as_ref().is_some_and(|(of_day, of, _)| (*of_day, *of) == (day, id)) {
-            let Some(file) = self.day(day)? else { return Ok(None) };
-            self.summaries = Some((day, id, file.summaries(id)?));
+            let of_day = match self.shared.summaries(day, id) {
+                Some(kept) => kept,
+                None => {
+                    let Some(file) = self.day(day)? else { return Ok(None) };
+                    let read = Arc::new(file.summaries(id)?);
+                    self.shared.keep_summaries(day, id, &read);
+                    read
+                }
+            };
+            self.summaries = Some((day, id, of_day));
         }
-        Ok(self.summaries.as_ref().map(|(_, _, summaries)| summaries))
+        Ok(self.summaries.as_ref().map(|(_, _, summaries)| &**summaries))
     }
 }
 
@@ -204,14 +214,14 @@ impl Source {
         matches!(self, Self::Sealed(window) if window.lost.contains(id))
     }
 
-    fn samples(&self, files: &mut Files<'_>, id: u32, without_buckets: bool) -> Result<Vec<Sample>, StoreError> {
+    fn samples(&self, files: &mut Files<'_>, id: u32, part: Part) -> Result<Vec<Sample>, StoreError> {
         match self {
             Self::Sealed(window) => match files.day(window.day)? {
-                Some(file) => file.samples(window, id, without_buckets),
+                Some(file) => file.samples(window, id, part),
                 None => Ok(Vec::new()),
             },
             // What cannot be read in memory was never written: a stream that we made ourselves.
-            other => Ok(other.open().and_then(|window| window.samples(id, without_buckets)).unwrap_or_default()),
+            other => Ok(other.open().and_then(|window| window.samples(id, part)).unwrap_or_default()),
         }
     }
 }
@@ -270,7 +280,7 @@ impl Snapshot {
                 parts.push(fill.samples);
             }
             for source in self.written.iter().filter(|source| source.has(*id)) {
-                let mut samples = source.samples(files, *id, selection.without_buckets)?;
+                let mut samples = source.samples(files, *id, selection.part)?;
                 samples.retain(|sample| (selection.start_ms..=selection.end_ms).contains(&sample.timestamp_ms));
                 parts.push(samples);
             }
@@ -307,20 +317,20 @@ fn read_run(
         let is_within = selection.start_ms <= source.span().0 && source.span().1 <= selection.end_ms;
         let extremes = match source {
             Source::Sealed(window) if is_present && is_within && !selection.repeats => {
-                extremes(files, window, id, selection.without_buckets)?
+                extremes(files, window, id, selection.part)?
             }
             _ => None,
         };
         if let Some(extremes) = extremes {
             if at == first && fill.samples.is_empty() {
-                fill.held = held_before(files, id, run, at, selection.without_buckets)?;
+                fill.held = held_before(files, id, run, at, selection.part)?;
             }
             fill.extremes(source.ticks(), source.span(), extremes)?;
         } else {
-            let samples = if is_present { source.samples(files, id, selection.without_buckets)? } else { Vec::new() };
+            let samples = if is_present { source.samples(files, id, selection.part)? } else { Vec::new() };
             let begins_later = samples.first().is_none_or(|sample| sample.timestamp_ms > selection.start_ms);
             if at == first && begins_later && !source.has_lost(id) {
-                fill.held = held_before(files, id, run, at, selection.without_buckets)?;
+                fill.held = held_before(files, id, run, at, selection.part)?;
             }
             fill.window(source.ticks(), samples)?;
         }
@@ -335,14 +345,14 @@ fn held_before(
     id: u32,
     run: &[Source],
     at: usize,
-    without_buckets: bool,
+    part: Part,
 ) -> Result<Option<Value>, StoreError> {
     for (earlier, later) in run.iter().zip(run.iter().skip(1)).take(at).rev() {
         if !later.follows(earlier) || earlier.has_lost(id) {
             return Ok(None);
         }
         if earlier.has(id) {
-            let last = earlier.samples(files, id, without_buckets)?.pop();
+            let last = earlier.samples(files, id, part)?.pop();
             return Ok(last.map(|sample| sample.value).filter(|value| !value.is_stale()));
         }
     }
@@ -354,18 +364,17 @@ fn extremes(
     files: &mut Files<'_>,
     window: &SealedWindow,
     id: u32,
-    without_buckets: bool,
+    part: Part,
 ) -> Result<Option<[Value; 4]>, StoreError> {
-    Ok(match files.summaries(window.day, id)?.and_then(|of_day| of_day.get(&window.number)) {
-        Some(Summary::Float(of)) => Some([of.first, of.least, of.greatest, of.last].map(Value::Float)),
-        Some(Summary::Histogram { count, sum }) if without_buckets => {
-            let bare = |count, sum| Value::Histogram(Arc::new(ExponentialHistogram::bare(count, sum)));
-            Some([
-                bare(count.first, sum.first),
-                bare(count.least, sum.least),
-                bare(count.greatest, sum.greatest),
-                bare(count.last, sum.last),
-            ])
+    let of_window = |of_day: &Summaries| {
+        let at = of_day.binary_search_by_key(&window.number, |(number, _)| *number).ok()?;
+        of_day.get(at).map(|(_, summary)| summary.clone())
+    };
+    Ok(match (files.summaries(window.day, id)?.and_then(of_window), part) {
+        (Some(Summary::Float(of)), Part::Whole)
+        | (Some(Summary::Histogram { count: of, .. }), Part::Count)
+        | (Some(Summary::Histogram { sum: of, .. }), Part::Sum) => {
+            Some([of.first, of.least, of.greatest, of.last].map(Value::Float))
         }
         _ => None,
     })

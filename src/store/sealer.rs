@@ -110,6 +110,7 @@ fn seal(shared: &Shared, job: &Job, is_closed: &AtomicBool) -> Option<Vec<Level>
         if shared.set_sealing_error(None).is_some() {
             tracing::info!("the store seals windows again");
         }
+        sealed.iter().for_each(|window| shared.forget_day(window.day));
         let mut windows = shared.windows.write();
         windows.sealing.retain(|other| !Arc::ptr_eq(other, window));
         windows.sealed.extend(sealed);

@@ -3,19 +3,25 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use super::StoreError;
-use super::day::{Day, path_of};
+use super::day::{Day, Summaries, path_of};
 use super::head::SeriesRow;
 use super::window::Windows;
+use super::{Part, StoreError};
 use crate::model::{Labels, MetricKind};
 
 /// So many connections to files of days stay open between queries.
 const IDLE_MAX: usize = 32;
+/// Of so many series and days the summaries stay in memory: less than 1 KiB each.
+const SUMMARIES_MAX: usize = 1 << 14;
+
+/// By day and series.
+type SummariesOfDays = HashMap<(i64, u32), Arc<Summaries>, RandomState>;
 
 /// What is known of a series, whatever it was last.
 #[derive(Debug, Clone)]
@@ -98,6 +104,8 @@ pub(super) struct Shared {
     writing: Mutex<()>,
     /// Connections to files of days that nobody uses just now.
     idle: Mutex<BTreeMap<i64, Vec<Day>>>,
+    /// Summaries that were asked for lately: `cortex get` asks for the same ones again and again.
+    summaries: Mutex<SummariesOfDays>,
     /// How many files were damaged since the start.
     damaged: AtomicU64,
     /// Why the newest window could not be sealed; `None` while all is well.
@@ -112,6 +120,7 @@ impl Shared {
             windows: RwLock::default(),
             writing: Mutex::default(),
             idle: Mutex::default(),
+            summaries: Mutex::default(),
             damaged: AtomicU64::new(0),
             sealing_error: Mutex::default(),
         }
@@ -140,8 +149,24 @@ impl Shared {
         }
     }
 
-    pub(super) fn forget_connections(&self, day: i64) {
+    /// What is kept of the summaries of a series on a day.
+    pub(super) fn summaries(&self, day: i64, id: u32) -> Option<Arc<Summaries>> {
+        self.summaries.lock().get(&(day, id)).cloned()
+    }
+
+    pub(super) fn keep_summaries(&self, day: i64, id: u32, of_day: &Arc<Summaries>) {
+        let mut summaries = self.summaries.lock();
+        if summaries.len() >= SUMMARIES_MAX {
+            // Whoever asks for more than this gets little from what was kept.
+            summaries.clear();
+        }
+        summaries.insert((day, id), Arc::clone(of_day));
+    }
+
+    /// The file of a day is no longer what it was.
+    pub(super) fn forget_day(&self, day: i64) {
         self.idle.lock().remove(&day);
+        self.summaries.lock().retain(|(of, _), _| *of != day);
     }
 
     pub(super) fn row(&self, id: u32) -> Option<SeriesRow> {
@@ -150,7 +175,7 @@ impl Shared {
 
     /// Sets the damaged file of a day aside, and goes on with what is left of it. Whoever holds `writing` does this.
     pub(super) fn salvage(&self, day: i64, what: &str) -> Result<(), StoreError> {
-        self.forget_connections(day);
+        self.forget_day(day);
         let (aside, lost) = Day::salvage(&self.dir, day, |id| self.row(id))?;
         self.count_damage();
         tracing::error!(
@@ -169,7 +194,7 @@ impl Shared {
     /// As [`Shared::salvage`], for a reader that came upon the damage with the connection `found`: nothing if another reader was faster.
     pub(super) fn salvage_found(&self, day: i64, what: &str) -> Result<(), StoreError> {
         let _writing = self.writing();
-        self.forget_connections(day);
+        self.forget_day(day);
         let is_damaged = match Day::open(&self.dir, day) {
             Ok(file) => self.check(&file),
             Err(error) => Err(error),
@@ -184,7 +209,7 @@ impl Shared {
     fn check(&self, file: &Day) -> Result<(), StoreError> {
         for window in file.windows()? {
             for id in &window.present {
-                file.samples(&window, id, false)?;
+                file.samples(&window, id, Part::Whole)?;
                 file.summaries(id)?;
             }
         }

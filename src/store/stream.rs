@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::Part;
 use super::codec::{
     put_bytes, put_histogram, put_number, put_varint, put_zigzag, take, take_bytes, take_f64, take_histogram,
     take_length, take_number, take_varint, take_zigzag,
@@ -37,8 +38,6 @@ pub(super) struct Cursor {
     ticks: u32,
     time_ms: i64,
     value: Option<Value>,
-    /// Whether the buckets of histograms are passed over.
-    without_buckets: bool,
 }
 
 impl Cursor {
@@ -97,6 +96,13 @@ impl Cursor {
 
     /// Takes the next entry from the front of `rest`. `None`: these are not the bytes of an entry.
     pub(super) fn take(&mut self, rest: &mut &[u8], ticks: &[i64]) -> Option<(At, Sample)> {
+        let (at, timestamp_ms, value) = self.take_part(rest, ticks, Part::Whole)?;
+        Some((at, Sample { timestamp_ms, value: value? }))
+    }
+
+    /// As [`Cursor::take`], with the part of histograms that is wanted; `None` as a value that has no such part. Buckets that are not wanted are passed
+    /// over, which takes a fraction of the time.
+    fn take_part(&mut self, rest: &mut &[u8], ticks: &[i64], part: Part) -> Option<(At, i64, Option<Value>)> {
         let head = take_varint(rest)?;
         let at = match u32::try_from(head >> TAG_BITS).ok()? {
             0 => {
@@ -111,23 +117,24 @@ impl Cursor {
             }
         };
         let value = match (head & ((1 << TAG_BITS) - 1), &mut self.value) {
-            (STALE, _) => return Some((at, Sample { timestamp_ms: self.time_ms, value: Value::stale() })),
+            (STALE, _) => return Some((at, self.time_ms, Some(Value::stale()))),
             (FLOAT, _) => Value::Float(take_f64(rest)?),
             (FLOAT_GROWTH, Some(Value::Float(last))) => {
                 Value::Float((*last as i64).wrapping_add(take_zigzag(rest)?) as f64)
             }
             (FLOAT_XOR, Some(Value::Float(last))) => Value::Float(take_xor(rest, *last)?),
             (HISTOGRAM, _) => Value::Histogram(Arc::new(take_histogram(rest)?)),
-            (HISTOGRAM_CHANGES, Some(Value::Histogram(_))) if self.without_buckets => {
+            (HISTOGRAM_CHANGES, Some(Value::Histogram(_))) if part != Part::Whole => {
                 let (sum, count) = (take_f64(rest)?, take_number(rest)?);
                 take_bytes(rest)?;
-                Value::Histogram(Arc::new(ExponentialHistogram::bare(count, sum)))
+                let number = if part == Part::Count { count } else { sum };
+                return Some((at, self.time_ms, Some(Value::Float(number))));
             }
             (HISTOGRAM_CHANGES, Some(Value::Histogram(last))) => Value::Histogram(Arc::new(take_changes(rest, last)?)),
             _ => return None,
         };
         self.value = Some(value.clone());
-        Some((at, Sample { timestamp_ms: self.time_ms, value }))
+        Some((at, self.time_ms, part.of(value)))
     }
 
     /// Goes past a sample that [`Cursor::put`] wrote.
@@ -146,21 +153,35 @@ impl Cursor {
 
 /// All samples of a stream in the order in which they came; `None` if it is not one.
 pub(super) fn read(stream: &[u8], ticks: &[i64]) -> Option<Vec<(At, Sample)>> {
-    read_with(Cursor::default(), stream, ticks)
-}
-
-/// As [`read`], but histograms come without their buckets, which takes a fraction of the time.
-pub(super) fn read_without_buckets(stream: &[u8], ticks: &[i64]) -> Option<Vec<(At, Sample)>> {
-    read_with(Cursor { without_buckets: true, ..Cursor::default() }, stream, ticks)
-}
-
-fn read_with(mut cursor: Cursor, stream: &[u8], ticks: &[i64]) -> Option<Vec<(At, Sample)>> {
+    let mut cursor = Cursor::default();
     let mut rest = stream;
     let mut samples = Vec::new();
     while !rest.is_empty() {
         samples.push(cursor.take(&mut rest, ticks)?);
     }
     Some(samples)
+}
+
+/// The samples of a stream in the order of time, of equal times the first, with the part of histograms that is wanted; `None` if it is not a
+/// stream.
+pub(super) fn read_part(stream: &[u8], ticks: &[i64], part: Part) -> Option<Vec<Sample>> {
+    let mut cursor = Cursor::default();
+    let mut rest = stream;
+    let mut samples: Vec<Sample> = Vec::new();
+    while !rest.is_empty() {
+        let (_, timestamp_ms, value) = cursor.take_part(&mut rest, ticks, part)?;
+        samples.extend(value.map(|value| Sample { timestamp_ms, value }));
+    }
+    in_order(&mut samples);
+    Some(samples)
+}
+
+/// Brings samples into the order of time; of equal times the first stays.
+pub(super) fn in_order(samples: &mut Vec<Sample>) {
+    if !samples.is_sorted_by(|a, b| a.timestamp_ms < b.timestamp_ms) {
+        samples.sort_by_key(|sample| sample.timestamp_ms); // stable
+        samples.dedup_by_key(|sample| sample.timestamp_ms);
+    }
 }
 
 fn put_xor(out: &mut Vec<u8>, last: f64, float: f64) {

@@ -30,7 +30,7 @@ fn select(store: &Store, name: &str, start_ms: i64, end_ms: i64) -> Vec<(i64, Va
         start_ms,
         end_ms,
         repeats: true,
-        without_buckets: false,
+        part: Part::Whole,
         samples_max: 1000,
     };
     let mut series = store.reader().select(&selection).unwrap();
@@ -74,8 +74,7 @@ fn without_repeats_a_value_is_given_once() {
     store.append(&tick(100, vec![], vec![])).unwrap();
     let once = |start_ms, end_ms| {
         let matchers = vec![Matcher::metric("m1")];
-        let selection =
-            Selection { matchers, start_ms, end_ms, repeats: false, without_buckets: false, samples_max: 3 };
+        let selection = Selection { matchers, start_ms, end_ms, repeats: false, part: Part::Whole, samples_max: 3 };
         let found = store.reader().select(&selection).unwrap().pop();
         let samples = found.map_or_else(Vec::new, |s| s.samples);
         floats(&samples.into_iter().map(|s| (s.timestamp_ms, s.value)).collect::<Vec<_>>())
@@ -439,7 +438,7 @@ fn readers_on_other_threads_see_whole_ticks_while_the_store_appends() {
                     start_ms: 10,
                     end_ms: i64::MAX,
                     repeats: true,
-                    without_buckets: false,
+                    part: Part::Whole,
                     samples_max: 10_000,
                 };
                 for _ in 0..100 {
@@ -468,7 +467,7 @@ fn a_selection_that_is_too_large_is_refused() {
             start_ms: 0,
             end_ms: 99,
             repeats: true,
-            without_buckets: false,
+            part: Part::Whole,
             samples_max,
         })
     };

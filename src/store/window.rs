@@ -6,6 +6,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use roaring::RoaringBitmap;
 
+use super::Part;
 use super::chunk::{self, Summary};
 use super::codec::{put_bytes, put_varint, put_zigzag, take_bytes, take_varint, take_zigzag};
 use super::columns::{put_counted, take_counted};
@@ -19,8 +20,8 @@ const WRITTEN: u64 = 2;
 /// A window that claims more ticks is none: two hours at a tick a millisecond.
 const TICKS_MAX: usize = 7_200_000;
 
-/// The series of a window, by their number.
-pub(super) type Streams = HashMap<u32, Vec<u8>, RandomState>;
+/// The series of a window, by their number. A query shares them; one that grows meanwhile is copied.
+pub(super) type Streams = HashMap<u32, Arc<Vec<u8>>, RandomState>;
 
 /// A window that grows, or waits to be sealed.
 #[derive(Debug, Clone, Default)]
@@ -58,31 +59,20 @@ impl OpenWindow {
 
     /// Grows the stream of a series.
     pub(super) fn grow(&mut self, id: u32, entry: &[u8]) {
-        let stream = self.streams.entry(id).or_default();
+        let stream = Arc::make_mut(self.streams.entry(id).or_default());
         let before = stream.capacity();
         if stream.len() + entry.len() > before {
             // By half: there are very many of these.
             stream.reserve_exact(entry.len().max(before / 2).max(8));
         }
         stream.extend_from_slice(entry);
-        self.bytes += stream.capacity() - before + if before == 0 { 32 } else { 0 };
+        self.bytes += stream.capacity() - before + if before == 0 { 64 } else { 0 };
     }
 
-    /// The samples of one series in the order of time, histograms with or without their buckets.
-    pub(super) fn samples(&self, id: u32, without_buckets: bool) -> Option<Vec<Sample>> {
-        sorted(self.streams.get(&id)?, &self.ticks, without_buckets)
+    /// The samples of one series in the order of time.
+    pub(super) fn samples(&self, id: u32, part: Part) -> Option<Vec<Sample>> {
+        stream::read_part(self.streams.get(&id)?, &self.ticks, part)
     }
-}
-
-/// The samples of a stream in the order of time: of equal times the first.
-fn sorted(stream: &[u8], ticks: &[i64], without_buckets: bool) -> Option<Vec<Sample>> {
-    let read = if without_buckets { stream::read_without_buckets } else { stream::read };
-    let mut samples: Vec<Sample> = read(stream, ticks)?.into_iter().map(|(_, sample)| sample).collect();
-    if !samples.is_sorted_by(|a, b| a.timestamp_ms < b.timestamp_ms) {
-        samples.sort_by_key(|sample| sample.timestamp_ms);
-        samples.dedup_by_key(|sample| sample.timestamp_ms);
-    }
-    Some(samples)
 }
 
 /// A window in the file of a day: everything about it but its chunks.
@@ -230,7 +220,7 @@ pub(super) fn sealables(window: &OpenWindow) -> Option<(Vec<Sealable>, Vec<Level
     // Written samples may be of any time: each slot is a window of its own, so that a look at one day reads one day.
     let mut slots: std::collections::BTreeMap<i64, ((i64, i64), Vec<Chunk>)> = std::collections::BTreeMap::new();
     for id in ids {
-        let samples = window.samples(id, false)?;
+        let samples = window.samples(id, Part::Whole)?;
         for of_slot in samples.chunk_by(|a, b| slot_of(a.timestamp_ms) == slot_of(b.timestamp_ms)) {
             let (Some(first), Some(last)) = (of_slot.first(), of_slot.last()) else { continue };
             let (content, summary) = chunk::seal_written(of_slot);

@@ -16,7 +16,9 @@ use super::sealer::{Done, Job, Sealer};
 use super::shared::{Known, Shared};
 use super::stream::{At, Cursor};
 use super::window::{DAY_MS, Level, day_of, slot_of};
-use super::{Known as KnownSeries, Restored, RestoredSeries, StartedSeries, StoreError, Tick, Written, WrittenSeries};
+use super::{
+    Known as KnownSeries, Part, Restored, RestoredSeries, StartedSeries, StoreError, Tick, Written, WrittenSeries,
+};
 use crate::model::{ExponentialHistogram, Labels, MetricKind, SeriesId, Value};
 
 /// The database of the first version of the format.
@@ -127,9 +129,10 @@ impl Store {
         for (id, row) in &loaded.series {
             shared.index.write().insert(*id, known(row.clone(), None));
         }
-        open_days(&shared, if is_salvaged && loaded.state.last == 0 { None } else { Some(loaded.state.sealed) })?;
+        // What is sealed again is still in the log: all of it, unless the head was damaged.
+        open_days(&shared, (!is_salvaged).then_some(loaded.state.sealed))?;
         if is_salvaged {
-            replay.rebuild(&shared, &mut loaded, &mut head, &log)?;
+            log = rebuild(&shared, &mut loaded, &mut head, log)?;
         }
         for (id, level) in std::mem::take(&mut loaded.levels) {
             if let Some(known) = shared.index.write().series.get_mut(&id) {
@@ -359,9 +362,8 @@ impl Store {
         let mut log = Vec::with_capacity(bytes.len() + 4 * growth.len() + 32);
         put_entry(&mut log, entry, slices());
         let (levels, sealed) = self.levels_to_settle();
-        let settled = levels.len();
         self.head.commit(Commit { next_id, series, levels, sealed, log: Some(log), ..Commit::default() })?;
-        self.settled(settled, sealed);
+        self.settled();
 
         let mut windows = self.shared.windows.write();
         let open = if entry.is_written { &mut windows.written } else { &mut windows.open };
@@ -417,24 +419,43 @@ impl Store {
         }
     }
 
+    /// The next levels that the head is to be told, and up to where the log is sealed once it knows them.
     fn levels_to_settle(&self) -> (Vec<(u32, LevelRow)>, Option<u64>) {
-        let Some((levels, up_to)) = self.settling.front() else { return (Vec::new(), None) };
         let index = self.shared.index.read();
-        let rows = levels.iter().take(LEVELS_PER_COMMIT).filter(|level| index.series.contains_key(&level.id));
-        let rows = rows.filter_map(|level| {
-            let of_head = || self.head.level(level.id).ok().flatten().map(|row| row.value);
-            let value = level.value.clone().or_else(of_head)?;
-            Some((level.id, LevelRow { time_ms: level.time_ms, is_ended: level.is_ended, value }))
-        });
-        (rows.collect(), (levels.len() <= LEVELS_PER_COMMIT).then_some(*up_to))
+        let mut rows: BTreeMap<u32, LevelRow> = BTreeMap::new();
+        let (mut left, mut sealed) = (LEVELS_PER_COMMIT, None);
+        for (levels, up_to) in &self.settling {
+            for level in levels.iter().take(left).filter(|level| index.series.contains_key(&level.id)) {
+                let Level { id, time_ms, is_ended, .. } = *level;
+                let earlier = || rows.get(&id).map(|row| row.value.clone());
+                let of_head = || self.head.level(id).ok().flatten().map(|row| row.value);
+                if let Some(value) = level.value.clone().or_else(earlier).or_else(of_head) {
+                    rows.insert(id, LevelRow { time_ms, is_ended, value });
+                }
+            }
+            if levels.len() > left {
+                break;
+            }
+            left -= levels.len();
+            sealed = Some(*up_to);
+        }
+        (rows.into_iter().collect(), sealed)
     }
 
-    fn settled(&mut self, _rows: usize, sealed: Option<u64>) {
-        if let Some((levels, _)) = self.settling.front_mut() {
-            levels.drain(..levels.len().min(LEVELS_PER_COMMIT));
-        }
-        if sealed.is_some() {
+    /// The head knows what [`Store::levels_to_settle`] gave.
+    fn settled(&mut self) {
+        let (mut left, mut is_any) = (LEVELS_PER_COMMIT, false);
+        while let Some((levels, _)) = self.settling.front_mut() {
+            let taken = levels.len().min(left);
+            levels.drain(..taken);
+            left -= taken;
+            if !levels.is_empty() {
+                break;
+            }
             self.settling.pop_front();
+            is_any = true;
+        }
+        if is_any {
             self.forget_ended();
         }
     }
@@ -481,7 +502,7 @@ impl Store {
             if !file.is_aside {
                 let _writing = self.shared.writing();
                 self.shared.windows.write().replace_day(file.day, Vec::new());
-                self.shared.forget_connections(file.day);
+                self.shared.forget_day(file.day);
                 removed.insert(file.day);
             }
             let at = |source| StoreError::Directory { path: file.path.clone(), source };
@@ -691,63 +712,6 @@ impl Replay {
         Some(())
     }
 
-    /// After the head was lost: its series are those of the days, and their levels are what they were last there.
-    fn rebuild(
-        &mut self,
-        shared: &Shared,
-        loaded: &mut Loaded,
-        head: &mut Head,
-        log: &[(u64, Vec<u8>)],
-    ) -> Result<(), StoreError> {
-        let windows = shared.windows.read().sealed.clone();
-        let days: HashSet<i64> = windows.iter().map(|window| window.day).collect();
-        for day in days {
-            let Some(file) = shared.day(day)? else { continue };
-            for (id, row) in file.series()? {
-                loaded.series.entry(id).or_insert(row);
-            }
-            shared.give_back(file);
-        }
-        for (id, row) in &loaded.series {
-            shared.index.write().insert(*id, known(row.clone(), None));
-        }
-        for id in loaded.series.keys().copied() {
-            if loaded.levels.contains_key(&id) {
-                continue;
-            }
-            let mut level: Option<Level> = None;
-            for window in windows.iter().rev().filter(|window| window.present.contains(id)) {
-                let Some(file) = shared.day(window.day)? else { continue };
-                let samples = file.samples(window, id, false)?;
-                shared.give_back(file);
-                let last = samples.last().map(|sample| (sample.timestamp_ms, sample.value.is_stale()));
-                let value = samples.into_iter().map(|sample| sample.value).rfind(|value| !value.is_stale());
-                let (time_ms, is_ended) = level.as_ref().map_or(last.unwrap_or_default(), |l| (l.time_ms, l.is_ended));
-                level = Some(Level { id, time_ms, is_ended, value });
-                if level.as_ref().is_some_and(|level| level.value.is_some()) {
-                    break;
-                }
-            }
-            if let Some(Level { time_ms, is_ended, value: Some(value), .. }) = level {
-                loaded.levels.insert(id, LevelRow { time_ms, is_ended, value });
-            }
-        }
-        let greatest = loaded.series.range(..FIRST_WRITTEN).next_back().map_or(0, |(id, _)| u64::from(*id));
-        let sealed = windows.iter().map(|window| window.last_sequence).max().unwrap_or_default();
-        let sealed = if loaded.state.last == 0 { sealed } else { loaded.state.sealed };
-        head.commit(Commit {
-            next_id: loaded.state.next_id.max(greatest + 1),
-            series: std::mem::take(&mut loaded.series).into_iter().collect(),
-            levels: loaded.levels.iter().map(|(id, row)| (*id, row.clone())).collect(),
-            sealed: Some(sealed),
-            ..Commit::default()
-        })?;
-        for (_, content) in log {
-            head.commit(Commit { log: Some(content.clone()), ..Commit::default() })?;
-        }
-        Ok(())
-    }
-
     fn restored(&self, shared: &Shared, head: &Head) -> Restored {
         let index = shared.index.read();
         let mut series: Vec<RestoredSeries> = index
@@ -776,6 +740,77 @@ impl Replay {
         series.sort_by_key(|series| series.id);
         Restored { last_tick_ms: self.last_tick_ms, next_id: head.state.next_id, series }
     }
+}
+
+/// Writes a head anew from what is left of the old one and from the days: its series are those that either knows, and what a series was
+/// last is what the newest window says. Gives the part of the log that is not in the files.
+fn rebuild(
+    shared: &Shared,
+    loaded: &mut Loaded,
+    head: &mut Head,
+    log: Vec<(u64, Vec<u8>)>,
+) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    let windows = shared.windows.read().sealed.clone();
+    let days: HashSet<i64> = windows.iter().map(|window| window.day).collect();
+    for day in days {
+        let Some(file) = shared.day(day)? else { continue };
+        for (id, row) in file.series()? {
+            loaded.series.entry(id).or_insert(row);
+        }
+        shared.give_back(file);
+    }
+    for (id, row) in &loaded.series {
+        shared.index.write().insert(*id, known(row.clone(), None));
+    }
+    for id in loaded.series.keys().copied() {
+        let mut level: Option<Level> = None;
+        for window in windows.iter().rev().filter(|window| window.present.contains(id)) {
+            if window.last_sequence <= loaded.state.sealed && loaded.levels.contains_key(&id) {
+                break; // the head knew of it
+            }
+            let Some(file) = shared.day(window.day)? else { continue };
+            let samples = file.samples(window, id, Part::Whole)?;
+            shared.give_back(file);
+            let last = samples.last().map(|sample| (sample.timestamp_ms, sample.value.is_stale()));
+            let value = samples.into_iter().map(|sample| sample.value).rfind(|value| !value.is_stale());
+            let (time_ms, is_ended) = level.as_ref().map_or(last.unwrap_or_default(), |l| (l.time_ms, l.is_ended));
+            level = Some(Level { id, time_ms, is_ended, value });
+            if level.as_ref().is_some_and(|level| level.value.is_some()) {
+                break;
+            }
+        }
+        if let Some(Level { time_ms, is_ended, value, .. }) = level {
+            let value = value.or_else(|| loaded.levels.get(&id).map(|row| row.value.clone()));
+            loaded.levels.extend(value.map(|value| (id, LevelRow { time_ms, is_ended, value })));
+        }
+    }
+    let last_of = |is_written: bool| {
+        let of_kind = windows.iter().filter(|window| window.is_written == is_written);
+        of_kind.map(|window| window.last_sequence).max().unwrap_or_default().max(loaded.state.sealed)
+    };
+    let (ticked, written) = (last_of(false), last_of(true));
+    let log: Vec<(u64, Vec<u8>)> = log
+        .into_iter()
+        .filter(|(sequence, content)| {
+            take_entry(content).is_some_and(|(entry, _)| *sequence > if entry.is_written { written } else { ticked })
+        })
+        .collect();
+    // The log goes on behind everything that is in the files.
+    let sealed = ticked.max(written);
+    let greatest = loaded.series.range(..FIRST_WRITTEN).next_back().map_or(0, |(id, _)| u64::from(*id));
+    head.commit(Commit {
+        next_id: loaded.state.next_id.max(greatest + 1),
+        series: std::mem::take(&mut loaded.series).into_iter().collect(),
+        levels: loaded.levels.iter().map(|(id, row)| (*id, row.clone())).collect(),
+        sealed: Some(sealed),
+        ..Commit::default()
+    })?;
+    let mut renumbered = Vec::with_capacity(log.len());
+    for (_, content) in log {
+        renumbered.push((head.next_sequence(), content.clone()));
+        head.commit(Commit { log: Some(content), ..Commit::default() })?;
+    }
+    Ok(renumbered)
 }
 
 /// Completes the open windows: from here on they wait to be sealed, and with them the log up to `up_to`.

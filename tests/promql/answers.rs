@@ -25,7 +25,7 @@ impl Select for Memory {
     ) -> Result<(), StoreError> {
         for series in self.0.iter().filter(|s| selection.matchers.iter().all(|m| m.matches(&s.labels))) {
             let within = |s: &&Sample| (selection.start_ms..=selection.end_ms).contains(&s.timestamp_ms);
-            let samples: Vec<Sample> = series.samples.iter().filter(within).cloned().collect();
+            let samples: Vec<Sample> = selection.part.of_all(series.samples.iter().filter(within).cloned().collect());
             if !samples.is_empty() {
                 visit(SelectedSeries { labels: series.labels.clone(), samples })?;
             }

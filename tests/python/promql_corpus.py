@@ -40,7 +40,10 @@ def metric(text: str) -> tuple[dict[str, str], str]:
     if rest.startswith("{") and not rest.startswith("{{"):
         at = 1
         while rest[at] != "}":
-            pair = re.match(r'\s*(?:([a-zA-Z_]\w*)|"((?:[^"\\]|\\.)*)")\s*(=\s*("(?:[^"\\]|\\.)*"|\'[^\']*\'|`[^`]*`))?\s*,?\s*', rest[at:])
+            pair = re.match(
+                r'\s*(?:([a-zA-Z_]\w*)|"((?:[^"\\]|\\.)*)")\s*(=\s*("(?:[^"\\]|\\.)*"|\'[^\']*\'|`[^`]*`))?\s*,?\s*',
+                rest[at:],
+            )
             assert pair, rest
             if pair[4]:
                 value = json.loads(pair[4]) if pair[4].startswith('"') else pair[4][1:-1]
@@ -59,7 +62,10 @@ def parse_histogram(text: str) -> dict[str, Any]:
             fields[key] = [float(one) for one in value[1:-1].split()]
         else:
             fields[key] = value
-    number = lambda key: float(fields.get(key, 0))  # noqa: E731
+
+    def number(key: str) -> float:
+        return float(fields.get(key, 0))
+
     return {
         "schema": int(number("schema")),
         "count": number("count"),
@@ -119,7 +125,7 @@ def is_loadable(value: Any) -> bool:
         return True
     has_our_zero = not value["zero_count"] or value["width"] <= ZERO_THRESHOLD
     counts = [value["count"], *value["positive"][1], *value["negative"][1]]
-    return -4 <= value["schema"] <= 8 and has_our_zero and all(map(math.isfinite, counts))  # noqa: PLR2004
+    return -4 <= value["schema"] <= 8 and has_our_zero and all(map(math.isfinite, counts))
 
 
 def close(a: float, b: float) -> bool:
@@ -175,10 +181,12 @@ class Case:
             "step": duration_ms(match[3]),
         }
 
-    def wrong(self, answer: dict[str, Any]) -> str | None:  # noqa: PLR0911, PLR0912
+    def wrong(self, answer: dict[str, Any]) -> str | None:
         fail = [one for one in self.expects if one.startswith("expect fail")] or self.command.startswith("eval_fail")
         if fail or answer["status"] == "error":
-            return None if fail and answer["status"] == "error" else answer.get("error", "an answer where none is wanted")
+            return (
+                None if fail and answer["status"] == "error" else answer.get("error", "an answer where none is wanted")
+            )
         for kind in ("warn", "info"):
             said = answer["warnings" if kind == "warn" else "infos"]
             if f"expect no_{kind}" in self.expects and said:
@@ -189,7 +197,9 @@ class Case:
                 if not said:
                     return f"no {kind}"
                 if match := re.match(rf"expect {kind}\s+(msg|regex):\s*(.*)", one):
-                    if match[1] == "msg" and not any(text.startswith(re.sub(r" \(\d+:\d+\)$", "", match[2])) for text in said):
+                    if match[1] == "msg" and not any(
+                        text.startswith(re.sub(r" \(\d+:\d+\)$", "", match[2])) for text in said
+                    ):
                         return f"{kind} {said}, want {match[2]}"
                     if match[1] == "regex" and not any(re.search(match[2], text) for text in said):
                         return f"{kind} {said}, want {match[2]}"

@@ -32,7 +32,8 @@ impl Select for Fixed {
             },
         ];
         let matches = |s: &SelectedSeries| selection.matchers.iter().all(|m| m.matches(&s.labels));
-        series.into_iter().filter(matches).try_for_each(visit)
+        let part = |s: SelectedSeries| SelectedSeries { samples: selection.part.of_all(s.samples), ..s };
+        series.into_iter().filter(matches).map(part).filter(|s| !s.samples.is_empty()).try_for_each(visit)
     }
 }
 

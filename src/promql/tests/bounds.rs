@@ -56,6 +56,21 @@ fn times_and_steps_out_of_range_are_errors() {
     assert!(engine.range("req", 0, 10, i64::MAX).is_ok());
 }
 
+/// What the fuzzer began with or found interesting.
+#[test]
+fn what_the_fuzzer_found_stays_right() {
+    let engine = requests();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/promql");
+    let seeds: Vec<_> = std::fs::read_dir(folder).expect("seeds").map(|seed| seed.expect("a seed").path()).collect();
+    assert!(!seeds.is_empty());
+    for seed in seeds {
+        let bytes = std::fs::read(seed).expect("a seed");
+        let Ok(text) = std::str::from_utf8(&bytes) else { continue };
+        let _ = engine.instant(text, 60_000);
+        let _ = engine.range(text, 0, 60_000, 20_000);
+    }
+}
+
 /// Pieces of expressions, in any order: mostly wrong, sometimes right.
 fn expression_like() -> impl Strategy<Value = String> {
     let pieces = prop::sample::select(vec![
@@ -102,6 +117,15 @@ fn expression_like() -> impl Strategy<Value = String> {
         "by (api)",
         "without ()",
         "rate",
+        "anchored",
+        "smoothed",
+        "step()",
+        "min_of",
+        "label_replace",
+        "label_join",
+        "info",
+        "limitk",
+        "1_0",
         "last_over_time",
         "quantile_over_time",
         "histogram_quantile",
