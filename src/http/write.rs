@@ -138,7 +138,15 @@ fn accepts(headers: &HeaderMap) -> Result<(), String> {
             "expected application/x-protobuf as the first (media) part, got {media_type} content-type"
         ));
     }
-    let message = parts.find_map(|parameter| parameter.trim().strip_prefix("proto=")).unwrap_or(MESSAGE);
+    let mut message = MESSAGE;
+    for parameter in parts {
+        let Some((name, value)) = parameter.trim().split_once('=') else {
+            return Err(format!("expected parameters to be key-values, got {parameter} in the content-type"));
+        };
+        if name == "proto" {
+            message = value;
+        }
+    }
     if message == MESSAGE_V2 {
         return Err(format!("{message} protobuf message is not accepted by this server; accepted {MESSAGE}"));
     }
@@ -178,6 +186,7 @@ mod tests {
         assert_eq!(ask("application/x-protobuf; proto=prometheus.WriteRequest", "Snappy"), Ok(()));
         let second = ask("application/x-protobuf;proto=io.prometheus.write.v2.Request", "snappy").unwrap_err();
         assert!(second.contains("io.prometheus.write.v2.Request protobuf message is not accepted"), "{second}");
+        assert!(ask("application/x-protobuf;proto", "snappy").unwrap_err().contains("key-values"));
         assert!(ask("application/x-protobuf;proto=x", "snappy").unwrap_err().contains("unknown remote write"));
         assert!(ask("application/json", "snappy").unwrap_err().contains("got application/json content-type"));
         assert!(ask("application/x-protobuf", "gzip").unwrap_err().contains("only snappy is acceptable"));
