@@ -342,9 +342,8 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
             .with_receiver(receiver)
             .with_queries_max(args.query_max_concurrency.into());
         let router = http::router(app);
-        let server = axum::serve(TcpListener::from_std(http_socket)?, router)
-            .with_graceful_shutdown(async { drop(http_stopped.await) });
-        let server = tokio::spawn(async move { server.await });
+        let listener = TcpListener::from_std(http_socket)?;
+        let server = tokio::spawn(http::serve(listener, router, async { drop(http_stopped.await) }));
         loop {
             tokio::select! {
                 _ = terminate.recv() => tracing::info!("SIGTERM: storing what has come in"),
