@@ -19,6 +19,8 @@ use crate::dogstatsd::{GaugeMinus, Header, Message, Tally};
 use crate::model::{Labels, MetricKind};
 use crate::store::{Known, Tick};
 
+/// A batch is applied as soon as so much of it is left to apply: datagrams may be large, and all of it unreadable.
+const OPS_MAX: usize = 4096;
 /// So many series are taken or given while the lock is held: some tenths of a millisecond.
 const LOCKED_MAX: usize = 1000;
 
@@ -124,14 +126,23 @@ impl Intake {
     ) {
         let mut shard = shard.lock();
         let mut batch = Batch::default();
+        let mut turn = Some(turn);
         for (datagram, is_whole) in datagrams {
             if is_whole {
                 shard.datagram(datagram, &mut batch);
             } else {
                 shard.truncated_datagram(datagram, &mut batch);
             }
+            if batch.ops.len() >= OPS_MAX {
+                if let Some(turn) = turn.take() {
+                    turn();
+                }
+                self.lock().apply(&mut shard, &std::mem::take(&mut batch), now_ms);
+            }
         }
-        turn();
+        if let Some(turn) = turn.take() {
+            turn();
+        }
         self.lock().apply(&mut shard, &batch, now_ms);
     }
 
@@ -222,6 +233,10 @@ impl IntakeState {
         self.totals.datagrams += batch.datagrams;
         self.totals.messages += batch.messages;
         batch.tallies.iter().for_each(|tally| self.totals.add(tally));
+        if shard.is_heavy() {
+            let refused = shard.take().into_iter().map(|part| self.registry.add_part(part)).sum();
+            self.refuse(refused);
+        }
         let mut writer = None;
         for op in &batch.ops {
             match op {

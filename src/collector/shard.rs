@@ -68,6 +68,9 @@ pub(super) enum Write {
     Member(u64),
 }
 
+/// A shard gathers at most so many histograms between two batches, of up to 8 KiB each.
+const HISTOGRAMS_MAX: usize = 2048;
+
 /// What a batch of datagrams held, beside what went into the slots.
 #[derive(Debug, Default)]
 pub(super) struct Batch<'a> {
@@ -132,6 +135,8 @@ pub struct Shard {
     member_hasher: foldhash::quality::RandomState,
     slots: Vec<Slot>,
     changed: Vec<u32>,
+    /// How many histograms are gathered.
+    histograms: usize,
     gauge_minus: GaugeMinus,
     series_max: usize,
 }
@@ -149,6 +154,7 @@ impl Shard {
             keys: Vec::new(),
             slots: Vec::new(),
             changed: Vec::new(),
+            histograms: 0,
             gauge_minus,
             series_max,
         }
@@ -236,7 +242,7 @@ impl Shard {
 
     /// Adds all values of a message, or none; what cannot be gathered is returned.
     fn add(&mut self, slot: u32, message: &Message<'_>) -> Result<Option<(u32, Write)>, Refusal> {
-        let Self { slots, changed, member_hasher, .. } = self;
+        let Self { slots, changed, histograms, member_hasher, .. } = self;
         let number = slot;
         let Some(slot) = slots.get_mut(slot as usize) else { return Ok(None) };
         let scale = slot.scale;
@@ -254,6 +260,7 @@ impl Shard {
                 let (count, sum) = check_values(message, scale)?;
                 if matches!(slot.gathered, Gathered::Nothing) {
                     slot.gathered = Gathered::Values(Box::default());
+                    *histograms += 1;
                 }
                 if let Gathered::Values(histogram) = &mut slot.gathered {
                     if !(histogram.sum() + sum).is_finite() || !(histogram.count() + count).is_finite() {
@@ -332,6 +339,12 @@ impl Shard {
             || self.keys.len() >= ROUTE_BYTES_PER_SERIES * self.series_max.max(1024)
     }
 
+    /// Whether so many histograms are gathered that the registry should have them before the tick: each spelling of a series' tags
+    /// has one of its own.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.histograms > HISTOGRAMS_MAX
+    }
+
     /// Whether nothing is remembered.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
@@ -340,6 +353,7 @@ impl Shard {
 
     /// Takes what was gathered.
     pub(super) fn take(&mut self) -> Vec<Part> {
+        self.histograms = 0;
         let Self { changed, slots, .. } = self;
         let part = |slot: u32| {
             let slot = slots.get_mut(slot as usize)?;
