@@ -25,7 +25,7 @@ use tower_http::compression::CompressionLayer;
 pub use self::write::Receiver;
 
 use crate::clock::Clock;
-use crate::collector::{Intake, Published};
+use crate::collector::{Health, Intake, Published};
 use crate::exposition;
 use crate::model::{Ladder, Snapshot};
 use crate::promql::Engine;
@@ -125,18 +125,24 @@ fn scrape(app: &App, headers: &HeaderMap, snapshot: impl FnOnce(&App) -> Arc<Sna
         } else {
             (exposition::CONTENT_TYPE, Box::new(exposition::text_chunks(snapshot, ladder)))
         };
-    let body = Body::new(Chunks { chunks, _permit: permit });
+    let body = Body::new(Chunks { chunks, _permit: Some(permit) });
     ([(header::CONTENT_TYPE, content_type)], body).into_response()
 }
 
 /// A body whose parts are made when the connection has room for them.
-struct Chunks {
-    chunks: Box<dyn Iterator<Item = Vec<u8>> + Send>,
+struct Chunks<C> {
+    chunks: Box<dyn Iterator<Item = C> + Send>,
     /// Given back with the last part, or when the scraper is gone.
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl HttpBody for Chunks {
+impl<C> Chunks<C> {
+    fn new(chunks: impl Iterator<Item = C> + Send + 'static) -> Self {
+        Self { chunks: Box::new(chunks), _permit: None }
+    }
+}
+
+impl<C: Into<Bytes>> HttpBody for Chunks<C> {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -164,14 +170,19 @@ fn prefers_protobuf(accept: &HeaderValue) -> bool {
 }
 
 async fn healthz(State(app): State<App>) -> impl IntoResponse {
-    let health = app.published.health();
+    match wrong(app.published.health()) {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(wrong) => (StatusCode::SERVICE_UNAVAILABLE, wrong),
+    }
+}
+
+/// What is wrong, a line each; `None` if nothing is.
+fn wrong(health: Health) -> Option<String> {
     let committing = health.store_error.map(|error| format!("the store takes no ticks: {error}\n"));
     let sealing =
         health.sealing_error.map(|error| format!("what is stored cannot be moved into the file of its day: {error}\n"));
-    match committing.into_iter().chain(sealing).collect::<String>() {
-        wrong if !wrong.is_empty() => (StatusCode::SERVICE_UNAVAILABLE, wrong),
-        _ => (StatusCode::OK, "ok\n".to_owned()),
-    }
+    let lines: String = committing.into_iter().chain(sealing).collect();
+    (!lines.is_empty()).then_some(lines)
 }
 
 #[cfg(test)]
@@ -195,6 +206,18 @@ mod tests {
         held.pop();
         assert_eq!(answer().status(), StatusCode::OK);
         assert_eq!(answer().status(), StatusCode::OK, "the one before is gone");
+    }
+
+    #[test]
+    fn a_store_that_cannot_commit_or_seal_is_not_healthy() {
+        let of = |store: Option<&str>, sealing: Option<&str>| {
+            wrong(Health { store_error: store.map(str::to_owned), sealing_error: sealing.map(str::to_owned) })
+        };
+        assert_eq!(of(None, None), None);
+        assert_eq!(of(Some("full"), None).unwrap(), "the store takes no ticks: full\n");
+        let sealing = "what is stored cannot be moved into the file of its day: gone\n";
+        assert_eq!(of(None, Some("gone")).unwrap(), sealing);
+        assert_eq!(of(Some("full"), Some("gone")).unwrap(), format!("the store takes no ticks: full\n{sealing}"));
     }
 
     #[test]
