@@ -29,7 +29,7 @@ pub use self::serve::serve;
 pub use self::write::Receiver;
 
 use crate::clock::Clock;
-use crate::collector::{Intake, Published};
+use crate::collector::{Health, Intake, Published};
 use crate::exposition;
 use crate::model::{Ladder, Snapshot};
 use crate::promql::Engine;
@@ -177,19 +177,25 @@ fn scrape(
         } else {
             (exposition::CONTENT_TYPE, Box::new(exposition::text_chunks(snapshot, ladder)))
         };
-    let body = Body::new(Chunks { chunks, began: Instant::now(), _permit: permit });
+    let body = Body::new(Chunks { parts: chunks, began: Instant::now(), permit: Some(permit) });
     ([(header::CONTENT_TYPE, content_type)], body).into_response()
 }
 
 /// A body whose parts are made when the connection has room for them.
-struct Chunks {
-    chunks: Box<dyn Iterator<Item = Vec<u8>> + Send>,
+struct Chunks<C> {
+    parts: Box<dyn Iterator<Item = C> + Send>,
     began: Instant,
     /// Given back with the last part, or when the scraper is gone.
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
-impl HttpBody for Chunks {
+impl<C> Chunks<C> {
+    fn new(chunks: impl Iterator<Item = C> + Send + 'static) -> Self {
+        Self { parts: Box::new(chunks), began: Instant::now(), permit: None }
+    }
+}
+
+impl<C: Into<Bytes>> HttpBody for Chunks<C> {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -197,10 +203,10 @@ impl HttpBody for Chunks {
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        if self.began.elapsed() > SCRAPE_MAX {
+        if self.permit.is_some() && self.began.elapsed() > SCRAPE_MAX {
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut))));
         }
-        Poll::Ready(self.chunks.next().map(|chunk| Ok(Frame::data(chunk.into()))))
+        Poll::Ready(self.parts.next().map(|chunk| Ok(Frame::data(chunk.into()))))
     }
 }
 
@@ -220,16 +226,21 @@ fn prefers_protobuf(accept: &HeaderValue) -> bool {
 }
 
 async fn healthz(State(app): State<App>) -> impl IntoResponse {
-    let health = app.published.health();
+    match wrong(app.published.health(), app.published.age()) {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(wrong) => (StatusCode::SERVICE_UNAVAILABLE, wrong),
+    }
+}
+
+/// What is wrong, a line each; `None` if nothing is.
+fn wrong(health: Health, age: Option<Duration>) -> Option<String> {
     let committing = health.store_error.map(|error| format!("the store takes no ticks: {error}\n"));
     let sealing =
         health.sealing_error.map(|error| format!("what is stored cannot be moved into the file of its day: {error}\n"));
-    let late = app.published.age().filter(|age| *age > TICK_AGE_MAX);
-    let late = late.map(|age| format!("the newest tick was {} s ago\n", age.as_secs()));
-    match committing.into_iter().chain(sealing).chain(late).collect::<String>() {
-        wrong if !wrong.is_empty() => (StatusCode::SERVICE_UNAVAILABLE, wrong),
-        _ => (StatusCode::OK, "ok\n".to_owned()),
-    }
+    let late =
+        age.filter(|age| *age > TICK_AGE_MAX).map(|age| format!("the newest tick was {} s ago\n", age.as_secs()));
+    let lines: String = committing.into_iter().chain(sealing).chain(late).collect();
+    (!lines.is_empty()).then_some(lines)
 }
 
 #[cfg(test)]
@@ -253,6 +264,21 @@ mod tests {
         held.pop();
         assert_eq!(answer().status(), StatusCode::OK);
         assert_eq!(answer().status(), StatusCode::OK, "the one before is gone");
+    }
+
+    #[test]
+    fn a_store_that_cannot_commit_or_seal_is_not_healthy() {
+        let of = |store: Option<&str>, sealing: Option<&str>| {
+            let health = Health { store_error: store.map(str::to_owned), sealing_error: sealing.map(str::to_owned) };
+            wrong(health, Some(Duration::from_secs(10)))
+        };
+        assert_eq!(of(None, None), None);
+        let late = wrong(Health::default(), Some(Duration::from_secs(200)));
+        assert_eq!(late.unwrap(), "the newest tick was 200 s ago\n");
+        assert_eq!(of(Some("full"), None).unwrap(), "the store takes no ticks: full\n");
+        let sealing = "what is stored cannot be moved into the file of its day: gone\n";
+        assert_eq!(of(None, Some("gone")).unwrap(), sealing);
+        assert_eq!(of(Some("full"), Some("gone")).unwrap(), format!("the store takes no ticks: full\n{sealing}"));
     }
 
     #[test]

@@ -201,6 +201,24 @@ fn a_long_series_comes_in_batches() {
     assert!(times.eq(0..25_000));
 }
 
+#[test]
+fn what_the_fuzzer_begins_with_is_read_within_its_bounds() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/remote_write");
+    let seeds: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|seed| std::fs::read(seed.unwrap().path()).unwrap()).collect();
+    let (mut taken, mut refused) = (0, 0);
+    for seed in seeds.iter().flat_map(|seed| [seed.clone(), compressed(seed)]) {
+        let Ok(body) = Body::decode(&seed) else { continue };
+        let times = Times { oldest_ms: 0, newest_ms: i64::MAX };
+        let Ok(()) = body.for_each_batch(times, |batch| {
+            taken += batch.series.iter().map(|series| series.samples.len()).sum::<usize>();
+            refused += batch.refused.values().sum::<u64>();
+            Ok::<(), Infallible>(())
+        });
+    }
+    assert!(taken > 10 && refused > 3, "{taken} {refused}");
+}
+
 /// As a sender makes spans of a histogram: a span for each bucket.
 fn sent(h: &ExponentialHistogram) -> Histogram {
     let side = |buckets: &crate::model::BucketSpan| {

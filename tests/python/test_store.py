@@ -130,6 +130,7 @@ def test_a_damaged_day_is_set_aside_and_told(tmp_path: Path) -> None:
         assert collector.query("steps") == {"": 1.0}
         assert (tmp_path / "data" / "2001-02-03.db.damaged-1").exists()
         assert re.search(r"ERROR.*a file of the store is damaged.*2001-02-03\.db", collector.text())
+        until(lambda: collector.query("cortex_collector_store_damaged_files_total") == {"": 1.0}, 10)
     finally:
         collector.stop()
 

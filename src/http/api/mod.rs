@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -23,6 +24,7 @@ use tower_http::compression::CompressionLayer;
 
 use self::params::Params;
 pub(crate) use self::params::parse_time_ms;
+use super::Chunks;
 use crate::clock::Clock;
 use crate::collector::Published;
 use crate::exposition::help;
@@ -31,6 +33,9 @@ use crate::promql::{Answer as QueryAnswer, Engine, QueryError, QueryValue, STEPS
 
 /// How many queries run at once unless another number is wanted; the others wait, and their timeout runs meanwhile.
 pub const QUERIES_MAX: usize = 4;
+
+/// A part of a long answer.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// The version of Prometheus whose language and answers these are. Clients read from it what they may ask.
 const PROMETHEUS_VERSION: &str = "3.5.0";
@@ -81,6 +86,18 @@ impl ApiError {
         Self::bad_data(format!("invalid parameter {parameter:?}: {message}"))
     }
 
+    /// What is wrong with a `match[]`.
+    fn of_match(error: QueryError) -> Self {
+        const EMPTY: &str = "vector selector must contain at least one non-empty matcher";
+        match error {
+            QueryError::BadData(message) if message.ends_with(EMPTY) => {
+                Self::bad_data("match[] must contain at least one non-empty matcher".to_owned())
+            }
+            QueryError::BadData(message) => Self::bad_data(message),
+            other => other.into(),
+        }
+    }
+
     fn timeout(place: &str) -> Self {
         Self { kind: "timeout", message: format!("query timed out in {place}") }
     }
@@ -111,16 +128,33 @@ impl IntoResponse for ApiError {
 type Answer = Result<Response, ApiError>;
 
 fn answer(data: &str, warnings: &[String], infos: &[String]) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], json::success(data, warnings, infos)).into_response()
+    respond(json::success(data, warnings, infos))
+}
+
+fn respond(json: String) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], in_chunks(json.into())).into_response()
+}
+
+/// A long body is given, and compressed, in parts: others have their turn between them.
+fn in_chunks(mut bytes: Bytes) -> Body {
+    if bytes.len() <= CHUNK_BYTES {
+        return Body::from(bytes);
+    }
+    let chunks = std::iter::from_fn(move || {
+        let chunk = bytes.split_to(bytes.len().min(CHUNK_BYTES));
+        (!chunk.is_empty()).then_some(chunk)
+    });
+    Body::new(Chunks::new(chunks))
 }
 
 impl Api {
-    /// Runs `work` on the blocking pool once there is room, with what is left of `timeout` by then.
-    async fn run<T: Send + 'static>(
+    /// Runs `work`, which makes the JSON of an answer, on the blocking pool once there is room, with what is left of `timeout`
+    /// by then.
+    async fn run(
         &self,
         timeout: Duration,
-        work: impl FnOnce(&Engine, Duration) -> Result<T, QueryError> + Send + 'static,
-    ) -> Result<T, ApiError> {
+        work: impl FnOnce(&Engine, Duration) -> Result<String, ApiError> + Send + 'static,
+    ) -> Answer {
         let asked = Instant::now();
         let permit = tokio::time::timeout(timeout, Arc::clone(&self.permits).acquire_owned())
             .await
@@ -132,7 +166,7 @@ impl Api {
             work(&engine, timeout.saturating_sub(asked.elapsed()))
         };
         match tokio::task::spawn_blocking(run).await {
-            Ok(result) => Ok(result?),
+            Ok(result) => Ok(respond(result?)),
             Err(error) => Err(ApiError { kind: "internal", message: format!("query failed: {error}") }),
         }
     }
@@ -144,8 +178,12 @@ impl Api {
         Ok(Duration::from_millis(u64::try_from(timeout_ms).unwrap_or(0)).min(timeout_max))
     }
 
-    /// The labels of the series that any `match[]` selects between `start` and `end`.
-    async fn found(&self, params: &Params) -> Result<BTreeSet<Labels>, ApiError> {
+    /// Answers with what `data` makes of the labels of the series that any `match[]` selects between `start` and `end`, sorted.
+    async fn browse(
+        &self,
+        params: &Params,
+        data: impl FnOnce(Vec<Labels>) -> (String, Vec<String>) + Send + 'static,
+    ) -> Answer {
         let start_ms = params.time_ms("start")?.unwrap_or(i64::MIN);
         let end_ms = params.time_ms("end")?.unwrap_or(i64::MAX);
         let mut selectors: Vec<Vec<String>> = params.all("match[]").map(|selector| vec![selector.to_owned()]).collect();
@@ -154,24 +192,25 @@ impl Api {
         }
         let work = move |engine: &Engine, timeout: Duration| {
             let deadline = Instant::now() + timeout;
-            let mut found = BTreeSet::new();
-            // One by one, so that however many there are take no longer than a query may.
+            let mut found = Vec::new();
+            // One by one, so that however many there are take no longer, and no more memory, than a query may.
             for selector in selectors {
-                found.extend(engine.series(&selector, start_ms, end_ms)?);
+                let of_selector = engine.series(&selector, start_ms, end_ms).map_err(ApiError::of_match)?;
+                if found.is_empty() {
+                    found = of_selector;
+                } else {
+                    found.extend(of_selector);
+                    found.sort_unstable();
+                    found.dedup();
+                }
                 if Instant::now() > deadline {
-                    return Err(QueryError::Timeout);
+                    return Err(QueryError::Timeout.into());
                 }
             }
-            Ok(found)
+            let (data, warnings) = data(found);
+            Ok(json::success(&data, &warnings, &[]))
         };
-        self.run(self.engine.limits().timeout, work).await.map_err(|error| {
-            const EMPTY: &str = "vector selector must contain at least one non-empty matcher";
-            let message = error.message.replacen("invalid parameter \"query\": ", "", 1);
-            let is_empty = message.ends_with(EMPTY);
-            let message =
-                if is_empty { "match[] must contain at least one non-empty matcher".to_owned() } else { message };
-            ApiError { message, ..error }
-        })
+        self.run(self.engine.limits().timeout, work).await
     }
 }
 
@@ -197,14 +236,14 @@ fn truncate<T>(items: &mut Vec<T>, limit: Option<usize>) -> Vec<String> {
     }
 }
 
-fn query_answer(mut answer: QueryAnswer, limit: Option<usize>) -> Response {
+fn query_json(mut answer: QueryAnswer, limit: Option<usize>) -> String {
     let truncated = match &mut answer.value {
         QueryValue::Vector(vector) => truncate(vector, limit),
         QueryValue::Matrix(matrix) => truncate(matrix, limit),
         QueryValue::Scalar(_) | QueryValue::Text { .. } => Vec::new(),
     };
     answer.warnings.extend(truncated);
-    self::answer(&json::query_data(&answer.value), &answer.warnings, &answer.infos)
+    json::success(&json::query_data(&answer.value), &answer.warnings, &answer.infos)
 }
 
 async fn query(State(api): State<Api>, params: Params) -> Answer {
@@ -213,8 +252,9 @@ async fn query(State(api): State<Api>, params: Params) -> Answer {
     let timeout = api.timeout(&params)?;
     refuse_unknown(&params)?;
     let expression = params.get("query").unwrap_or("").to_owned();
-    let work = move |engine: &Engine, timeout| engine.instant_within(&expression, time_ms, timeout);
-    Ok(query_answer(api.run(timeout, work).await?, limit))
+    let work =
+        move |engine: &Engine, timeout| Ok(query_json(engine.instant_within(&expression, time_ms, timeout)?, limit));
+    api.run(timeout, work).await
 }
 
 async fn query_range(State(api): State<Api>, params: Params) -> Answer {
@@ -239,8 +279,10 @@ async fn query_range(State(api): State<Api>, params: Params) -> Answer {
     let timeout = api.timeout(&params)?;
     refuse_unknown(&params)?;
     let expression = params.get("query").unwrap_or("").to_owned();
-    let work = move |engine: &Engine, timeout| engine.range_within(&expression, start_ms, end_ms, step_ms, timeout);
-    Ok(query_answer(api.run(timeout, work).await?, limit))
+    let work = move |engine: &Engine, timeout| {
+        Ok(query_json(engine.range_within(&expression, start_ms, end_ms, step_ms, timeout)?, limit))
+    };
+    api.run(timeout, work).await
 }
 
 /// There are none: an increment has no place for one.
@@ -252,13 +294,10 @@ async fn query_exemplars(State(api): State<Api>, params: Params) -> Answer {
     let expression = params.get("query").unwrap_or("").to_owned();
     let work = move |engine: &Engine, _| match engine.instant_within(&expression, 0, Duration::ZERO) {
         // It is parsed before its time is looked at, and no more than that is wanted.
-        Err(QueryError::BadData(message)) => Ok(Some(message)),
-        _ => Ok(None),
+        Err(QueryError::BadData(message)) => Err(ApiError::bad_data(message)),
+        _ => Ok(json::success("[]", &[], &[])),
     };
-    match api.run(api.engine.limits().timeout, work).await? {
-        Some(message) => Err(ApiError::bad_data(message)),
-        None => Ok(answer("[]", &[], &[])),
-    }
+    api.run(api.engine.limits().timeout, work).await
 }
 
 async fn series(State(api): State<Api>, params: Params) -> Answer {
@@ -266,20 +305,22 @@ async fn series(State(api): State<Api>, params: Params) -> Answer {
         return Err(ApiError::bad_data("no match[] parameter provided".to_owned()));
     }
     let limit = params.limit()?;
-    let found = api.found(&params).await.map_err(|error| match error.kind {
+    let answer = api.browse(&params, move |mut found| {
+        let warnings = truncate(&mut found, limit);
+        (json::label_sets(&found), warnings)
+    });
+    answer.await.map_err(|error| match error.kind {
         "bad_data" if !error.message.starts_with("invalid parameter") => ApiError::invalid("match[]", &error.message),
         _ => error,
-    })?;
-    let mut found: Vec<Labels> = found.into_iter().collect();
-    let warnings = truncate(&mut found, limit);
-    Ok(answer(&json::label_sets(&found), &warnings, &[]))
+    })
 }
 
 async fn label_names(State(api): State<Api>, params: Params) -> Answer {
     let limit = params.limit()?;
-    let found = api.found(&params).await?;
-    let names: BTreeSet<&str> = found.iter().flat_map(|labels| labels.iter().map(|(name, _)| name)).collect();
-    Ok(names_answer(names, limit))
+    let answer = api.browse(&params, move |found| {
+        names_data(found.iter().flat_map(|labels| labels.iter().map(|(name, _)| name)).collect(), limit)
+    });
+    answer.await
 }
 
 async fn label_values(State(api): State<Api>, name: Result<Path<String>, PathRejection>, params: Params) -> Answer {
@@ -288,9 +329,9 @@ async fn label_values(State(api): State<Api>, name: Result<Path<String>, PathRej
     };
     let name = unescape(&name).unwrap_or(name);
     let limit = params.limit()?;
-    let found = api.found(&params).await?;
-    let values: BTreeSet<&str> = found.iter().filter_map(|labels| labels.get(&name)).collect();
-    Ok(names_answer(values, limit))
+    let answer = api
+        .browse(&params, move |found| names_data(found.iter().filter_map(|labels| labels.get(&name)).collect(), limit));
+    answer.await
 }
 
 /// A name that was escaped to be plain ASCII (`U__`, then `__` for `_` and `_1F600_` for any other character), `None` if it is
@@ -313,10 +354,10 @@ fn unescape(name: &str) -> Option<String> {
     Some(plain)
 }
 
-fn names_answer(names: BTreeSet<&str>, limit: Option<usize>) -> Response {
+fn names_data(names: BTreeSet<&str>, limit: Option<usize>) -> (String, Vec<String>) {
     let mut names: Vec<&str> = names.into_iter().collect();
     let warnings = truncate(&mut names, limit);
-    answer(&json::strings(names), &warnings, &[])
+    (json::strings(names), warnings)
 }
 
 /// What the names are that a scrape would show now: `{"up":[{"type":"gauge","help":"…","unit":""}]}`.

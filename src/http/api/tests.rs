@@ -207,3 +207,34 @@ fn names_in_plain_ascii_are_unescaped_or_left_alone() {
         assert_eq!(unescape(name).as_deref(), want, "{name}");
     }
 }
+
+#[test]
+fn what_the_fuzzer_begins_with_is_answered_as_prometheus_does() {
+    // As in fuzz/fuzz_targets/http.rs.
+    const ENDPOINTS: [&str; 8] =
+        ["query", "query_range", "query_exemplars", "series", "labels", "label/l/values", "metadata", "rules"];
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/http");
+    let mut requests = Vec::new();
+    for seed in std::fs::read_dir(folder).expect("seeds") {
+        let seed = std::fs::read(seed.expect("a seed").path()).expect("read");
+        let Some((endpoint, parameters)) = seed.split_first() else { continue };
+        let plain = |byte: &u8| {
+            if byte.is_ascii_graphic() && *byte != b'#' {
+                char::from(*byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        };
+        let parameters: String = parameters.iter().map(plain).collect();
+        requests.push(get_request(&format!(
+            "/api/v1/{}?{parameters}",
+            ENDPOINTS[usize::from(*endpoint) % ENDPOINTS.len()]
+        )));
+    }
+    assert!(requests.len() > 50);
+    for ((status, body), request) in ask(&requests).into_iter().zip(&requests) {
+        assert!([200, 400, 422, 503].contains(&status), "{request}: {status} {body}");
+        let json: serde_json::Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{request}: {error}"));
+        assert_eq!(json["status"], if status == 200 { "success" } else { "error" }, "{request}");
+    }
+}
