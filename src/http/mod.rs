@@ -15,12 +15,13 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http_body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::compression::CompressionLayer;
+use tower_http::cors::CorsLayer;
 
 pub use self::write::Receiver;
 
@@ -51,6 +52,8 @@ pub struct App {
     receiver: Option<Receiver>,
     /// How many queries run at once.
     queries_max: usize,
+    /// The pages of other origins that may ask the query API; `None`: those of none.
+    cors_origin: Option<HeaderValue>,
 }
 
 /// So many scrapes are answered at once; one more gets 503.
@@ -61,8 +64,24 @@ impl App {
     pub fn new(engine: Arc<Engine>, published: Arc<Published>, intake: Arc<Intake>, ladder: Ladder) -> Self {
         let clock = published.clock();
         let (page_permit, scrape_permits) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(SCRAPES_MAX)));
-        let queries_max = api::QUERIES_MAX;
-        Self { engine, published, intake, clock, page_permit, ladder, scrape_permits, receiver: None, queries_max }
+        Self {
+            engine,
+            published,
+            intake,
+            clock,
+            page_permit,
+            ladder,
+            scrape_permits,
+            receiver: None,
+            queries_max: api::QUERIES_MAX,
+            cors_origin: None,
+        }
+    }
+
+    /// Lets the pages of this origin (`https://grafana.example.com`) ask the query API from a browser.
+    #[must_use]
+    pub fn with_cors_origin(self, cors_origin: Option<HeaderValue>) -> Self {
+        Self { cors_origin, ..self }
     }
 
     /// Takes remote writes too.
@@ -87,6 +106,11 @@ const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
 
 /// All routes of the collector.
 pub fn router(app: App) -> Router {
+    let mut queries = api::routes(app.engine.clone(), app.clock.clone(), Arc::clone(&app.published), app.queries_max);
+    if let Some(origin) = app.cors_origin.clone() {
+        let cors = CorsLayer::new().allow_origin(origin).allow_methods([Method::GET, Method::POST]);
+        queries = queries.layer(cors.allow_headers([header::ACCEPT, header::CONTENT_TYPE]));
+    }
     Router::new()
         .route("/", get(page::index))
         .route("/metrics", get(metrics).layer(CompressionLayer::new()))
@@ -96,7 +120,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/status/clients", get(status::clients))
         .with_state(app.clone())
         .merge(write::routes(app.receiver))
-        .merge(api::routes(app.engine, app.clock, app.published, app.queries_max))
+        .merge(queries)
 }
 
 /// The newest tick.
