@@ -177,7 +177,7 @@ pub struct CollectorArgs {
     )]
     query_max_concurrency: u16,
 
-    /// The origin whose pages may ask the query API from a browser, such as https://grafana.example.com [default: none]
+    /// Scheme and host of the pages that may ask the query API from a browser [default: none]
     #[arg(long, value_name = "ORIGIN", env = "CORTEX_COLLECTOR_CORS_ORIGIN", value_parser = cors_origin)]
     cors_origin: Option<HeaderValue>,
 
