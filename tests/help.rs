@@ -42,6 +42,8 @@ fn a_wrong_command_line_is_exit_code_2() {
         (env!("CARGO_BIN_EXE_cortex-collector"), "--interval=1ms"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--log-level=loud"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--query-timeout=0s"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--cors-origin=*"),
+        (env!("CARGO_BIN_EXE_cortex-collector"), "--cors-origin=https://a.example/"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--query-max-samples=0"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "--query-max-concurrency=0"),
         (env!("CARGO_BIN_EXE_cortex-collector"), "backup"),

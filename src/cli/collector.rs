@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use axum::http::HeaderValue;
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -176,6 +177,10 @@ pub struct CollectorArgs {
     )]
     query_max_concurrency: u16,
 
+    /// Scheme and host of the pages that may ask the query API from a browser [default: none]
+    #[arg(long, value_name = "ORIGIN", env = "CORTEX_COLLECTOR_CORS_ORIGIN", value_parser = cors_origin)]
+    cors_origin: Option<HeaderValue>,
+
     /// The least grave of what is logged to stderr
     #[arg(long, value_name = "LEVEL", env = "CORTEX_COLLECTOR_LOG_LEVEL", default_value = "info")]
     log_level: LogLevel,
@@ -239,6 +244,14 @@ fn retention(text: &str) -> Result<Duration, String> {
 
 fn expiry(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::from_secs(60), Duration::from_secs(100 * 365 * 86_400), "1m to 100y")
+}
+
+fn cors_origin(text: &str) -> Result<HeaderValue, String> {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")).unwrap_or_default();
+    // With a path a browser would find it equal to none, and `*` would let every page of the web read what is here.
+    let is_host = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
+    let origin = HeaderValue::from_str(text).ok().filter(|_| is_host);
+    origin.ok_or_else(|| format!("got {text:?}, want http://HOST[:PORT] or https://HOST[:PORT]"))
 }
 
 fn query_timeout(text: &str) -> Result<Duration, String> {
@@ -340,7 +353,8 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         let (stop_http, http_stopped) = oneshot::channel::<()>();
         let app = App::new(engine, published, Arc::clone(&intake), ladder)
             .with_receiver(receiver)
-            .with_queries_max(args.query_max_concurrency.into());
+            .with_queries_max(args.query_max_concurrency.into())
+            .with_cors_origin(args.cors_origin);
         let router = http::router(app);
         let listener = TcpListener::from_std(http_socket)?;
         let server = tokio::spawn(http::serve(listener, router, async { drop(http_stopped.await) }));

@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http_body::Frame;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::compression::CompressionLayer;
+use tower_http::cors::CorsLayer;
 
 pub use self::serve::serve;
 pub use self::write::Receiver;
@@ -59,6 +60,8 @@ pub struct App {
     receiver: Option<Receiver>,
     /// How many queries run at once.
     queries_max: usize,
+    /// The pages of other origins that may ask the query API; `None`: those of none.
+    cors_origin: Option<HeaderValue>,
 }
 
 /// A collector whose newest tick is older is not well: ticks are at most a minute apart.
@@ -91,6 +94,7 @@ impl App {
             read: Arc::default(),
             receiver: None,
             queries_max,
+            cors_origin: None,
         }
     }
 
@@ -110,6 +114,12 @@ impl App {
         }
         read.push(Arc::downgrade(&newest));
         newest
+    }
+
+    /// Lets the pages of this origin (`https://grafana.example.com`) ask the query API from a browser.
+    #[must_use]
+    pub fn with_cors_origin(self, cors_origin: Option<HeaderValue>) -> Self {
+        Self { cors_origin, ..self }
     }
 
     /// Takes remote writes too.
@@ -134,6 +144,11 @@ const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
 
 /// All routes of the collector.
 pub fn router(app: App) -> Router {
+    let mut queries = api::routes(app.engine.clone(), app.clock.clone(), Arc::clone(&app.published), app.queries_max);
+    if let Some(origin) = app.cors_origin.clone() {
+        let cors = CorsLayer::new().allow_origin(origin).allow_methods([Method::GET, Method::POST]);
+        queries = queries.layer(cors.allow_headers([header::ACCEPT, header::CONTENT_TYPE]));
+    }
     Router::new()
         .route("/", get(page::index))
         .route("/metrics", get(metrics).layer(CompressionLayer::new()))
@@ -143,7 +158,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/status/clients", get(status::clients))
         .with_state(app.clone())
         .merge(write::routes(app.receiver))
-        .merge(api::routes(app.engine, app.clock, app.published, app.queries_max))
+        .merge(queries)
 }
 
 /// The newest tick.

@@ -263,6 +263,19 @@ def test_bounds_of_queries_are_flags(collector_with: Callable[..., Collector]) -
     assert (status, json.loads(body)["errorType"]) == (503, "timeout")
 
 
+def test_pages_of_one_origin_may_ask_if_it_is_named(collector_with: Callable[..., Collector]) -> None:
+    collector = collector_with("--cors-origin", "https://grafana.example")
+    asking = {"Origin": "https://grafana.example"}
+    path = "/api/v1/query?query=1"
+    assert request(collector.web, "GET", path, None, **asking)[1]["access-control-allow-origin"] == asking["Origin"]
+    other = request(collector.web, "GET", path, None, Origin="https://other.example")
+    assert other[1].get("access-control-allow-origin") in (None, "https://grafana.example")
+    before = {**asking, "Access-Control-Request-Method": "POST"}
+    status, headers, _ = request(collector.web, "OPTIONS", path, None, **before)
+    assert (status, "POST" in headers["access-control-allow-methods"]) == (200, True)
+    assert "access-control-allow-origin" not in request(collector.web, "GET", "/metrics", None, **asking)[1]
+
+
 # Remote write ------------------------------------------------------------------------------------------------------
 
 WRITE = {"Content-Encoding": "snappy", "Content-Type": "application/x-protobuf"}
