@@ -68,10 +68,10 @@ bench-ingest: check-rust ## what the collector takes to receive, beside a loop t
 bench-exposition: check-rust ## what a scrape of 99,000 series takes, in time and memory (BENCH=quick for a look)
 	cargo bench --locked --bench exposition -- $(BENCH)
 
-# With names of functions, which the wheel does not have.
 bench-store: check-rust ## what two weeks on disk take, beside Prometheus with the same samples (BENCH="quick disk" for a look at a part)
 	cargo bench --locked --bench store -- $(BENCH)
 
+# With names of functions, which the wheel does not have.
 bench-instructions: target/bench/python/empty_method.abi3.so $(BIN)/python ## the instructions of a call, counted by valgrind
 	@command -v valgrind >/dev/null || { echo "this needs valgrind: apt-get install valgrind"; exit 1; }
 	CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --locked --lib --no-default-features --features python --target-dir target/bench
