@@ -127,6 +127,21 @@ impl Written {
     }
 }
 
+/// Reads any bytes as each of the things that the files hold: for fuzzing.
+#[doc(hidden)]
+pub fn read_anything(bytes: &[u8]) {
+    let ticks: Vec<i64> = (0..720).map(|tick| tick * 10_000).collect();
+    for part in [Part::Whole, Part::Count, Part::Sum] {
+        let _ = chunk::read(bytes, &ticks, part);
+        let _ = stream::read_part(bytes, &ticks, part);
+    }
+    let _ = chunk::seal(bytes, &ticks);
+    let _ = chunk::Summary::take(&mut &*bytes);
+    let _ = window::SealedWindow::take(0, 1, bytes);
+    let _ = head::take_entry(bytes);
+    let _ = head::take_series(bytes);
+}
+
 /// Anything that `PromQL` can select series from.
 pub trait Select: Send + Sync {
     /// Calls `visit` with each series that matches, in the order of their labels, one at a time: its samples within

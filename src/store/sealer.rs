@@ -81,7 +81,12 @@ impl Drop for Sealer {
 fn seal(shared: &Shared, job: &Job, is_closed: &AtomicBool) -> Option<Vec<Level>> {
     let mut levels = Vec::new();
     for window in &job.windows {
-        let (parts, of_window) = sealables(window)?;
+        let Some((parts, of_window)) = sealables(window) else {
+            let what = format!("the window from entry {} of the log on cannot be read back", window.first_sequence);
+            tracing::error!(what, "this is a mistake in the program: nothing more is sealed, the log keeps what comes");
+            shared.set_sealing_error(Some(what));
+            return None;
+        };
         levels.extend(of_window);
         let mut sealed = Vec::new();
         for part in &parts {
