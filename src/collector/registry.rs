@@ -259,7 +259,6 @@ impl LiveValue {
 }
 
 #[derive(Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "each says something of its own")]
 struct Live {
     id: SeriesId,
     labels: Labels,
@@ -275,8 +274,8 @@ struct Live {
     is_changed: bool,
     is_ended: bool,
     is_writer_changed: bool,
-    /// Whether a way to it was given out since [`Registry::look_for_silent`].
-    is_touched: bool,
+    /// How many expiries had begun when somebody was told the way here last.
+    told_in: u64,
 }
 
 impl Live {
@@ -297,6 +296,13 @@ struct Name {
     series: usize,
 }
 
+/// What a shard gathered, if the total of its series would not be finite with it.
+#[derive(Debug)]
+pub(super) struct RefusedPart {
+    pub(super) messages: u64,
+    pub(super) series: String,
+}
+
 /// Every live series.
 #[derive(Debug)]
 pub struct Registry {
@@ -312,14 +318,14 @@ pub struct Registry {
     tags_dropped: u64,
     /// Members in all sets since the last tick.
     members: usize,
-    /// The series whose part was refused last.
-    refused: Option<Labels>,
     own: usize,
     overflows: BTreeMap<String, Overflow>,
     overflow_series: usize,
     /// By limit.
     overflow_messages: BTreeMap<&'static str, u64>,
     now_ms: i64,
+    /// How often series began to be let go.
+    expiries: u64,
 }
 
 impl Registry {
@@ -342,12 +348,12 @@ impl Registry {
             changed: Vec::new(),
             tags_dropped: 0,
             members: 0,
-            refused: None,
             own: 0,
             overflows: BTreeMap::new(),
             overflow_series: 0,
             overflow_messages: BTreeMap::new(),
             now_ms: restored.last_tick_ms.unwrap_or(0),
+            expiries: 0,
         };
         for series in restored.series {
             let of_set = series.writer.strip_prefix(SET_WRITER);
@@ -420,7 +426,7 @@ impl Registry {
             is_changed: false,
             is_ended: false,
             is_writer_changed: false,
-            is_touched: false,
+            told_in: 0,
         };
         self.own += usize::from(live.is_own());
         self.overflow_series += usize::from(live.is_overflow());
@@ -514,8 +520,9 @@ impl Registry {
         if !is_too_long && let Some(at) = self.by_labels.get(&labels).copied() {
             self.tags_dropped += fallen as u64;
             self.set_ttl(at, ttl_ms);
+            let told_in = self.expiries;
             if let Some(live) = self.live_mut(at) {
-                live.is_touched = true;
+                live.told_in = told_in;
             }
             return Ok(Resolved { at, scale, is_routable: true });
         }
@@ -651,43 +658,30 @@ impl Registry {
         }
     }
 
-    /// Adds what a shard gathered; how many messages of it had to be refused, since the total would not be finite.
-    pub(super) fn add_part(&mut self, part: Part) -> u64 {
-        let (at, messages) = (part.at, part.messages);
-        let is_added = self.try_add_part(part);
-        if !is_added && let Some(live) = self.series.get(at as usize).and_then(Option::as_ref) {
-            self.refused = Some(live.labels.clone());
-        }
-        if is_added { 0 } else { messages }
-    }
-
-    /// The series whose part was refused last.
-    pub(super) fn take_refused(&mut self) -> Option<Labels> {
-        self.refused.take()
-    }
-
-    fn try_add_part(&mut self, part: Part) -> bool {
-        let Part { at, gathered, .. } = part;
-        let Some(live) = self.live_mut(at) else { return false };
+    /// Adds what a shard gathered.
+    pub(super) fn add_part(&mut self, part: Part) -> Result<(), RefusedPart> {
+        let Part { at, messages, gathered } = part;
+        let Some(live) = self.live_mut(at) else { return Err(RefusedPart { messages, series: String::new() }) };
+        let refused = |live: &Live| Err(RefusedPart { messages, series: live.labels.to_string() });
         match (&mut live.value, gathered) {
             (LiveValue::Counter(total), Gathered::Count(sum)) => {
                 let grown = *total + sum;
                 if !grown.is_finite() {
-                    return false;
+                    return refused(live);
                 }
                 *total = grown;
             }
             (LiveValue::Histogram(total), Gathered::Values(values)) => {
                 if !(total.sum() + values.sum()).is_finite() || !(total.count() + values.count()).is_finite() {
-                    return false;
+                    return refused(live);
                 }
                 Arc::make_mut(total).merge(&values);
             }
-            _ => return false,
+            _ => return refused(live),
         }
         live.is_ended = false;
         self.mark_changed(at);
-        true
+        Ok(())
     }
 
     /// Writes to a gauge or a set. A change to a gauge that has ended starts from 0.
@@ -768,29 +762,33 @@ impl Registry {
         }
     }
 
-    /// The series that were silent for longer than [`Limits::series_expiry_ms`] or their mapping says, or ended so long ago. Before they are let
-    /// go all shards must be cleared.
+    /// The series that were silent for longer than [`Limits::series_expiry_ms`] or their mapping says, or ended so long ago.
     fn silent(&self) -> impl Iterator<Item = u32> {
         let expiry_ms = |live: &Live| live.ttl_ms.unwrap_or(self.limits.series_expiry_ms);
         let is_silent = move |live: &Live| {
             (live.is_ended || live.usage != Usage::Gauge)
                 && !live.is_changed
-                && !live.is_touched
                 && live.changed_ms < self.now_ms.saturating_sub(expiry_ms(live))
                 && !live.is_own()
         };
         self.lives().filter(move |(_, live)| is_silent(live)).map(|(at, _)| at)
     }
 
-    /// Whether there is any series to let go. Those to which a shard is told a way from here on stay.
-    pub(super) fn look_for_silent(&mut self) -> bool {
-        self.series.iter_mut().flatten().for_each(|live| live.is_touched = false);
-        self.silent().next().is_some()
+    /// Whether there is any series to let go. From here on those are marked to which somebody is told the way; then all
+    /// shards must be cleared, and then [`Registry::remove_silent`].
+    pub(super) fn begin_expiry(&mut self) -> bool {
+        let has_silent = self.silent().next().is_some();
+        self.expiries += u64::from(has_silent);
+        has_silent
     }
 
-    /// Lets go of the series that are silent even now, when no shard remembers the way to any, and ends them in the tick.
+    /// Lets go of the series that are silent even now and to which no shard remembers the way, and ends them in the tick.
     pub(super) fn remove_silent(&mut self, tick: &mut Tick) {
-        let silent: Vec<u32> = self.silent().collect();
+        let was_told = |at: &u32| {
+            let live = self.series.get(*at as usize).and_then(Option::as_ref);
+            live.is_some_and(|live| live.told_in == self.expiries)
+        };
+        let silent: Vec<u32> = self.silent().filter(|at| !was_told(at)).collect();
         for live in silent.into_iter().filter_map(|at| self.remove(at)) {
             if !live.is_ended {
                 tick.samples.push((live.id, Value::stale()));
@@ -1058,7 +1056,7 @@ mod tests {
         apply(&intake, "busy:1|c");
         let mut second = tick(&intake, 2001);
         // What comes while the series is on its way out keeps it.
-        assert!(intake.lock().registry.look_for_silent());
+        assert!(intake.lock().registry.begin_expiry());
         apply(&intake, "h:3|h");
         intake.expire(&mut second);
         let value_of = |tick: &Tick, id| tick.samples.iter().find(|(i, _)| *i == id).map(|(_, value)| value.clone());
