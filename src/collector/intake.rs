@@ -254,8 +254,10 @@ impl IntakeState {
         for op in &batch.ops {
             match op {
                 Op::From(header) => {
-                    let heard = |header: &Header| self.senders.heard(*header, now_ms).then_some(header.client_id);
-                    writer = header.as_ref().and_then(heard);
+                    writer = header.map(|header| header.client_id);
+                    if let Some(header) = header {
+                        self.senders.heard(*header, now_ms);
+                    }
                 }
                 Op::Unrouted { message, usage, line } => {
                     if let Err(refusal) = self.unrouted(shard, message, *usage, writer) {

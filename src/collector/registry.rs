@@ -35,6 +35,12 @@ const SET_WRITER: &str = "set";
 const CLASSIC_SUFFIXES: [&str; 3] = ["_bucket", "_count", "_sum"];
 /// The prefix that no sender may use: what the collector says of itself.
 const OWN_PREFIX: &str = "cortex_collector_";
+/// Our histograms: their parts are nobody's name even before the first of them comes.
+const OWN_HISTOGRAMS: [&str; 3] = [
+    "cortex_api_request_duration_seconds",
+    "cortex_api_request_first_byte_seconds",
+    "cortex_api_request_queue_seconds",
+];
 /// What no mapping file touches: `cortex get` asks for these names.
 const MAPPED_NEVER: [&str; 2] = ["cortex_api_", "cortex_client_"];
 
@@ -644,10 +650,10 @@ impl Registry {
     fn meets_a_histogram(&self, name: &str, usage: Usage) -> bool {
         CLASSIC_SUFFIXES.iter().any(|suffix| match usage {
             Usage::Histogram => self.names.contains_key(format!("{name}{suffix}").as_str()),
-            _ => name
-                .strip_suffix(suffix)
-                .and_then(|base| self.names.get(base))
-                .is_some_and(|base| base.usage == Usage::Histogram),
+            _ => name.strip_suffix(suffix).is_some_and(|base| {
+                OWN_HISTOGRAMS.contains(&base)
+                    || self.names.get(base).is_some_and(|base| base.usage == Usage::Histogram)
+            }),
         })
     }
 
@@ -979,6 +985,16 @@ mod tests {
         let conflict = Some("type_conflict");
         let got = apply(&intake, "h:1|h\nh_count:1|c\nh_sum:1|g\nh_max:1|g\nx_bucket:1|c\nx:1|h\nx:1|c");
         assert_eq!(got, [None, conflict, conflict, None, None, conflict, None]);
+    }
+
+    #[test]
+    fn parts_of_our_own_histograms_are_reserved_before_they_come() {
+        let intake = intake();
+        let conflict = Some("type_conflict");
+        let parts =
+            OWN_HISTOGRAMS.map(|name| format!("{name}_count:1|c\n{name}_sum:1|g\n{name}_bucket:1|c\n")).concat();
+        assert_eq!(apply(&intake, &parts), [conflict; 9]);
+        assert_eq!(apply(&intake, &OWN_HISTOGRAMS.map(|name| format!("{name}:0.1|h\n")).concat()), [None; 3]);
     }
 
     #[test]
