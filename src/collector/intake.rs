@@ -15,7 +15,7 @@ use super::registry::{Refusal, RefusedPart, Registry, Usage};
 use super::senders::Senders;
 use super::shard::{Batch, Effect, Op, Part, Shard, Why};
 use super::socket_account::SocketAccount;
-use crate::dogstatsd::{GaugeMinus, Header, Message, Tally};
+use crate::dogstatsd::{GaugeMinus, Message, Tally};
 use crate::model::{Labels, MetricKind};
 use crate::store::{Known, Tick};
 
