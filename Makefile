@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-client bench-exposition bench-ingest bench-instructions demo hot-shots node test test-rust test-python test-matrix torture fuzz lint fmt wheel check-rust clean
+.PHONY: help bench bench-client bench-exposition bench-ingest bench-store bench-instructions demo hot-shots node test test-rust test-python test-matrix torture fuzz lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -57,7 +57,7 @@ fuzz: check-rust ## look for input that breaks the datagram's encoding or decodi
 	done
 
 bench: ## all benchmarks but the instructions, one after the other: some ten minutes on a machine that does nothing else
-	@$(MAKE) bench-client bench-ingest bench-exposition
+	@$(MAKE) bench-client bench-ingest bench-exposition bench-store
 
 bench-client: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of the client costs, beside an empty method and today's clients
 	PYTHONPATH=target/bench/python $(BIN)/python benches/client.py $(BENCH)
@@ -69,6 +69,9 @@ bench-exposition: check-rust ## what a scrape of 99,000 series takes, in time an
 	cargo bench --locked --bench exposition -- $(BENCH)
 
 # With names of functions, which the wheel does not have.
+bench-store: check-rust ## what two weeks on disk take, beside Prometheus with the same samples (BENCH="quick disk" for a look at a part)
+	cargo bench --locked --bench store -- $(BENCH)
+
 bench-instructions: target/bench/python/empty_method.abi3.so $(BIN)/python ## the instructions of a call, counted by valgrind
 	@command -v valgrind >/dev/null || { echo "this needs valgrind: apt-get install valgrind"; exit 1; }
 	CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --locked --lib --no-default-features --features python --target-dir target/bench

@@ -520,7 +520,7 @@ fn disk(is_quick: bool) {
             thread::sleep(Duration::from_millis(10));
         }
         drop(store);
-        let ours = size_of(folder.path(), |name| name.ends_with(".db") && name != "head.db");
+        let ours = size_of(folder.path(), |name| name.starts_with("20") && !name.ends_with("journal"));
         let of_each = |bytes: u64| bytes as f64 / samples as f64;
         println!(
             "disk, {what}: {hours} h of {each} series, {samples} samples, {changes} of them changes\n  ours        {ours:>12} bytes {:>8.3} a sample",
@@ -559,7 +559,7 @@ fn start(is_quick: bool) {
     let took = median(took.collect());
     println!(
         "start: {days} days of {series} series, {:.0} MiB: {took:.2} s until a query is answered (median of 5)",
-        bytes as f64 / 1048576.0
+        bytes as f64 / 1_048_576.0
     );
 }
 

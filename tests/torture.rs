@@ -34,7 +34,7 @@ fn histogram(n: i64) -> Value {
 fn values(n: i64) -> Vec<(u64, Option<Value>)> {
     let mut values: Vec<_> =
         PERIODS.iter().zip(1..).map(|(period, id)| (id, Some(Value::Float((n / period) as f64)))).collect();
-    values.push((GAUGE, (n % 97 >= 30).then(|| Value::Float((n / 2) as f64 * 0.37))));
+    values.push((GAUGE, (n % 97 >= 30).then_some(Value::Float((n / 2) as f64 * 0.37))));
     values.push((HISTOGRAM, Some(histogram(n / 2))));
     values
 }

@@ -286,6 +286,7 @@ fn bounded(text: &str, least: Duration, most: Duration, range: &str) -> Result<D
 pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     memory::return_early();
     telemetry::init(args.log_level.into());
+    telemetry::end_if_a_thread_panics("cortex-");
     let clock = Clock::System;
     let steady = Clock::steady();
     let Some(data_dir) = args.data_dir.or_else(|| default_data_dir(|name| std::env::var_os(name))) else {
@@ -355,9 +356,8 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
             .with_queries_max(args.query_max_concurrency.into())
             .with_cors_origin(args.cors_origin);
         let router = http::router(app);
-        let server = axum::serve(TcpListener::from_std(http_socket)?, router)
-            .with_graceful_shutdown(async { drop(http_stopped.await) });
-        let server = tokio::spawn(async move { server.await });
+        let listener = TcpListener::from_std(http_socket)?;
+        let server = tokio::spawn(http::serve(listener, router, async { drop(http_stopped.await) }));
         loop {
             tokio::select! {
                 _ = terminate.recv() => tracing::info!("SIGTERM: storing what has come in"),

@@ -19,6 +19,8 @@ use crate::dogstatsd::{GaugeMinus, Header, Message, Tally};
 use crate::model::{Labels, MetricKind};
 use crate::store::{Known, Tick};
 
+/// A batch is applied as soon as so much of it is left to apply: datagrams may be large, and all of it unreadable.
+const OPS_MAX: usize = 4096;
 /// So many series are taken or given while the lock is held: some tenths of a millisecond.
 const LOCKED_MAX: usize = 1000;
 
@@ -124,14 +126,23 @@ impl Intake {
     ) {
         let mut shard = shard.lock();
         let mut batch = Batch::default();
+        let mut turn = Some(turn);
         for (datagram, is_whole) in datagrams {
             if is_whole {
                 shard.datagram(datagram, &mut batch);
             } else {
                 shard.truncated_datagram(datagram, &mut batch);
             }
+            if batch.ops.len() >= OPS_MAX {
+                if let Some(turn) = turn.take() {
+                    turn();
+                }
+                self.lock().apply(&mut shard, &std::mem::take(&mut batch), now_ms);
+            }
         }
-        turn();
+        if let Some(turn) = turn.take() {
+            turn();
+        }
         self.lock().apply(&mut shard, &batch, now_ms);
     }
 
@@ -166,7 +177,7 @@ impl Intake {
             while parts.peek().is_some() {
                 let mut state = self.lock();
                 let refused: u64 = parts.by_ref().take(LOCKED_MAX).map(|part| state.registry.add_part(part)).sum();
-                state.totals.refuse(refused);
+                state.refuse(refused);
             }
         }
     }
@@ -185,10 +196,10 @@ impl Intake {
 
     /// Lets go of the series that were silent for long, and ends them in the tick.
     pub fn expire(&self, tick: &mut Tick) {
-        if !self.lock().registry.has_silent() {
+        if !self.lock().registry.look_for_silent() {
             return;
         }
-        // No thread may go on to know the way to a place that is given away; whoever writes there meanwhile keeps it.
+        // No thread may go on to know the way to a place that is given away; a series to which one is told the way meanwhile stays.
         self.clear_shards();
         self.lock().registry.remove_silent(tick);
     }
@@ -207,7 +218,7 @@ impl Intake {
             let mut shard = shard.lock();
             let mut state = self.lock();
             let refused = shard.clear(&mut state.registry);
-            state.totals.refuse(refused);
+            state.refuse(refused);
         }
     }
 
@@ -222,6 +233,10 @@ impl IntakeState {
         self.totals.datagrams += batch.datagrams;
         self.totals.messages += batch.messages;
         batch.tallies.iter().for_each(|tally| self.totals.add(tally));
+        if shard.is_heavy() {
+            let refused = shard.take().into_iter().map(|part| self.registry.add_part(part)).sum();
+            self.refuse(refused);
+        }
         let mut writer = None;
         for op in &batch.ops {
             match op {
@@ -256,7 +271,7 @@ impl IntakeState {
         let at = resolved.at;
         if shard.is_full() {
             let refused = shard.clear(&mut self.registry);
-            self.totals.refuse(refused);
+            self.refuse(refused);
         }
         let write = if resolved.is_routable {
             shard.route(message, usage, resolved)?
@@ -264,13 +279,27 @@ impl IntakeState {
             match shard.effect_of(message, usage, resolved.scale)? {
                 Effect::Gather(gathered) => {
                     let refused = self.registry.add_part(Part { at, messages: 1, gathered });
-                    self.totals.refuse(refused);
+                    self.refuse(refused);
                     None
                 }
                 Effect::Write(write) => Some(write),
             }
         };
         write.map_or(Ok(()), |write| self.registry.write(at, write, writer))
+    }
+}
+
+impl IntakeState {
+    /// Messages that were gathered, and whose total would not be finite. Their lines are gone: the series is the example.
+    fn refuse(&mut self, count: u64) {
+        if count > 0 {
+            let dropped = self.totals.dropped.entry(Refusal::NotFinite.as_str()).or_default();
+            dropped.count += count;
+            if let Some(labels) = self.registry.take_refused() {
+                dropped.example = printable(labels.to_string().as_bytes());
+                tracing::warn!(count, series = %labels, "messages dropped: their total is beyond what a double can hold");
+            }
+        }
     }
 }
 
@@ -288,13 +317,6 @@ impl IntakeTotals {
             dropped.logged_ms = Some(now_ms);
             dropped.example = printable(example);
             tracing::warn!(reason, count = dropped.count, example = dropped.example, "message dropped: {why}");
-        }
-    }
-
-    /// Messages that were gathered, and whose total would not be finite.
-    fn refuse(&mut self, count: u64) {
-        if count > 0 {
-            self.dropped.entry(Refusal::NotFinite.as_str()).or_default().count += count;
         }
     }
 
@@ -324,6 +346,7 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::select;
 
+    use super::super::registry::Limits;
     use super::*;
     use crate::store::Restored;
 
@@ -364,6 +387,31 @@ mod tests {
         assert_eq!((totals.messages, totals.events, totals.service_checks), (2, 1, 2));
         assert_eq!((totals.timestamps, totals.repeated_fields, totals.empty_values), (1, 2, 1));
         assert_eq!((totals.unknown_fields, &*totals.unknown_field), (1, &b"zz:9"[..]), "not those of what is refused");
+    }
+
+    #[test]
+    fn a_series_that_a_shard_finds_while_silent_ones_leave_stays() {
+        let limits = Limits { series_expiry_ms: 100, ..Limits::default() };
+        let intake = Intake::new(Registry::with_limits(Restored::default(), limits), 0);
+        let (first, second) = (intake.shard(), intake.shard());
+        let send = |shard: &Mutex<Shard>, line: &str| {
+            intake.receive(shard, std::iter::once((line.as_bytes(), true)), || (), 0);
+        };
+        send(&first, "found:1|c\nsilent:1|c");
+        let mut tick = intake.take(10, 0, |_, _| None);
+        intake.take(1000, 10, |_, _| None);
+        assert!(intake.lock().registry.look_for_silent());
+        intake.clear_shards();
+        // Between the two steps of letting go.
+        send(&second, "found:2|c");
+        intake.lock().registry.remove_silent(&mut tick);
+        assert_eq!(tick.ended.len(), 1);
+        send(&first, "new:5|c");
+        let tick = intake.take(1010, 1000, |_, _| None);
+        let mut values: Vec<_> = tick.samples.iter().map(|(_, value)| value.as_float().unwrap()).collect();
+        values.sort_by(f64::total_cmp);
+        assert_eq!(values, [3.0, 5.0], "what was found goes on, and what is new has its own");
+        assert!(intake.lock().totals.dropped.is_empty());
     }
 
     #[test]

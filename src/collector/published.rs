@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::num::NonZeroI64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, RwLock};
@@ -29,6 +30,8 @@ pub struct Published {
     /// Where each series stands. Only [`Published::publish`] uses it.
     places: Mutex<HashMap<SeriesId, Place, RandomState>>,
     health: RwLock<Health>,
+    /// When the newest tick was published, or this was made.
+    last: Mutex<Option<Instant>>,
     newest_ms: Arc<AtomicI64>,
 }
 
@@ -49,7 +52,7 @@ impl Published {
         snapshot.settle();
         let newest_ms = Arc::new(AtomicI64::new(snapshot.tick_ms.unwrap_or(i64::MIN)));
         let snapshot = RwLock::new(Arc::new(snapshot));
-        Self { snapshot, places: Mutex::new(places), health: RwLock::default(), newest_ms }
+        Self { snapshot, places: Mutex::new(places), health: RwLock::default(), last: Mutex::default(), newest_ms }
     }
 
     /// The newest snapshot.
@@ -60,6 +63,11 @@ impl Published {
     /// A clock for readers, that never stands before the newest tick.
     pub fn clock(&self) -> Clock {
         Clock::NotBefore(Arc::clone(&self.newest_ms))
+    }
+
+    /// How long ago the newest tick was published; `None` before the first.
+    pub fn age(&self) -> Option<Duration> {
+        self.last.lock().map(|at| at.elapsed())
     }
 
     /// The health of the store.
@@ -73,6 +81,7 @@ impl Published {
         // In place, unless somebody still reads the last one.
         let snapshot = Arc::make_mut(&mut snapshot);
         snapshot.tick_ms = Some(tick.timestamp_ms);
+        *self.last.lock() = Some(Instant::now());
         self.newest_ms.store(tick.timestamp_ms, Ordering::Relaxed);
         for StartedSeries { id, labels, kind, since_ms, .. } in &tick.started {
             // Its first value is among the samples.

@@ -259,6 +259,7 @@ impl LiveValue {
 }
 
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each says something of its own")]
 struct Live {
     id: SeriesId,
     labels: Labels,
@@ -274,6 +275,8 @@ struct Live {
     is_changed: bool,
     is_ended: bool,
     is_writer_changed: bool,
+    /// Whether a way to it was given out since [`Registry::look_for_silent`].
+    is_touched: bool,
 }
 
 impl Live {
@@ -309,6 +312,8 @@ pub struct Registry {
     tags_dropped: u64,
     /// Members in all sets since the last tick.
     members: usize,
+    /// The series whose part was refused last.
+    refused: Option<Labels>,
     own: usize,
     overflows: BTreeMap<String, Overflow>,
     overflow_series: usize,
@@ -337,6 +342,7 @@ impl Registry {
             changed: Vec::new(),
             tags_dropped: 0,
             members: 0,
+            refused: None,
             own: 0,
             overflows: BTreeMap::new(),
             overflow_series: 0,
@@ -414,6 +420,7 @@ impl Registry {
             is_changed: false,
             is_ended: false,
             is_writer_changed: false,
+            is_touched: false,
         };
         self.own += usize::from(live.is_own());
         self.overflow_series += usize::from(live.is_overflow());
@@ -507,6 +514,9 @@ impl Registry {
         if !is_too_long && let Some(at) = self.by_labels.get(&labels).copied() {
             self.tags_dropped += fallen as u64;
             self.set_ttl(at, ttl_ms);
+            if let Some(live) = self.live_mut(at) {
+                live.is_touched = true;
+            }
             return Ok(Resolved { at, scale, is_routable: true });
         }
         let series = self.names.get(labels.name()).map_or(0, |name| name.series);
@@ -643,27 +653,41 @@ impl Registry {
 
     /// Adds what a shard gathered; how many messages of it had to be refused, since the total would not be finite.
     pub(super) fn add_part(&mut self, part: Part) -> u64 {
-        let Part { at, messages, gathered } = part;
-        let Some(live) = self.live_mut(at) else { return messages };
+        let (at, messages) = (part.at, part.messages);
+        let is_added = self.try_add_part(part);
+        if !is_added && let Some(live) = self.series.get(at as usize).and_then(Option::as_ref) {
+            self.refused = Some(live.labels.clone());
+        }
+        if is_added { 0 } else { messages }
+    }
+
+    /// The series whose part was refused last.
+    pub(super) fn take_refused(&mut self) -> Option<Labels> {
+        self.refused.take()
+    }
+
+    fn try_add_part(&mut self, part: Part) -> bool {
+        let Part { at, gathered, .. } = part;
+        let Some(live) = self.live_mut(at) else { return false };
         match (&mut live.value, gathered) {
             (LiveValue::Counter(total), Gathered::Count(sum)) => {
                 let grown = *total + sum;
                 if !grown.is_finite() {
-                    return messages;
+                    return false;
                 }
                 *total = grown;
             }
             (LiveValue::Histogram(total), Gathered::Values(values)) => {
                 if !(total.sum() + values.sum()).is_finite() || !(total.count() + values.count()).is_finite() {
-                    return messages;
+                    return false;
                 }
                 Arc::make_mut(total).merge(&values);
             }
-            _ => return messages,
+            _ => return false,
         }
         live.is_ended = false;
         self.mark_changed(at);
-        0
+        true
     }
 
     /// Writes to a gauge or a set. A change to a gauge that has ended starts from 0.
@@ -751,14 +775,16 @@ impl Registry {
         let is_silent = move |live: &Live| {
             (live.is_ended || live.usage != Usage::Gauge)
                 && !live.is_changed
+                && !live.is_touched
                 && live.changed_ms < self.now_ms.saturating_sub(expiry_ms(live))
                 && !live.is_own()
         };
         self.lives().filter(move |(_, live)| is_silent(live)).map(|(at, _)| at)
     }
 
-    /// Whether there is any series to let go.
-    pub(super) fn has_silent(&self) -> bool {
+    /// Whether there is any series to let go. Those to which a shard is told a way from here on stay.
+    pub(super) fn look_for_silent(&mut self) -> bool {
+        self.series.iter_mut().flatten().for_each(|live| live.is_touched = false);
         self.silent().next().is_some()
     }
 
@@ -1032,7 +1058,7 @@ mod tests {
         apply(&intake, "busy:1|c");
         let mut second = tick(&intake, 2001);
         // What comes while the series is on its way out keeps it.
-        assert!(intake.lock().registry.has_silent());
+        assert!(intake.lock().registry.look_for_silent());
         apply(&intake, "h:3|h");
         intake.expire(&mut second);
         let value_of = |tick: &Tick, id| tick.samples.iter().find(|(i, _)| *i == id).map(|(_, value)| value.clone());

@@ -68,6 +68,9 @@ pub(super) enum Write {
     Member(u64),
 }
 
+/// A shard gathers at most so many histograms between two batches, of up to 8 KiB each.
+const HISTOGRAMS_MAX: usize = 2048;
+
 /// What a batch of datagrams held, beside what went into the slots.
 #[derive(Debug, Default)]
 pub(super) struct Batch<'a> {
@@ -132,6 +135,8 @@ pub struct Shard {
     member_hasher: foldhash::quality::RandomState,
     slots: Vec<Slot>,
     changed: Vec<u32>,
+    /// How many histograms are gathered.
+    histograms: usize,
     gauge_minus: GaugeMinus,
     series_max: usize,
 }
@@ -149,6 +154,7 @@ impl Shard {
             keys: Vec::new(),
             slots: Vec::new(),
             changed: Vec::new(),
+            histograms: 0,
             gauge_minus,
             series_max,
         }
@@ -180,10 +186,12 @@ impl Shard {
             while let Some(message) = messages.next_of_line() {
                 batch.messages += 1;
                 let op = match message {
-                    Ok(message) => match header_of(&message) {
-                        Some(header) => Some(Op::From(Some(header))),
-                        None => self.message(message, line),
-                    },
+                    // Never a series: whatever it says, the next one may be a header.
+                    Ok(message) if message.name == HEADER_NAME.as_bytes() => Some(match header_of(&message) {
+                        Some(header) => Op::From(Some(header)),
+                        None => Op::Drop { why: Refusal::ReservedName.into(), line },
+                    }),
+                    Ok(message) => self.message(message, line),
                     Err(error) => Some(Op::Drop { why: error.into(), line }),
                 };
                 if let Some(op) = op {
@@ -234,7 +242,7 @@ impl Shard {
 
     /// Adds all values of a message, or none; what cannot be gathered is returned.
     fn add(&mut self, slot: u32, message: &Message<'_>) -> Result<Option<(u32, Write)>, Refusal> {
-        let Self { slots, changed, member_hasher, .. } = self;
+        let Self { slots, changed, histograms, member_hasher, .. } = self;
         let number = slot;
         let Some(slot) = slots.get_mut(slot as usize) else { return Ok(None) };
         let scale = slot.scale;
@@ -249,11 +257,15 @@ impl Shard {
                 }
             }
             Usage::Histogram => {
-                check_values(message, scale)?;
+                let (count, sum) = check_values(message, scale)?;
                 if matches!(slot.gathered, Gathered::Nothing) {
                     slot.gathered = Gathered::Values(Box::default());
+                    *histograms += 1;
                 }
                 if let Gathered::Values(histogram) = &mut slot.gathered {
+                    if !(histogram.sum() + sum).is_finite() || !(histogram.count() + count).is_finite() {
+                        return Err(Refusal::NotFinite);
+                    }
                     record_all(histogram, message, scale);
                 }
             }
@@ -327,6 +339,12 @@ impl Shard {
             || self.keys.len() >= ROUTE_BYTES_PER_SERIES * self.series_max.max(1024)
     }
 
+    /// Whether so many histograms are gathered that the registry should have them before the tick: each spelling of a series' tags
+    /// has one of its own.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.histograms > HISTOGRAMS_MAX
+    }
+
     /// Whether nothing is remembered.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
@@ -335,6 +353,7 @@ impl Shard {
 
     /// Takes what was gathered.
     pub(super) fn take(&mut self) -> Vec<Part> {
+        self.histograms = 0;
         let Self { changed, slots, .. } = self;
         let part = |slot: u32| {
             let slot = slots.get_mut(slot as usize)?;
@@ -406,14 +425,15 @@ fn write_of(message: &Message<'_>, scale: f64) -> Result<Write, Refusal> {
     }
 }
 
-fn check_values(message: &Message<'_>, scale: f64) -> Result<(), Refusal> {
+/// How many values there are and what they add up to, if a double can say that.
+fn check_values(message: &Message<'_>, scale: f64) -> Result<(f64, f64), Refusal> {
     let (mut count, mut sum) = (0.0, 0.0);
     for value in message.values() {
         let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
         count += message.weight;
         sum += value * scale * message.weight;
     }
-    if f64::is_finite(count) && f64::is_finite(sum) { Ok(()) } else { Err(Refusal::NotFinite) }
+    if f64::is_finite(count) && f64::is_finite(sum) { Ok((count, sum)) } else { Err(Refusal::NotFinite) }
 }
 
 fn record_all(histogram: &mut ExponentialHistogram, message: &Message<'_>, scale: f64) {
@@ -429,7 +449,7 @@ pub(super) fn check(message: &Message<'_>, usage: Usage, scale: f64) -> Result<(
     match usage {
         Usage::Counter => count_of(message, scale).map(drop),
         Usage::Gauge => write_of(message, scale).map(drop),
-        Usage::Histogram => check_values(message, scale),
+        Usage::Histogram => check_values(message, scale).map(drop),
         Usage::Set => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! What the names that are ours mean, for `# HELP`.
 
-const HELP: [(&str, &str); 32] = [
+const HELP: [(&str, &str); 33] = [
     ("cortex_api_requests_total", "Finished requests by response code."),
     ("cortex_api_request_duration_seconds", "From the first byte of the request to the last of the response."),
     ("cortex_api_request_first_byte_seconds", "From the first byte of the request to the first of the response."),
@@ -20,6 +20,10 @@ const HELP: [(&str, &str); 32] = [
     (
         "cortex_collector_kernel_drops_total",
         "Datagrams that the kernel dropped since the receive buffer was full, by socket.",
+    ),
+    (
+        "cortex_collector_overflow_total",
+        "Messages of series beyond a limit, added to one with cortex_overflow=\"true\".",
     ),
     ("cortex_collector_payloads_missing_total", "Payloads that clients numbered and that never came."),
     ("cortex_collector_tags_dropped_total", "Tags without a key, or whose label an earlier tag had."),

@@ -4,13 +4,15 @@
 
 pub mod api;
 mod page;
+mod serve;
 mod status;
 mod write;
 
-use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
@@ -19,10 +21,12 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http_body::Frame;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::compression::CompressionLayer;
 use tower_http::cors::CorsLayer;
 
+pub use self::serve::serve;
 pub use self::write::Receiver;
 
 use crate::clock::Clock;
@@ -48,6 +52,10 @@ pub struct App {
     ladder: Ladder,
     /// A scraper that reads slowly holds the snapshot that it reads.
     scrape_permits: Arc<Semaphore>,
+    /// The collector's own figures are there when the others are not.
+    self_permits: Arc<Semaphore>,
+    /// The snapshots that are being read.
+    read: Arc<Mutex<Vec<Weak<Snapshot>>>>,
     /// What takes remote writes, if anything.
     receiver: Option<Receiver>,
     /// How many queries run at once.
@@ -56,14 +64,23 @@ pub struct App {
     cors_origin: Option<HeaderValue>,
 }
 
+/// A collector whose newest tick is older is not well: ticks are at most a minute apart.
+const TICK_AGE_MAX: Duration = Duration::from_secs(180);
 /// So many scrapes are answered at once; one more gets 503.
 const SCRAPES_MAX: usize = 16;
+/// Of the collector's own figures alone so many more.
+const SELF_SCRAPES_MAX: usize = 4;
+/// A scrape takes no longer, however slowly it is read.
+const SCRAPE_MAX: Duration = Duration::from_secs(60);
+/// So many snapshots are read at once, however many ticks slow scrapers see come and go; a scraper beyond that gets the youngest of them.
+const SNAPSHOTS_MAX: usize = 2;
 
 impl App {
     /// An app over these parts.
     pub fn new(engine: Arc<Engine>, published: Arc<Published>, intake: Arc<Intake>, ladder: Ladder) -> Self {
         let clock = published.clock();
-        let (page_permit, scrape_permits) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(SCRAPES_MAX)));
+        let permits = |most| Arc::new(Semaphore::new(most));
+        let (page_permit, scrape_permits, self_permits) = (permits(1), permits(SCRAPES_MAX), permits(SELF_SCRAPES_MAX));
         Self {
             engine,
             published,
@@ -72,6 +89,8 @@ impl App {
             page_permit,
             ladder,
             scrape_permits,
+            self_permits,
+            read: Arc::default(),
             receiver: None,
             queries_max: api::QUERIES_MAX,
             cors_origin: None,
@@ -82,6 +101,24 @@ impl App {
     #[must_use]
     pub fn with_cors_origin(self, cors_origin: Option<HeaderValue>) -> Self {
         Self { cors_origin, ..self }
+    }
+
+    /// The newest snapshot; if slow scrapers hold many, the youngest of those.
+    fn snapshot(&self) -> Arc<Snapshot> {
+        let newest = self.published.snapshot();
+        let mut read = self.read.lock();
+        read.retain(|held| held.strong_count() > 0);
+        let held: Vec<Arc<Snapshot>> = read.iter().filter_map(Weak::upgrade).collect();
+        if held.iter().any(|held| Arc::ptr_eq(held, &newest)) {
+            return newest;
+        }
+        if held.len() >= SNAPSHOTS_MAX
+            && let Some(youngest) = held.last()
+        {
+            return Arc::clone(youngest);
+        }
+        read.push(Arc::downgrade(&newest));
+        newest
     }
 
     /// Takes remote writes too.
@@ -125,21 +162,26 @@ pub fn router(app: App) -> Router {
 
 /// The newest tick.
 async fn metrics(State(app): State<App>, headers: HeaderMap) -> Response {
-    scrape(&app, &headers, |app| app.published.snapshot())
+    scrape(&app, &headers, &app.scrape_permits, App::snapshot)
 }
 
 /// The collector's own series of the newest tick, and what the system says of its process.
 async fn metrics_self(State(app): State<App>, headers: HeaderMap) -> Response {
-    scrape(&app, &headers, |app| {
+    scrape(&app, &headers, &app.self_permits, |app| {
         let mut own = app.published.snapshot().with_prefix("cortex_collector_");
         exposition::insert_process(&mut own);
         Arc::new(own)
     })
 }
 
-fn scrape(app: &App, headers: &HeaderMap, snapshot: impl FnOnce(&App) -> Arc<Snapshot>) -> Response {
-    let Ok(permit) = Arc::clone(&app.scrape_permits).try_acquire_owned() else {
-        let text = format!("{SCRAPES_MAX} scrapes are being answered already\n");
+fn scrape(
+    app: &App,
+    headers: &HeaderMap,
+    permits: &Arc<Semaphore>,
+    snapshot: impl FnOnce(&App) -> Arc<Snapshot>,
+) -> Response {
+    let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
+        let text = "as many scrapes as may be are being answered already\n";
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     };
     let (snapshot, ladder) = (snapshot(app), app.ladder.clone());
@@ -149,31 +191,29 @@ fn scrape(app: &App, headers: &HeaderMap, snapshot: impl FnOnce(&App) -> Arc<Sna
         } else {
             (exposition::CONTENT_TYPE, Box::new(exposition::text_chunks(snapshot, ladder)))
         };
-    let body = Body::new(Chunks { chunks, _permit: Some(permit) });
+    let body = Body::new(Chunks { chunks, began: Instant::now(), _permit: permit });
     ([(header::CONTENT_TYPE, content_type)], body).into_response()
 }
 
 /// A body whose parts are made when the connection has room for them.
-struct Chunks<C> {
-    chunks: Box<dyn Iterator<Item = C> + Send>,
+struct Chunks {
+    chunks: Box<dyn Iterator<Item = Vec<u8>> + Send>,
+    began: Instant,
     /// Given back with the last part, or when the scraper is gone.
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl<C> Chunks<C> {
-    fn new(chunks: impl Iterator<Item = C> + Send + 'static) -> Self {
-        Self { chunks: Box::new(chunks), _permit: None }
-    }
-}
-
-impl<C: Into<Bytes>> HttpBody for Chunks<C> {
+impl HttpBody for Chunks {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if self.began.elapsed() > SCRAPE_MAX {
+            return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut))));
+        }
         Poll::Ready(self.chunks.next().map(|chunk| Ok(Frame::data(chunk.into()))))
     }
 }
@@ -194,18 +234,20 @@ fn prefers_protobuf(accept: &HeaderValue) -> bool {
 }
 
 async fn healthz(State(app): State<App>) -> impl IntoResponse {
-    match wrong(app.published.health()) {
+    match wrong(app.published.health(), app.published.age()) {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(wrong) => (StatusCode::SERVICE_UNAVAILABLE, wrong),
     }
 }
 
-/// What is wrong, a line each; `None` if nothing is.
-fn wrong(health: Health) -> Option<String> {
+/// What is wrong, a line each, when the newest tick is so old; `None` if nothing is.
+fn wrong(health: Health, age: Option<Duration>) -> Option<String> {
     let committing = health.store_error.map(|error| format!("the store takes no ticks: {error}\n"));
     let sealing =
         health.sealing_error.map(|error| format!("what is stored cannot be moved into the file of its day: {error}\n"));
-    let lines: String = committing.into_iter().chain(sealing).collect();
+    let late = age.filter(|age| *age > TICK_AGE_MAX);
+    let late = late.map(|age| format!("the newest tick was {} s ago\n", age.as_secs()));
+    let lines: String = committing.into_iter().chain(sealing).chain(late).collect();
     (!lines.is_empty()).then_some(lines)
 }
 
@@ -223,7 +265,7 @@ mod tests {
         let engine = Engine::new(Arc::new(store.reader()), Limits::default());
         let intake = Intake::new(Registry::new(Restored::default()), 0);
         let app = App::new(Arc::new(engine), Arc::default(), Arc::new(intake), Ladder::default());
-        let answer = || scrape(&app, &HeaderMap::new(), |app| app.published.snapshot());
+        let answer = || scrape(&app, &HeaderMap::new(), &app.scrape_permits, App::snapshot);
         let mut held: Vec<Response> = (0..SCRAPES_MAX).map(|_| answer()).collect();
         assert!(held.iter().all(|response| response.status() == StatusCode::OK));
         assert_eq!(answer().status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -235,13 +277,16 @@ mod tests {
     #[test]
     fn a_store_that_cannot_commit_or_seal_is_not_healthy() {
         let of = |store: Option<&str>, sealing: Option<&str>| {
-            wrong(Health { store_error: store.map(str::to_owned), sealing_error: sealing.map(str::to_owned) })
+            let health = Health { store_error: store.map(str::to_owned), sealing_error: sealing.map(str::to_owned) };
+            wrong(health, Some(TICK_AGE_MAX))
         };
         assert_eq!(of(None, None), None);
         assert_eq!(of(Some("full"), None).unwrap(), "the store takes no ticks: full\n");
         let sealing = "what is stored cannot be moved into the file of its day: gone\n";
         assert_eq!(of(None, Some("gone")).unwrap(), sealing);
         assert_eq!(of(Some("full"), Some("gone")).unwrap(), format!("the store takes no ticks: full\n{sealing}"));
+        let late = wrong(Health::default(), Some(Duration::from_secs(200)));
+        assert_eq!(late.unwrap(), "the newest tick was 200 s ago\n");
     }
 
     #[test]

@@ -75,15 +75,12 @@ fn put_columns(samples: &[(At, Sample)]) -> Option<Vec<u8>> {
                 At::Time(_) => None,
             })
             .collect();
-        match by_tick {
-            Some(numbers) => {
-                out.push(BY_TICK);
-                put_column(out, &numbers);
-            }
-            None => {
-                out.push(BY_TIME);
-                put_column(out, &samples.iter().map(|(_, sample)| sample.timestamp_ms).collect::<Vec<_>>());
-            }
+        if let Some(numbers) = by_tick {
+            out.push(BY_TICK);
+            put_column(out, &numbers);
+        } else {
+            out.push(BY_TIME);
+            put_column(out, &samples.iter().map(|(_, sample)| sample.timestamp_ms).collect::<Vec<_>>());
         }
         let stale = samples.iter().enumerate().filter(|(_, (_, sample))| sample.value.is_stale());
         put_counted(out, &stale.map(|(at, _)| at as i64).collect::<Vec<_>>());
@@ -195,9 +192,9 @@ fn put_histograms(out: &mut Vec<u8>, histograms: &[&ExponentialHistogram]) {
             changed
         })
         .collect();
-    let (k_changed, _) = best_k(changes.iter().map(|changed| changed.len() as u64));
-    let (k_gap, _) = best_k(changes.iter().flatten().map(|(gap, _)| *gap));
-    let (k_growth, _) = best_k(changes.iter().flatten().map(|(_, growth)| *growth));
+    let (k_changed, _) = best_k(&changes.iter().map(|changed| changed.len() as u64));
+    let (k_gap, _) = best_k(&changes.iter().flatten().map(|(gap, _)| *gap));
+    let (k_growth, _) = best_k(&changes.iter().flatten().map(|(_, growth)| *growth));
     out.extend_from_slice(&[k_changed, k_gap, k_growth]);
     let mut bits = BitWriter::default();
     for changed in &changes {

@@ -219,6 +219,7 @@ pub(super) fn encode_kind(kind: Option<MetricKind>) -> u8 {
     KINDS.iter().position(|known| *known == kind).map_or(u8::MAX, |at| at as u8)
 }
 
+#[allow(clippy::option_option, reason = "the inner one is a kind of its own: nobody said which")]
 pub(super) fn decode_kind(kind: u8) -> Option<Option<MetricKind>> {
     KINDS.get(usize::from(kind)).copied()
 }

@@ -128,7 +128,7 @@ impl<'a> BitReader<'a> {
 }
 
 /// How many bits the Rice code of all of `values` takes, for the best parameter, and which one that is.
-pub(super) fn best_k(values: impl Iterator<Item = u64> + Clone) -> (u8, u64) {
+pub(super) fn best_k<I: Iterator<Item = u64> + Clone>(values: &I) -> (u8, u64) {
     let (mut sum, mut length) = (0u128, 0u128);
     values.clone().for_each(|value| {
         sum += u128::from(value);
@@ -164,12 +164,12 @@ pub(super) fn put_column(out: &mut Vec<u8>, values: &[i64]) {
             break;
         }
         let head: u64 = firsts.iter().map(|first| significant_bits(*first)).sum();
-        let (k, bits) = best_k(remaining.iter().map(|value| zigzag(*value)));
+        let (k, bits) = best_k(&remaining.iter().map(|value| zigzag(*value)));
         if head + bits < best.0 {
             best = (head + bits, order, None, k);
         }
         let least = remaining.iter().copied().min().unwrap_or(0);
-        let (k, bits) = best_k(remaining.iter().map(|value| value.wrapping_sub(least).cast_unsigned()));
+        let (k, bits) = best_k(&remaining.iter().map(|value| value.wrapping_sub(least).cast_unsigned()));
         let head = head + significant_bits(least);
         if head + bits < best.0 {
             best = (head + bits, order, Some(least), k);

@@ -14,6 +14,8 @@ use super::codec::{FORMAT_VERSION, Table, frame, unframe};
 const APPLICATION_ID: i64 = 0x6374_4d78;
 /// A writer and its readers get so long to let each other pass.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// So often may the same file be damaged before the last one that was set aside is replaced.
+const ASIDE_MAX: u32 = 1000;
 /// What each connection may keep of a file in memory, in KiB.
 const CACHE_KIB: i64 = 1024;
 
@@ -273,8 +275,8 @@ pub(super) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
         name.push(suffix);
         PathBuf::from(name)
     };
-    let aside = (1..).map(|n| with(&format!(".damaged-{n}"))).find(|aside| !aside.exists());
-    let aside = aside.unwrap_or_else(|| with(".damaged"));
+    let free = (1..ASIDE_MAX).map(|n| with(&format!(".damaged-{n}"))).find(|aside| !aside.exists());
+    let aside = free.unwrap_or_else(|| with(&format!(".damaged-{ASIDE_MAX}")));
     std::fs::rename(path, &aside).map_err(|source| at(path, source))?;
     let journal = with("-journal");
     if journal.exists() {

@@ -185,7 +185,7 @@ impl Head {
     }
 
     /// Commits all of it or nothing.
-    pub(super) fn commit(&mut self, commit: Commit<'_>) -> Result<(), StoreError> {
+    pub(super) fn commit(&mut self, commit: &Commit<'_>) -> Result<(), StoreError> {
         let mut state = self.state.clone();
         let mut series: RoaringBitmap = commit.series.iter().map(|(id, _)| *id).collect();
         let mut levels: RoaringBitmap = commit.levels.iter().map(|(id, _)| *id).collect();
@@ -323,8 +323,11 @@ pub(super) fn put_entry<'a>(out: &mut Vec<u8>, entry: Entry, growth: impl ExactS
     }
 }
 
+/// What series grow by, ascending by id.
+pub(super) type Growth<'a> = Vec<(u32, &'a [u8])>;
+
 /// Reads an entry of the log: what it is, and what each series grows by.
-pub(super) fn take_entry(mut content: &[u8]) -> Option<(Entry, Vec<(u32, &[u8])>)> {
+pub(super) fn take_entry(mut content: &[u8]) -> Option<(Entry, Growth<'_>)> {
     let rest = &mut content;
     let flags = take_varint(rest)?;
     let entry = Entry {

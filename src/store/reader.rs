@@ -129,15 +129,14 @@ impl<'a> Files<'a> {
 impl Files<'_> {
     /// The summaries of a series on a day, `None` if the retention took the file. Those of a day are read at once.
     fn summaries(&mut self, day: i64, id: u32) -> Result<Option<&Summaries>, StoreError> {
-        if !self.summaries.as_ref().is_some_and(|(of_day, of, _)| (*of_day, *of) == (day, id)) {
-            let of_day = match self.shared.summaries(day, id) {
-                Some(kept) => kept,
-                None => {
-                    let Some(file) = self.day(day)? else { return Ok(None) };
-                    let read = Arc::new(file.summaries(id)?);
-                    self.shared.keep_summaries(day, id, &read);
-                    read
-                }
+        if self.summaries.as_ref().is_none_or(|(of_day, of, _)| (*of_day, *of) != (day, id)) {
+            let of_day = if let Some(kept) = self.shared.summaries(day, id) {
+                kept
+            } else {
+                let Some(file) = self.day(day)? else { return Ok(None) };
+                let read = Arc::new(file.summaries(id)?);
+                self.shared.keep_summaries(day, id, &read);
+                read
             };
             self.summaries = Some((day, id, of_day));
         }

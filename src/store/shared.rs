@@ -196,24 +196,13 @@ impl Shared {
         let _writing = self.writing();
         self.forget_day(day);
         let is_damaged = match Day::open(&self.dir, day) {
-            Ok(file) => self.check(&file),
+            Ok(file) => check(&file),
             Err(error) => Err(error),
         };
         match is_damaged {
             Err(StoreError::Damaged { .. }) => self.salvage(day, what),
             other => other,
         }
-    }
-
-    /// Reads all of a file.
-    fn check(&self, file: &Day) -> Result<(), StoreError> {
-        for window in file.windows()? {
-            for id in &window.present {
-                file.samples(&window, id, Part::Whole)?;
-                file.summaries(id)?;
-            }
-        }
-        file.series().map(|_| ())
     }
 
     pub(super) fn count_damage(&self) {
@@ -232,4 +221,15 @@ impl Shared {
     pub(super) fn set_sealing_error(&self, error: Option<String>) -> Option<String> {
         std::mem::replace(&mut self.sealing_error.lock(), error)
     }
+}
+
+/// Reads all of a file.
+fn check(file: &Day) -> Result<(), StoreError> {
+    for window in file.windows()? {
+        for id in &window.present {
+            file.samples(&window, id, Part::Whole)?;
+            file.summaries(id)?;
+        }
+    }
+    file.series().map(|_| ())
 }

@@ -51,7 +51,7 @@ impl Cursor {
         let tag = self.tag(value);
         match at {
             At::Tick(tick) if tick >= self.ticks => {
-                put_varint(out, (u64::from(tick - self.ticks) + 1) << TAG_BITS | tag)
+                put_varint(out, (u64::from(tick - self.ticks) + 1) << TAG_BITS | tag);
             }
             At::Tick(tick) => self.put_time(out, tag, ticks.get(tick as usize).copied().unwrap_or_default()),
             At::Time(time_ms) => self.put_time(out, tag, time_ms),
@@ -63,7 +63,7 @@ impl Cursor {
             }
             (Value::Float(float), Some(Value::Float(last))) if tag == FLOAT_XOR => put_xor(out, *last, *float),
             (Value::Histogram(h), Some(Value::Histogram(last))) if tag == HISTOGRAM_CHANGES => {
-                put_changes(out, last, h)
+                put_changes(out, last, h);
             }
             (Value::Histogram(h), _) => put_histogram(out, h),
             (Value::Float(_), _) => {}
@@ -215,8 +215,8 @@ fn covers(later: &BucketSpan, earlier: &BucketSpan) -> bool {
 fn put_changes(out: &mut Vec<u8>, last: &ExponentialHistogram, h: &ExponentialHistogram) {
     out.extend_from_slice(&h.sum().to_le_bytes());
     put_number(out, h.count());
-    let mut changes = Vec::new();
-    put_number(&mut changes, h.zero_count());
+    let mut bytes = Vec::new();
+    put_number(&mut bytes, h.zero_count());
     for (last, span) in [(last.negative(), h.negative()), (last.positive(), h.positive())] {
         let end = span.counts.len().saturating_sub(1);
         let changed = || {
@@ -226,16 +226,16 @@ fn put_changes(out: &mut Vec<u8>, last: &ExponentialHistogram, h: &ExponentialHi
                 before.map_or(**count != 0.0 || *at == 0 || *at == end, |before| before.to_bits() != count.to_bits())
             })
         };
-        put_varint(&mut changes, changed().count() as u64);
+        put_varint(&mut bytes, changed().count() as u64);
         let mut index = 0;
         for (at, count) in changed() {
             let next = i64::from(span.offset) + at as i64;
-            put_zigzag(&mut changes, next - index);
+            put_zigzag(&mut bytes, next - index);
             index = next;
-            put_number(&mut changes, *count);
+            put_number(&mut bytes, *count);
         }
     }
-    put_bytes(out, &changes);
+    put_bytes(out, &bytes);
 }
 
 fn count_at(span: &BucketSpan, index: i32) -> Option<f64> {

@@ -180,7 +180,7 @@ impl Store {
     /// The least time from `wanted_ms` on at which there is no tick yet: a clock that was set back comes by old ticks again.
     pub fn free_time_ms(&self, wanted_ms: i64) -> i64 {
         let windows = self.shared.windows.read();
-        (wanted_ms..).find(|time| !windows.has_tick(*time)).unwrap_or(wanted_ms)
+        (wanted_ms..=i64::MAX).find(|time| !windows.has_tick(*time)).unwrap_or(wanted_ms)
     }
 
     /// Commits one tick: all of it or nothing. When this returns, it survives the loss of power.
@@ -214,11 +214,10 @@ impl Store {
         // After damage too: what a quiet series was may be in the part that is lost.
         let pictured = Some((day_of(time_ms), run, self.shared.damaged()));
         if self.pictured != pictured {
-            let changed: HashSet<u32> = changes.iter().map(|change| change.id).collect();
+            let told: HashSet<u32> = changes.iter().map(|change| change.id).collect();
             let index = self.shared.index.read();
             let is_ticked = |id: &u32| index.series.get(id).is_some_and(|known| known.kind.is_some());
-            let others =
-                self.series.iter().filter(|(id, live)| !live.is_ended && !changed.contains(id) && is_ticked(id));
+            let others = self.series.iter().filter(|(id, live)| !live.is_ended && !told.contains(id) && is_ticked(id));
             changes.extend(
                 others.filter_map(|(id, live)| Some(change(*id, std::borrow::Cow::Owned(live.value.clone()?)))),
             );
@@ -277,17 +276,16 @@ impl Store {
         let mut last: HashMap<u32, (i64, Value)> = HashMap::new();
         let mut index = self.shared.index.write();
         for WrittenSeries { labels, samples } in series {
-            let id = match index.written(labels) {
-                Some(id) => id,
-                None => {
-                    let id = self.next_written;
-                    self.next_written = id.checked_add(1).ok_or(StoreError::TooManySeries)?;
-                    let start_ms = samples.first().map_or(0, |sample| sample.timestamp_ms);
-                    let labels = labels.clone();
-                    let known = Known { labels, kind: None, start_ms, writer: String::new(), ended_ms: None };
-                    index.insert(id, known);
-                    id
-                }
+            let id = if let Some(id) = index.written(labels) {
+                id
+            } else {
+                let id = self.next_written;
+                self.next_written = id.checked_add(1).ok_or(StoreError::TooManySeries)?;
+                let start_ms = samples.first().map_or(0, |sample| sample.timestamp_ms);
+                let labels = labels.clone();
+                let known = Known { labels, kind: None, start_ms, writer: String::new(), ended_ms: None };
+                index.insert(id, known);
+                id
             };
             if !self.head.knows(id)
                 && let Some(known) = index.series.get(&id)
@@ -300,7 +298,7 @@ impl Store {
                 match before {
                     _ if sample.timestamp_ms < oldest_ms => written.refuse(labels, sample, "out of bounds"),
                     Some((time, _)) if sample.timestamp_ms < time => {
-                        written.refuse(labels, sample, "out of order sample")
+                        written.refuse(labels, sample, "out of order sample");
                     }
                     Some((time, value)) if sample.timestamp_ms == time => {
                         if value.is_none_or(|value| !same(&value, &sample.value)) {
@@ -362,7 +360,7 @@ impl Store {
         let mut log = Vec::with_capacity(bytes.len() + 4 * growth.len() + 32);
         put_entry(&mut log, entry, slices());
         let (levels, sealed) = self.levels_to_settle();
-        self.head.commit(Commit { next_id, series, levels, sealed, log: Some(log), ..Commit::default() })?;
+        self.head.commit(&Commit { next_id, series, levels, sealed, log: Some(log), ..Commit::default() })?;
         self.settled();
 
         let mut windows = self.shared.windows.write();
@@ -546,7 +544,7 @@ impl Store {
         let mut gone: Vec<u32> = all.map(|(id, _)| *id).collect();
         drop(index);
         gone.sort_unstable();
-        self.head.commit(Commit { gone: &gone, ..Commit::default() })?;
+        self.head.commit(&Commit { gone: &gone, ..Commit::default() })?;
         self.shared.index.write().remove(&gone);
         gone.iter().for_each(|id| drop(self.series.remove(id)));
         Ok(gone.into_iter().map(|id| SeriesId(u64::from(id))).collect())
@@ -798,7 +796,7 @@ fn rebuild(
     // The log goes on behind everything that is in the files.
     let sealed = ticked.max(written);
     let greatest = loaded.series.range(..FIRST_WRITTEN).next_back().map_or(0, |(id, _)| u64::from(*id));
-    head.commit(Commit {
+    head.commit(&Commit {
         next_id: loaded.state.next_id.max(greatest + 1),
         series: std::mem::take(&mut loaded.series).into_iter().collect(),
         levels: loaded.levels.iter().map(|(id, row)| (*id, row.clone())).collect(),
@@ -808,7 +806,7 @@ fn rebuild(
     let mut renumbered = Vec::with_capacity(log.len());
     for (_, content) in log {
         renumbered.push((head.next_sequence(), content.clone()));
-        head.commit(Commit { log: Some(content), ..Commit::default() })?;
+        head.commit(&Commit { log: Some(content), ..Commit::default() })?;
     }
     Ok(renumbered)
 }

@@ -149,6 +149,10 @@ impl Mapping {
     /// # Errors
     /// A file that cannot be read, that is too large, or in which something is wrong.
     pub fn read(path: &Path) -> Result<Self, MappingError> {
+        // A pipe would be waited for, by the thread that also waits for signals.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "this is no regular file").into());
+        }
         let mut bytes = Vec::new();
         std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
         Self::parse(&bytes)

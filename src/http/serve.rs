@@ -1,0 +1,103 @@
+//! Connections: how many there may be, and how long one may do nothing.
+//!
+//! A client that sends no request, or does not read what it asked for, holds a connection, and of a scrape a snapshot. So each
+//! has its time, and there are fewer of them than the process may have files: those of the store among them.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
+
+/// A request's head takes no longer to arrive, the pause before it included.
+const HEAD_MAX: Duration = Duration::from_secs(30);
+/// What is sent is read, if only by a part, within this time.
+const WRITE_MAX: Duration = Duration::from_secs(30);
+/// What is being answered sends nothing more for so long at most: longer than any query runs.
+const READ_MAX: Duration = Duration::from_secs(3600);
+/// More connections wait until one ends.
+const CONNECTIONS_MAX: usize = 512;
+/// So often the log says that connections wait.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
+/// After an error that is the machine's, such as too many open files, the next attempt comes so much later.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Serves until `stop` is done, and then as long as what is being answered takes.
+///
+/// # Errors
+/// None today: what goes wrong with one connection ends that one.
+pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) -> Result<(), Infallible> {
+    let connections = Arc::new(Semaphore::new(connections_max()));
+    let graceful = GracefulShutdown::new();
+    let mut logged: Option<Instant> = None;
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        if connections.available_permits() == 0 && logged.is_none_or(|at| at.elapsed() > LOG_AGAIN) {
+            logged = Some(Instant::now());
+            tracing::warn!(connections = connections_max(), "as many HTTP connections as there may be: more wait");
+        }
+        let accept = async {
+            // The semaphore is never closed.
+            let permit = Arc::clone(&connections).acquire_owned().await.ok();
+            (listener.accept().await, permit)
+        };
+        let (stream, permit) = tokio::select! {
+            (accepted, permit) = accept => match accepted {
+                Ok((stream, _)) => (stream, permit),
+                Err(error) => {
+                    if !is_of_the_client(&error) {
+                        tracing::warn!(%error, "no HTTP connection can be accepted");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    continue;
+                }
+            },
+            () = &mut stop => break,
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_MAX)
+            .serve_connection(TokioIo::new(Box::pin(with_timeouts(stream))), service);
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            // A connection that ends badly is the client's affair.
+            let _ = connection.await;
+            drop(permit);
+        });
+    }
+    graceful.shutdown().await;
+    Ok(())
+}
+
+fn with_timeouts(stream: TcpStream) -> TimeoutStream<TcpStream> {
+    // Answers are written whole; if this fails they come a little later.
+    let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_MAX));
+    stream.set_read_timeout(Some(READ_MAX));
+    stream
+}
+
+fn is_of_the_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// At most half of the files that the process may have open.
+fn connections_max() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    #[allow(unsafe_code, reason = "the standard library does not tell it")]
+    // SAFETY: the pointer is to a struct of this frame, which the call fills in.
+    let told = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    let files = if told == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1024 };
+    (files / 2).clamp(16, CONNECTIONS_MAX)
+}
