@@ -191,13 +191,13 @@ fn scrape(
         } else {
             (exposition::CONTENT_TYPE, Box::new(exposition::text_chunks(snapshot, ladder)))
         };
-    let body = Body::new(Chunks { chunks, began: Instant::now(), _permit: permit });
+    let body = Body::new(Chunks { rest: chunks, began: Instant::now(), _permit: permit });
     ([(header::CONTENT_TYPE, content_type)], body).into_response()
 }
 
 /// A body whose parts are made when the connection has room for them.
 struct Chunks {
-    chunks: Box<dyn Iterator<Item = Vec<u8>> + Send>,
+    rest: Box<dyn Iterator<Item = Vec<u8>> + Send>,
     began: Instant,
     /// Given back with the last part, or when the scraper is gone.
     _permit: OwnedSemaphorePermit,
@@ -214,7 +214,7 @@ impl HttpBody for Chunks {
         if self.began.elapsed() > SCRAPE_MAX {
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut))));
         }
-        Poll::Ready(self.chunks.next().map(|chunk| Ok(Frame::data(chunk.into()))))
+        Poll::Ready(self.rest.next().map(|chunk| Ok(Frame::data(chunk.into()))))
     }
 }
 
