@@ -81,7 +81,6 @@ impl App {
         let clock = published.clock();
         let permits = |most| Arc::new(Semaphore::new(most));
         let (page_permit, scrape_permits, self_permits) = (permits(1), permits(SCRAPES_MAX), permits(SELF_SCRAPES_MAX));
-        let queries_max = api::QUERIES_MAX;
         Self {
             engine,
             published,
@@ -93,9 +92,15 @@ impl App {
             self_permits,
             read: Arc::default(),
             receiver: None,
-            queries_max,
+            queries_max: api::QUERIES_MAX,
             cors_origin: None,
         }
+    }
+
+    /// Lets the pages of this origin (`https://grafana.example.com`) ask the query API from a browser.
+    #[must_use]
+    pub fn with_cors_origin(self, cors_origin: Option<HeaderValue>) -> Self {
+        Self { cors_origin, ..self }
     }
 
     /// The newest snapshot; if slow scrapers hold many, the youngest of those.
@@ -114,12 +119,6 @@ impl App {
         }
         read.push(Arc::downgrade(&newest));
         newest
-    }
-
-    /// Lets the pages of this origin (`https://grafana.example.com`) ask the query API from a browser.
-    #[must_use]
-    pub fn with_cors_origin(self, cors_origin: Option<HeaderValue>) -> Self {
-        Self { cors_origin, ..self }
     }
 
     /// Takes remote writes too.
@@ -192,25 +191,19 @@ fn scrape(
         } else {
             (exposition::CONTENT_TYPE, Box::new(exposition::text_chunks(snapshot, ladder)))
         };
-    let body = Body::new(Chunks { parts: chunks, began: Instant::now(), permit: Some(permit) });
+    let body = Body::new(Chunks { rest: chunks, began: Instant::now(), _permit: permit });
     ([(header::CONTENT_TYPE, content_type)], body).into_response()
 }
 
 /// A body whose parts are made when the connection has room for them.
-struct Chunks<C> {
-    parts: Box<dyn Iterator<Item = C> + Send>,
+struct Chunks {
+    rest: Box<dyn Iterator<Item = Vec<u8>> + Send>,
     began: Instant,
     /// Given back with the last part, or when the scraper is gone.
-    permit: Option<OwnedSemaphorePermit>,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl<C> Chunks<C> {
-    fn new(chunks: impl Iterator<Item = C> + Send + 'static) -> Self {
-        Self { parts: Box::new(chunks), began: Instant::now(), permit: None }
-    }
-}
-
-impl<C: Into<Bytes>> HttpBody for Chunks<C> {
+impl HttpBody for Chunks {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -218,10 +211,10 @@ impl<C: Into<Bytes>> HttpBody for Chunks<C> {
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        if self.permit.is_some() && self.began.elapsed() > SCRAPE_MAX {
+        if self.began.elapsed() > SCRAPE_MAX {
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut))));
         }
-        Poll::Ready(self.parts.next().map(|chunk| Ok(Frame::data(chunk.into()))))
+        Poll::Ready(self.rest.next().map(|chunk| Ok(Frame::data(chunk.into()))))
     }
 }
 
@@ -247,13 +240,13 @@ async fn healthz(State(app): State<App>) -> impl IntoResponse {
     }
 }
 
-/// What is wrong, a line each; `None` if nothing is.
+/// What is wrong, a line each, when the newest tick is so old; `None` if nothing is.
 fn wrong(health: Health, age: Option<Duration>) -> Option<String> {
     let committing = health.store_error.map(|error| format!("the store takes no ticks: {error}\n"));
     let sealing =
         health.sealing_error.map(|error| format!("what is stored cannot be moved into the file of its day: {error}\n"));
-    let late =
-        age.filter(|age| *age > TICK_AGE_MAX).map(|age| format!("the newest tick was {} s ago\n", age.as_secs()));
+    let late = age.filter(|age| *age > TICK_AGE_MAX);
+    let late = late.map(|age| format!("the newest tick was {} s ago\n", age.as_secs()));
     let lines: String = committing.into_iter().chain(sealing).chain(late).collect();
     (!lines.is_empty()).then_some(lines)
 }
@@ -285,15 +278,15 @@ mod tests {
     fn a_store_that_cannot_commit_or_seal_is_not_healthy() {
         let of = |store: Option<&str>, sealing: Option<&str>| {
             let health = Health { store_error: store.map(str::to_owned), sealing_error: sealing.map(str::to_owned) };
-            wrong(health, Some(Duration::from_secs(10)))
+            wrong(health, Some(TICK_AGE_MAX))
         };
         assert_eq!(of(None, None), None);
-        let late = wrong(Health::default(), Some(Duration::from_secs(200)));
-        assert_eq!(late.unwrap(), "the newest tick was 200 s ago\n");
         assert_eq!(of(Some("full"), None).unwrap(), "the store takes no ticks: full\n");
         let sealing = "what is stored cannot be moved into the file of its day: gone\n";
         assert_eq!(of(None, Some("gone")).unwrap(), sealing);
         assert_eq!(of(Some("full"), Some("gone")).unwrap(), format!("the store takes no ticks: full\n{sealing}"));
+        let late = wrong(Health::default(), Some(Duration::from_secs(200)));
+        assert_eq!(late.unwrap(), "the newest tick was 200 s ago\n");
     }
 
     #[test]
