@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use axum::http::HeaderValue;
 use clap::{Parser, Subcommand, ValueEnum};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -352,6 +353,8 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     runtime.block_on(async {
         let (stop_http, http_stopped) = oneshot::channel::<()>();
         let app = App::new(engine, published, Arc::clone(&intake), ladder)
+            .with_steady(steady)
+            .with_interval(args.interval)
             .with_receiver(receiver)
             .with_queries_max(args.query_max_concurrency.into())
             .with_cors_origin(args.cors_origin);
@@ -363,7 +366,9 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
                 _ = terminate.recv() => tracing::info!("SIGTERM: storing what has come in"),
                 _ = interrupt.recv() => tracing::info!("SIGINT: storing what has come in"),
                 _ = hangup.recv() => {
-                    reload(args.mapping_config.as_deref(), &intake);
+                    // A disk may be slow, or a network's: a signal to end is heard meanwhile.
+                    let (path, intake) = (args.mapping_config.clone(), Arc::clone(&intake));
+                    tokio::task::spawn_blocking(move || reload(path.as_deref(), &intake));
                     continue;
                 }
             }
@@ -407,6 +412,9 @@ fn read_mapping(path: &Path) -> anyhow::Result<Mapping> {
 
 /// Reads the mapping file anew; if it cannot be used, the rules of before stay.
 fn reload(path: Option<&Path>, intake: &Intake) {
+    /// Whoever reads last applies last.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock();
     let Some(path) = path else {
         tracing::info!("SIGHUP: there is no --mapping-config to read anew");
         return;

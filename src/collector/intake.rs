@@ -11,18 +11,19 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::mapping::Mapping;
-use super::registry::{Refusal, Registry, Usage};
+use super::registry::{Refusal, RefusedPart, Registry, Usage};
 use super::senders::Senders;
 use super::shard::{Batch, Effect, Op, Part, Shard, Why};
 use super::socket_account::SocketAccount;
-use crate::dogstatsd::{GaugeMinus, Header, Message, Tally};
+use crate::dogstatsd::{GaugeMinus, Message, Tally};
 use crate::model::{Labels, MetricKind};
 use crate::store::{Known, Tick};
 
-/// A batch is applied as soon as so much of it is left to apply: datagrams may be large, and all of it unreadable.
-const OPS_MAX: usize = 4096;
 /// So many series are taken or given while the lock is held: some tenths of a millisecond.
 const LOCKED_MAX: usize = 1000;
+
+/// What must happen in order is held until a batch is read, or until it is so much: a batch may have half a million lines.
+const OPS_MAX: usize = 4096;
 
 /// A reason is logged again after so long.
 const LOG_AGAIN_MS: i64 = 60_000;
@@ -75,6 +76,8 @@ pub struct IntakeTotals {
     pub empty_values: u64,
     /// Messages dropped, by reason.
     pub dropped: BTreeMap<&'static str, Dropped>,
+    /// When the newest batch came.
+    now_ms: i64,
 }
 
 /// Messages dropped for one reason.
@@ -133,6 +136,9 @@ impl Intake {
             } else {
                 shard.truncated_datagram(datagram, &mut batch);
             }
+            if shard.is_heavy() {
+                self.hand_over(shard.take()); // sums have no order
+            }
             if batch.ops.len() >= OPS_MAX {
                 if let Some(turn) = turn.take() {
                     turn();
@@ -140,7 +146,7 @@ impl Intake {
                 self.lock().apply(&mut shard, &std::mem::take(&mut batch), now_ms);
             }
         }
-        if let Some(turn) = turn.take() {
+        if let Some(turn) = turn {
             turn();
         }
         self.lock().apply(&mut shard, &batch, now_ms);
@@ -173,12 +179,14 @@ impl Intake {
     pub fn gather(&self) {
         for shard in self.shards() {
             let parts = shard.lock().take();
-            let mut parts = parts.into_iter().peekable();
-            while parts.peek().is_some() {
-                let mut state = self.lock();
-                let refused: u64 = parts.by_ref().take(LOCKED_MAX).map(|part| state.registry.add_part(part)).sum();
-                state.refuse(refused);
-            }
+            self.hand_over(parts);
+        }
+    }
+
+    fn hand_over(&self, parts: Vec<Part>) {
+        let mut parts = parts.into_iter().peekable();
+        while parts.peek().is_some() {
+            self.lock().add_parts(parts.by_ref().take(LOCKED_MAX));
         }
     }
 
@@ -196,11 +204,18 @@ impl Intake {
 
     /// Lets go of the series that were silent for long, and ends them in the tick.
     pub fn expire(&self, tick: &mut Tick) {
-        if !self.lock().registry.look_for_silent() {
+        self.expire_while(tick, || ());
+    }
+
+    /// The same, where something happens between the steps.
+    fn expire_while(&self, tick: &mut Tick, meanwhile: impl FnOnce()) {
+        if !self.lock().registry.begin_expiry() {
             return;
         }
-        // No thread may go on to know the way to a place that is given away; a series to which one is told the way meanwhile stays.
+        // No thread may go on to know the way to a place that is given away. Whoever writes there meanwhile keeps it, and
+        // so does one who only learns the way: what it gathers there the registry does not know yet.
         self.clear_shards();
+        meanwhile();
         self.lock().registry.remove_silent(tick);
     }
 
@@ -216,9 +231,7 @@ impl Intake {
     fn clear_shards(&self) {
         for shard in self.shards() {
             let mut shard = shard.lock();
-            let mut state = self.lock();
-            let refused = shard.clear(&mut state.registry);
-            state.refuse(refused);
+            self.hand_over(shard.clear());
         }
     }
 
@@ -230,31 +243,42 @@ impl Intake {
 impl IntakeState {
     /// Applies what a batch holds beside what its shard has gathered, in the order of its messages.
     fn apply(&mut self, shard: &mut Shard, batch: &Batch<'_>, now_ms: i64) {
+        self.totals.now_ms = now_ms;
         self.totals.datagrams += batch.datagrams;
         self.totals.messages += batch.messages;
         batch.tallies.iter().for_each(|tally| self.totals.add(tally));
-        if shard.is_heavy() {
-            let refused = shard.take().into_iter().map(|part| self.registry.add_part(part)).sum();
-            self.refuse(refused);
+        for drops in &batch.drops {
+            self.totals.drop(drops.why, drops.count, drops.line, now_ms);
         }
         let mut writer = None;
         for op in &batch.ops {
             match op {
                 Op::From(header) => {
-                    let heard = |header: &Header| self.senders.heard(*header, now_ms).then_some(header.client_id);
-                    writer = header.as_ref().and_then(heard);
+                    writer = header.map(|header| header.client_id);
+                    if let Some(header) = header {
+                        self.senders.heard(*header, now_ms);
+                    }
                 }
                 Op::Unrouted { message, usage, line } => {
                     if let Err(refusal) = self.unrouted(shard, message, *usage, writer) {
-                        self.totals.drop(refusal.into(), line, now_ms);
+                        self.totals.drop(refusal.into(), 1, line, now_ms);
                     }
                 }
-                Op::Drop { why, line } => self.totals.drop(*why, line, now_ms),
                 Op::Write { at, write, line } => {
                     if let Err(refusal) = self.registry.write(*at, *write, writer) {
-                        self.totals.drop(refusal.into(), line, now_ms);
+                        self.totals.drop(refusal.into(), 1, line, now_ms);
                     }
                 }
+            }
+        }
+    }
+
+    /// Adds what a shard gathered. What a total cannot take is counted, with the series for an example: the lines are gone.
+    fn add_parts(&mut self, parts: impl IntoIterator<Item = Part>) {
+        for part in parts {
+            if let Err(RefusedPart { messages, series }) = self.registry.add_part(part) {
+                let now_ms = self.totals.now_ms;
+                self.totals.drop(Refusal::NotFinite.into(), messages, series.as_bytes(), now_ms);
             }
         }
     }
@@ -270,16 +294,16 @@ impl IntakeState {
         let resolved = self.registry.resolve(message, usage)?;
         let at = resolved.at;
         if shard.is_full() {
-            let refused = shard.clear(&mut self.registry);
-            self.refuse(refused);
+            self.add_parts(shard.clear());
+        } else if shard.is_heavy() {
+            self.add_parts(shard.take());
         }
         let write = if resolved.is_routable {
             shard.route(message, usage, resolved)?
         } else {
             match shard.effect_of(message, usage, resolved.scale)? {
                 Effect::Gather(gathered) => {
-                    let refused = self.registry.add_part(Part { at, messages: 1, gathered });
-                    self.refuse(refused);
+                    self.add_parts([Part { at, messages: 1, gathered }]);
                     None
                 }
                 Effect::Write(write) => Some(write),
@@ -289,25 +313,11 @@ impl IntakeState {
     }
 }
 
-impl IntakeState {
-    /// Messages that were gathered, and whose total would not be finite. Their lines are gone: the series is the example.
-    fn refuse(&mut self, count: u64) {
-        if count > 0 {
-            let dropped = self.totals.dropped.entry(Refusal::NotFinite.as_str()).or_default();
-            dropped.count += count;
-            if let Some(labels) = self.registry.take_refused() {
-                dropped.example = printable(labels.to_string().as_bytes());
-                tracing::warn!(count, series = %labels, "messages dropped: their total is beyond what a double can hold");
-            }
-        }
-    }
-}
-
 impl IntakeTotals {
-    fn drop(&mut self, why: Why, example: &[u8], now_ms: i64) {
+    fn drop(&mut self, why: Why, count: u64, example: &[u8], now_ms: i64) {
         let reason = why.as_str();
         let dropped = self.dropped.entry(reason).or_default();
-        dropped.count += 1;
+        dropped.count += count;
         if why == Why::Refused(Refusal::MappedDrop) {
             // Nothing to tell of: somebody wants it so.
             if dropped.example.is_empty() {
@@ -380,6 +390,34 @@ mod tests {
     }
 
     #[test]
+    fn a_count_that_comes_while_silent_series_leave_stays_with_its_series() {
+        // A shard that was cleared learned the way to a silent series and gathered there, while others were still being
+        // cleared; the place then went to another series, and the count with it.
+        let limits = Limits { series_expiry_ms: 1000, ..Limits::default() };
+        let intake = Intake::new(Registry::with_limits(Restored::default(), limits), 0);
+        let shards = [intake.shard(), intake.shard(), intake.shard()];
+        let send = |shard: usize, text: &str| {
+            intake.receive(&shards[shard], std::iter::once((text.as_bytes(), true)), || (), 0);
+        };
+        (0..3).for_each(|shard| send(shard, "old:1|c\nsilent:1|c\nh:1|h"));
+        let first = intake.take(1000, 990, |_, _| None);
+        let id_of = |name: &str| first.started.iter().find(|s| s.labels.name() == name).unwrap().id;
+        let mut second = intake.take(3000, 2990, |_, _| None);
+        intake.expire_while(&mut second, || send(1, "old:10|c\nh:2|h"));
+        assert_eq!(second.ended, [id_of("silent")]);
+        send(2, "new:100|c\nold:1000|c\nh:2|h");
+        let third = intake.take(4000, 3990, |_, _| None);
+        let new = third.started.iter().find(|s| s.labels.name() == "new").unwrap().id;
+        let value_of = |id| third.samples.iter().find(|(other, _)| *other == id).unwrap().1.clone();
+        assert_eq!((value_of(id_of("old")).as_float(), value_of(new).as_float()), (Some(1013.0), Some(100.0)));
+        assert_eq!(value_of(id_of("h")).as_histogram().unwrap().count(), 5.0);
+        // A mark of before keeps nothing for good.
+        let mut last = intake.take(6000, 5990, |_, _| None);
+        intake.expire(&mut last);
+        assert_eq!((last.ended.len(), intake.lock().registry.len()), (3, 0));
+    }
+
+    #[test]
     fn what_is_passed_over_is_counted() {
         let intake = Intake::new(Registry::new(Restored::default()), 0);
         intake.datagram(b"_e{1,1}:a|b\n_sc|n|0\n_sc|n|3|m:x\nc:1::2|c|@0.5|@1|T1|#a:b|#c:d|zz:9\nc:1|q|T1|yy", 0);
@@ -390,28 +428,89 @@ mod tests {
     }
 
     #[test]
-    fn a_series_that_a_shard_finds_while_silent_ones_leave_stays() {
-        let limits = Limits { series_expiry_ms: 100, ..Limits::default() };
-        let intake = Intake::new(Registry::with_limits(Restored::default(), limits), 0);
-        let (first, second) = (intake.shard(), intake.shard());
-        let send = |shard: &Mutex<Shard>, line: &str| {
-            intake.receive(shard, std::iter::once((line.as_bytes(), true)), || (), 0);
-        };
-        send(&first, "found:1|c\nsilent:1|c");
-        let mut tick = intake.take(10, 0, |_, _| None);
-        intake.take(1000, 10, |_, _| None);
-        assert!(intake.lock().registry.look_for_silent());
-        intake.clear_shards();
-        // Between the two steps of letting go.
-        send(&second, "found:2|c");
-        intake.lock().registry.remove_silent(&mut tick);
-        assert_eq!(tick.ended.len(), 1);
-        send(&first, "new:5|c");
-        let tick = intake.take(1010, 1000, |_, _| None);
-        let mut values: Vec<_> = tick.samples.iter().map(|(_, value)| value.as_float().unwrap()).collect();
-        values.sort_by(f64::total_cmp);
-        assert_eq!(values, [3.0, 5.0], "what was found goes on, and what is new has its own");
-        assert!(intake.lock().totals.dropped.is_empty());
+    fn spellings_of_one_histogram_do_not_add_up_to_more_memory_than_a_shard_may_take() {
+        // Each spelling gathers a histogram of its own, of 4 KiB if its values are far apart: 200,000 took 800 MB.
+        let intake = Intake::new(Registry::new(Restored::default()), 0);
+        let shard = intake.shard();
+        let mut heaviest = 0;
+        let lines: Vec<String> =
+            (0..4096).map(|i| format!("h:0.001:60|h|#a{}\n", ",".repeat(i % 64) + &" ".repeat(i / 64))).collect();
+        for _ in 0..2 {
+            for lines in lines.chunks(50) {
+                intake.receive(&shard, std::iter::once((lines.concat().as_bytes(), true)), || (), 0);
+                heaviest = heaviest.max(shard.lock().histogram_bytes());
+            }
+        }
+        assert!((6 << 20..10 << 20).contains(&heaviest), "{heaviest}");
+        let tick = intake.take(20, 10, |_, _| None);
+        let count: f64 = tick.samples.iter().map(|(_, value)| value.as_histogram().unwrap().count()).sum();
+        assert_eq!(count, 4.0 * 4096.0);
+    }
+
+    #[test]
+    fn a_part_that_a_total_cannot_take_names_its_series() {
+        let intake = Intake::new(Registry::new(Restored::default()), 0);
+        intake.datagram(b"lat:1.7e308|h|#a:b", 0);
+        intake.take(20, 10, |_, _| None);
+        intake.datagram(b"lat:1.7e308|h|#a:b\nlat:1|h|#a:b", 0);
+        intake.gather();
+        let dropped = intake.lock().totals.dropped["total_not_finite"].clone();
+        assert_eq!((dropped.count, dropped.example.as_str()), (2, r#"lat{a=\"b\"}"#));
+    }
+
+    #[test]
+    fn a_value_that_a_sum_cannot_take_costs_itself_alone() {
+        // Three such values made the sum of all that had come in the tick infinite, and all was refused.
+        let intake = Intake::new(Registry::new(Restored::default()), 0);
+        let one = "lat:1|h\n".repeat(50);
+        intake.datagram(format!("{one}lat:1.7e308|h\nlat:1.7e308|h|@0.5\nlat:1.7e308|h\n{one}").as_bytes(), 0);
+        let tick = intake.take(20, 10, |_, _| None);
+        assert_eq!(tick.samples[0].1.as_histogram().unwrap().count(), 101.0);
+        let dropped = intake.lock().totals.dropped["total_not_finite"].clone();
+        assert_eq!((dropped.count, dropped.example.as_str()), (2, "lat:1.7e308|h|@0.5"));
+    }
+
+    #[test]
+    fn a_header_that_says_nothing_is_dropped_and_does_not_deafen_to_those_that_do() {
+        // Its name became a gauge, and what is a known series was not looked at any more: all clients fell silent.
+        let intake = Intake::new(Registry::new(Restored::default()), 0);
+        let id = "00000000000000aa";
+        for text in [
+            format!("cortex_client_payload_sequence:0|g|#client_id:{id}"),
+            format!("cortex_client_payload_sequence:+1|g|#client_id:{id}"),
+            format!("cortex_client_payload_sequence:1|c|#client_id:{id}"),
+            format!("cortex_client_payload_sequence:1|g|#client_id:{}", "z".repeat(16)),
+            "cortex_client_payload_sequence:1|g".to_owned(),
+        ] {
+            intake.datagram(text.as_bytes(), 0);
+            intake.datagram(text.as_bytes(), 0);
+        }
+        for sequence in 1..=5 {
+            let text = format!("cortex_client_payload_sequence:{sequence}|g|#client_id:{id}\nw:7|g");
+            intake.datagram(text.as_bytes(), 5);
+        }
+        let state = intake.lock();
+        assert_eq!((state.totals.dropped["bad_header"].count, state.registry.len()), (10, 1));
+        let clients: Vec<_> = state.senders.status().iter().map(|s| (s.client_id, s.payloads)).collect();
+        assert_eq!(clients, [(0xaa, 5)]);
+        assert_eq!(state.registry.writers().collect::<Vec<_>>(), [0xaa]);
+    }
+
+    #[test]
+    fn what_a_batch_holds_does_not_grow_with_its_lines() {
+        let intake = Intake::new(Registry::new(Restored::default()), 0);
+        let (junk, gauges) = ("a\n".repeat(32_000), "g:1|g\n".repeat(10_000));
+        let mut shard = Shard::new(GaugeMinus::default(), intake.member_hasher.clone(), 1000);
+        let mut batch = Batch::default();
+        (0..32).for_each(|_| shard.datagram(junk.as_bytes(), &mut batch));
+        assert_eq!((batch.ops.len(), batch.drops.len(), batch.drops[0].count), (0, 1, 32 * 32_000));
+        // Gauges have their order: they are applied as soon as they are many, once it is the batch's turn.
+        let (mut turns, mut applied) = (0, 0);
+        let shard = intake.shard();
+        let datagrams = [(gauges.as_bytes(), true); 32].into_iter();
+        let datagrams = datagrams.inspect(|_| applied = intake.lock().totals.messages);
+        intake.receive(&shard, datagrams, || turns += 1, 0);
+        assert_eq!((intake.lock().totals.messages, applied, turns), (320_000, 310_000, 1));
     }
 
     #[test]

@@ -24,15 +24,21 @@ pub struct Health {
 
 /// The newest snapshot and the health of the store. A reader holds the snapshot that it was given, which no tick changes:
 /// neither waits for the other longer than a tick takes to be published.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Published {
     snapshot: RwLock<Arc<Snapshot>>,
     /// Where each series stands. Only [`Published::publish`] uses it.
     places: Mutex<HashMap<SeriesId, Place, RandomState>>,
     health: RwLock<Health>,
     /// When the newest tick was published, or this was made.
-    last: Mutex<Option<Instant>>,
+    last: Mutex<Instant>,
     newest_ms: Arc<AtomicI64>,
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        Self::new(&Restored::default())
+    }
 }
 
 impl Published {
@@ -52,7 +58,13 @@ impl Published {
         snapshot.settle();
         let newest_ms = Arc::new(AtomicI64::new(snapshot.tick_ms.unwrap_or(i64::MIN)));
         let snapshot = RwLock::new(Arc::new(snapshot));
-        Self { snapshot, places: Mutex::new(places), health: RwLock::default(), last: Mutex::default(), newest_ms }
+        Self {
+            snapshot,
+            places: Mutex::new(places),
+            health: RwLock::default(),
+            last: Mutex::new(Instant::now()),
+            newest_ms,
+        }
     }
 
     /// The newest snapshot.
@@ -65,9 +77,9 @@ impl Published {
         Clock::NotBefore(Arc::clone(&self.newest_ms))
     }
 
-    /// How long ago the newest tick was published; `None` before the first.
-    pub fn age(&self) -> Option<Duration> {
-        self.last.lock().map(|at| at.elapsed())
+    /// How long ago the newest tick was published, or this was made.
+    pub fn age(&self) -> Duration {
+        self.last.lock().elapsed()
     }
 
     /// The health of the store.
@@ -81,7 +93,7 @@ impl Published {
         // In place, unless somebody still reads the last one.
         let snapshot = Arc::make_mut(&mut snapshot);
         snapshot.tick_ms = Some(tick.timestamp_ms);
-        *self.last.lock() = Some(Instant::now());
+        *self.last.lock() = Instant::now();
         self.newest_ms.store(tick.timestamp_ms, Ordering::Relaxed);
         for StartedSeries { id, labels, kind, since_ms, .. } in &tick.started {
             // Its first value is among the samples.

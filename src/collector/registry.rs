@@ -35,6 +35,12 @@ const SET_WRITER: &str = "set";
 const CLASSIC_SUFFIXES: [&str; 3] = ["_bucket", "_count", "_sum"];
 /// The prefix that no sender may use: what the collector says of itself.
 const OWN_PREFIX: &str = "cortex_collector_";
+/// Our histograms: their parts are nobody's name even before the first of them comes.
+const OWN_HISTOGRAMS: [&str; 3] = [
+    "cortex_api_request_duration_seconds",
+    "cortex_api_request_first_byte_seconds",
+    "cortex_api_request_queue_seconds",
+];
 /// What no mapping file touches: `cortex get` asks for these names.
 const MAPPED_NEVER: [&str; 2] = ["cortex_api_", "cortex_client_"];
 
@@ -259,7 +265,6 @@ impl LiveValue {
 }
 
 #[derive(Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "each says something of its own")]
 struct Live {
     id: SeriesId,
     labels: Labels,
@@ -275,8 +280,8 @@ struct Live {
     is_changed: bool,
     is_ended: bool,
     is_writer_changed: bool,
-    /// Whether a way to it was given out since [`Registry::look_for_silent`].
-    is_touched: bool,
+    /// How many expiries had begun when somebody was told the way here last.
+    told_in: u64,
 }
 
 impl Live {
@@ -297,6 +302,13 @@ struct Name {
     series: usize,
 }
 
+/// What a shard gathered, if the total of its series would not be finite with it.
+#[derive(Debug)]
+pub(super) struct RefusedPart {
+    pub(super) messages: u64,
+    pub(super) series: String,
+}
+
 /// Every live series.
 #[derive(Debug)]
 pub struct Registry {
@@ -312,14 +324,14 @@ pub struct Registry {
     tags_dropped: u64,
     /// Members in all sets since the last tick.
     members: usize,
-    /// The series whose part was refused last.
-    refused: Option<Labels>,
     own: usize,
     overflows: BTreeMap<String, Overflow>,
     overflow_series: usize,
     /// By limit.
     overflow_messages: BTreeMap<&'static str, u64>,
     now_ms: i64,
+    /// How often series began to be let go.
+    expiries: u64,
 }
 
 impl Registry {
@@ -342,12 +354,12 @@ impl Registry {
             changed: Vec::new(),
             tags_dropped: 0,
             members: 0,
-            refused: None,
             own: 0,
             overflows: BTreeMap::new(),
             overflow_series: 0,
             overflow_messages: BTreeMap::new(),
             now_ms: restored.last_tick_ms.unwrap_or(0),
+            expiries: 0,
         };
         for series in restored.series {
             let of_set = series.writer.strip_prefix(SET_WRITER);
@@ -420,7 +432,7 @@ impl Registry {
             is_changed: false,
             is_ended: false,
             is_writer_changed: false,
-            is_touched: false,
+            told_in: 0,
         };
         self.own += usize::from(live.is_own());
         self.overflow_series += usize::from(live.is_overflow());
@@ -514,8 +526,9 @@ impl Registry {
         if !is_too_long && let Some(at) = self.by_labels.get(&labels).copied() {
             self.tags_dropped += fallen as u64;
             self.set_ttl(at, ttl_ms);
+            let told_in = self.expiries;
             if let Some(live) = self.live_mut(at) {
-                live.is_touched = true;
+                live.told_in = told_in;
             }
             return Ok(Resolved { at, scale, is_routable: true });
         }
@@ -637,10 +650,10 @@ impl Registry {
     fn meets_a_histogram(&self, name: &str, usage: Usage) -> bool {
         CLASSIC_SUFFIXES.iter().any(|suffix| match usage {
             Usage::Histogram => self.names.contains_key(format!("{name}{suffix}").as_str()),
-            _ => name
-                .strip_suffix(suffix)
-                .and_then(|base| self.names.get(base))
-                .is_some_and(|base| base.usage == Usage::Histogram),
+            _ => name.strip_suffix(suffix).is_some_and(|base| {
+                OWN_HISTOGRAMS.contains(&base)
+                    || self.names.get(base).is_some_and(|base| base.usage == Usage::Histogram)
+            }),
         })
     }
 
@@ -651,43 +664,30 @@ impl Registry {
         }
     }
 
-    /// Adds what a shard gathered; how many messages of it had to be refused, since the total would not be finite.
-    pub(super) fn add_part(&mut self, part: Part) -> u64 {
-        let (at, messages) = (part.at, part.messages);
-        let is_added = self.try_add_part(part);
-        if !is_added && let Some(live) = self.series.get(at as usize).and_then(Option::as_ref) {
-            self.refused = Some(live.labels.clone());
-        }
-        if is_added { 0 } else { messages }
-    }
-
-    /// The series whose part was refused last.
-    pub(super) fn take_refused(&mut self) -> Option<Labels> {
-        self.refused.take()
-    }
-
-    fn try_add_part(&mut self, part: Part) -> bool {
-        let Part { at, gathered, .. } = part;
-        let Some(live) = self.live_mut(at) else { return false };
+    /// Adds what a shard gathered.
+    pub(super) fn add_part(&mut self, part: Part) -> Result<(), RefusedPart> {
+        let Part { at, messages, gathered } = part;
+        let Some(live) = self.live_mut(at) else { return Err(RefusedPart { messages, series: String::new() }) };
+        let refused = |live: &Live| Err(RefusedPart { messages, series: live.labels.to_string() });
         match (&mut live.value, gathered) {
             (LiveValue::Counter(total), Gathered::Count(sum)) => {
                 let grown = *total + sum;
                 if !grown.is_finite() {
-                    return false;
+                    return refused(live);
                 }
                 *total = grown;
             }
             (LiveValue::Histogram(total), Gathered::Values(values)) => {
                 if !(total.sum() + values.sum()).is_finite() || !(total.count() + values.count()).is_finite() {
-                    return false;
+                    return refused(live);
                 }
                 Arc::make_mut(total).merge(&values);
             }
-            _ => return false,
+            _ => return refused(live),
         }
         live.is_ended = false;
         self.mark_changed(at);
-        true
+        Ok(())
     }
 
     /// Writes to a gauge or a set. A change to a gauge that has ended starts from 0.
@@ -768,29 +768,33 @@ impl Registry {
         }
     }
 
-    /// The series that were silent for longer than [`Limits::series_expiry_ms`] or their mapping says, or ended so long ago. Before they are let
-    /// go all shards must be cleared.
+    /// The series that were silent for longer than [`Limits::series_expiry_ms`] or their mapping says, or ended so long ago.
     fn silent(&self) -> impl Iterator<Item = u32> {
         let expiry_ms = |live: &Live| live.ttl_ms.unwrap_or(self.limits.series_expiry_ms);
         let is_silent = move |live: &Live| {
             (live.is_ended || live.usage != Usage::Gauge)
                 && !live.is_changed
-                && !live.is_touched
                 && live.changed_ms < self.now_ms.saturating_sub(expiry_ms(live))
                 && !live.is_own()
         };
         self.lives().filter(move |(_, live)| is_silent(live)).map(|(at, _)| at)
     }
 
-    /// Whether there is any series to let go. Those to which a shard is told a way from here on stay.
-    pub(super) fn look_for_silent(&mut self) -> bool {
-        self.series.iter_mut().flatten().for_each(|live| live.is_touched = false);
-        self.silent().next().is_some()
+    /// Whether there is any series to let go. From here on those are marked to which somebody is told the way; then all
+    /// shards must be cleared, and then [`Registry::remove_silent`].
+    pub(super) fn begin_expiry(&mut self) -> bool {
+        let has_silent = self.silent().next().is_some();
+        self.expiries += u64::from(has_silent);
+        has_silent
     }
 
-    /// Lets go of the series that are silent even now, when no shard remembers the way to any, and ends them in the tick.
+    /// Lets go of the series that are silent even now and to which no shard remembers the way, and ends them in the tick.
     pub(super) fn remove_silent(&mut self, tick: &mut Tick) {
-        let silent: Vec<u32> = self.silent().collect();
+        let was_told = |at: &u32| {
+            let live = self.series.get(*at as usize).and_then(Option::as_ref);
+            live.is_some_and(|live| live.told_in == self.expiries)
+        };
+        let silent: Vec<u32> = self.silent().filter(|at| !was_told(at)).collect();
         for live in silent.into_iter().filter_map(|at| self.remove(at)) {
             if !live.is_ended {
                 tick.samples.push((live.id, Value::stale()));
@@ -984,6 +988,16 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_our_own_histograms_are_reserved_before_they_come() {
+        let intake = intake();
+        let conflict = Some("type_conflict");
+        let parts =
+            OWN_HISTOGRAMS.map(|name| format!("{name}_count:1|c\n{name}_sum:1|g\n{name}_bucket:1|c\n")).concat();
+        assert_eq!(apply(&intake, &parts), [conflict; 9]);
+        assert_eq!(apply(&intake, &OWN_HISTOGRAMS.map(|name| format!("{name}:0.1|h\n")).concat()), [None; 3]);
+    }
+
+    #[test]
     fn a_conflict_is_told_with_both_types() {
         let refusal = Refusal::TypeConflict { known: "counter", got: "set" };
         assert_eq!(refusal.to_string(), "the name is already used as a counter, not as a set");
@@ -1058,7 +1072,7 @@ mod tests {
         apply(&intake, "busy:1|c");
         let mut second = tick(&intake, 2001);
         // What comes while the series is on its way out keeps it.
-        assert!(intake.lock().registry.look_for_silent());
+        assert!(intake.lock().registry.begin_expiry());
         apply(&intake, "h:3|h");
         intake.expire(&mut second);
         let value_of = |tick: &Tick, id| tick.samples.iter().find(|(i, _)| *i == id).map(|(_, value)| value.clone());

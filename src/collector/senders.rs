@@ -8,8 +8,10 @@ use crate::dogstatsd::Header;
 const SILENCE_MAX_MS: i64 = 30_000;
 /// After so long its figures are folded into the totals. Longer than the silence, so that a status page still shows it.
 const FORGET_MS: i64 = 600_000;
-/// So many are told apart; further ones count as senders that do not name themselves.
+/// So many are told apart.
 const SENDERS_MAX: usize = 65_536;
+/// When there are more, so many make room at once: to look for them takes a millisecond.
+const SENDERS_LEAVE: usize = SENDERS_MAX / 16;
 /// A number so far ahead of the last is not a gap but a broken or hostile sender.
 const GAP_MAX: u64 = 1_000_000;
 
@@ -52,11 +54,11 @@ pub struct Senders {
 }
 
 impl Senders {
-    /// A payload with this header came. False if its sender is one too many to be told apart.
-    pub fn heard(&mut self, header: Header, now_ms: i64) -> bool {
+    /// A payload with this header came.
+    pub fn heard(&mut self, header: Header, now_ms: i64) {
         let Header { client_id, sequence } = header;
         if self.senders.len() >= SENDERS_MAX && !self.senders.contains_key(&client_id) {
-            return false;
+            self.make_room();
         }
         let sender = self.senders.entry(client_id).or_insert(Sender {
             first_heard_ms: now_ms,
@@ -73,7 +75,17 @@ impl Senders {
         sender.last_heard_ms = now_ms;
         sender.last = sender.last.max(sequence);
         sender.payloads += 1;
-        true
+    }
+
+    /// Forgets those who sent one payload only, since an id that is made up for each is heard no second time, and of these
+    /// and then of the others those that were silent for longest.
+    fn make_room(&mut self) {
+        let rank = |sender: &Sender| (sender.payloads > 1, sender.last_heard_ms);
+        let mut ranks: Vec<_> = self.senders.iter().map(|(id, sender)| (rank(sender), *id)).collect();
+        ranks.select_nth_unstable(SENDERS_LEAVE);
+        for (_, id) in ranks.into_iter().take(SENDERS_LEAVE) {
+            self.missing_forgotten += self.senders.remove(&id).map_or(0, |sender| sender.missing());
+        }
     }
 
     /// Notes a process that an earlier collector heard: it gets the time of silence to say that it lives.
@@ -136,7 +148,7 @@ mod tests {
 
     fn heard(senders: &mut Senders, client_id: u64, sequences: impl IntoIterator<Item = u64>) {
         for sequence in sequences {
-            assert!(senders.heard(Header { client_id, sequence }, 0));
+            senders.heard(Header { client_id, sequence }, 0);
         }
     }
 
@@ -161,6 +173,26 @@ mod tests {
         heard(&mut senders, 7, [10, 12]);
         assert_eq!(senders.missing_total(), 1);
         assert!(!senders.is_alive(8, 0));
+    }
+
+    #[test]
+    fn ids_that_are_made_up_take_no_place_from_those_who_go_on() {
+        let mut senders = Senders::default();
+        heard(&mut senders, 1, [1, 4]);
+        for client_id in 100..100 + 3 * SENDERS_MAX as u64 {
+            senders.heard(Header { client_id, sequence: 7 }, 1000);
+            assert!(senders.senders.len() <= SENDERS_MAX);
+        }
+        senders.heard(Header { client_id: 2, sequence: 1 }, 1000);
+        assert!(senders.is_alive(1, 1000) && senders.is_alive(2, 1000));
+        assert_eq!(senders.missing_total(), 2);
+        // Where all go on, the longest-silent makes room.
+        let mut senders = Senders::default();
+        for client_id in 0..=SENDERS_MAX as u64 {
+            [1, 2, 5].into_iter().for_each(|sequence| senders.heard(Header { client_id, sequence }, client_id as i64));
+        }
+        assert!(!senders.is_alive(0, 0) && senders.is_alive(SENDERS_MAX as u64, SENDERS_MAX as i64));
+        assert_eq!(senders.missing_total(), 2 * (SENDERS_MAX as u64 + 1), "what they miss stays counted");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
-use super::registry::{DROPPED, Refusal, Registry, Resolved, Usage, timer_factor};
+use super::registry::{DROPPED, Refusal, Resolved, Usage, timer_factor};
 use crate::dogstatsd::{
     DecodeError, GaugeMinus, HEADER_NAME, Header, Message, MessageType, MessageValue, Tally, decode,
 };
@@ -19,6 +19,9 @@ use crate::model::ExponentialHistogram;
 
 /// So many spellings of names and tags are remembered for each series that there may be; then they are learned anew.
 const ROUTES_PER_SERIES: usize = 2;
+/// So many bytes of histograms are gathered in a shard; then they are handed over before the recorder asks. A series comes in
+/// any number of spellings, and each has a histogram of its own.
+const GATHERED_BYTES_MAX: usize = 8 << 20;
 /// The bytes of these spellings, for each series that there may be.
 const ROUTE_BYTES_PER_SERIES: usize = 512;
 
@@ -31,8 +34,15 @@ pub(super) enum Op<'a> {
     Write { at: u32, write: Write, line: &'a [u8] },
     /// The raw bytes are new.
     Unrouted { message: Message<'a>, usage: Usage, line: &'a [u8] },
-    /// A message cannot be used.
-    Drop { why: Why, line: &'a [u8] },
+}
+
+/// Messages of a batch that cannot be used, for one reason; their order means nothing.
+#[derive(Debug)]
+pub(super) struct Drops<'a> {
+    pub(super) why: Why,
+    pub(super) count: u64,
+    /// The first of them.
+    pub(super) line: &'a [u8],
 }
 
 /// Why a message is dropped.
@@ -44,6 +54,10 @@ pub(super) enum Why {
     Refused(#[from] Refusal),
     #[error("the datagram is too long, its last message was cut off")]
     Truncated,
+    #[error(
+        "{HEADER_NAME} is a gauge with a number from 1 and the tag client_id of 16 hexadecimal digits, nothing else"
+    )]
+    BadHeader,
 }
 
 impl Why {
@@ -53,6 +67,7 @@ impl Why {
             Self::Unreadable(error) => error.as_str(),
             Self::Refused(refusal) => refusal.as_str(),
             Self::Truncated => "truncated",
+            Self::BadHeader => "bad_header",
         }
     }
 }
@@ -68,9 +83,6 @@ pub(super) enum Write {
     Member(u64),
 }
 
-/// A shard gathers at most so many histograms between two batches, of up to 8 KiB each.
-const HISTOGRAMS_MAX: usize = 2048;
-
 /// What a batch of datagrams held, beside what went into the slots.
 #[derive(Debug, Default)]
 pub(super) struct Batch<'a> {
@@ -78,6 +90,17 @@ pub(super) struct Batch<'a> {
     pub(super) datagrams: u64,
     pub(super) messages: u64,
     pub(super) tallies: Vec<Tally<'a>>,
+    pub(super) drops: Vec<Drops<'a>>,
+}
+
+impl<'a> Batch<'a> {
+    fn drop(&mut self, why: Why, line: &'a [u8]) {
+        // There are few reasons.
+        match self.drops.iter_mut().find(|drops| drops.why.as_str() == why.as_str()) {
+            Some(drops) => drops.count += 1,
+            None => self.drops.push(Drops { why, count: 1, line }),
+        }
+    }
 }
 
 /// What a slot has gathered since the recorder took it last.
@@ -135,8 +158,8 @@ pub struct Shard {
     member_hasher: foldhash::quality::RandomState,
     slots: Vec<Slot>,
     changed: Vec<u32>,
-    /// How many histograms are gathered.
-    histograms: usize,
+    /// What the histograms in the slots take.
+    gathered_bytes: usize,
     gauge_minus: GaugeMinus,
     series_max: usize,
 }
@@ -154,7 +177,7 @@ impl Shard {
             keys: Vec::new(),
             slots: Vec::new(),
             changed: Vec::new(),
-            histograms: 0,
+            gathered_bytes: 0,
             gauge_minus,
             series_max,
         }
@@ -165,11 +188,15 @@ impl Shard {
         batch.datagrams += 1;
         let mut messages = decode(datagram).with_gauge_minus(self.gauge_minus);
         let before = batch.ops.len();
-        let push = |batch: &mut Batch<'a>, op| {
-            if batch.ops.len() == before && !matches!(op, Op::From(_)) {
-                batch.ops.push(Op::From(None));
+        let push = |batch: &mut Batch<'a>, line: &'a [u8], op: Result<Option<Op<'a>>, Why>| match op {
+            Ok(None) => {}
+            Ok(Some(op)) => {
+                if batch.ops.len() == before && !matches!(op, Op::From(_)) {
+                    batch.ops.push(Op::From(None));
+                }
+                batch.ops.push(op);
             }
-            batch.ops.push(op);
+            Err(why) => batch.drop(why, line),
         };
         while messages.next_line() {
             let line = messages.line();
@@ -178,25 +205,21 @@ impl Shard {
                 && let Some(kind) = self.slots.get(slot as usize).map(|slot| slot.kind)
             {
                 batch.messages += 1;
-                if let Some(op) = self.known(slot, &plain.message(kind), line) {
-                    push(batch, op);
-                }
+                let op = self.known(slot, &plain.message(kind), line);
+                push(batch, line, op);
                 continue;
             }
             while let Some(message) = messages.next_of_line() {
                 batch.messages += 1;
                 let op = match message {
-                    // Never a series: whatever it says, the next one may be a header.
-                    Ok(message) if message.name == HEADER_NAME.as_bytes() => Some(match header_of(&message) {
-                        Some(header) => Op::From(Some(header)),
-                        None => Op::Drop { why: Refusal::ReservedName.into(), line },
-                    }),
+                    // Never a series: what is routed is not looked at for what it says.
+                    Ok(message) if message.name == HEADER_NAME.as_bytes() => {
+                        header_of(&message).map(|header| Some(Op::From(Some(header)))).ok_or(Why::BadHeader)
+                    }
                     Ok(message) => self.message(message, line),
-                    Err(error) => Some(Op::Drop { why: error.into(), line }),
+                    Err(error) => Err(error.into()),
                 };
-                if let Some(op) = op {
-                    push(batch, op);
-                }
+                push(batch, line, op);
             }
         }
         let tally = messages.tally();
@@ -211,23 +234,20 @@ impl Shard {
         let (whole, cut) = datagram.split_at(end);
         self.datagram(whole, batch);
         batch.messages += 1;
-        batch.ops.push(Op::Drop { why: Why::Truncated, line: cut });
+        batch.drop(Why::Truncated, cut);
     }
 
-    fn message<'a>(&mut self, message: Message<'a>, line: &'a [u8]) -> Option<Op<'a>> {
+    fn message<'a>(&mut self, message: Message<'a>, line: &'a [u8]) -> Result<Option<Op<'a>>, Why> {
         match self.find(message.name, &sections_of(&message)) {
             Some(slot) => self.known(slot, &message, line),
-            None => Some(Op::Unrouted { message, usage: Usage::of(message.kind), line }),
+            None => Ok(Some(Op::Unrouted { message, usage: Usage::of(message.kind), line })),
         }
     }
 
     #[inline]
-    fn known<'a>(&mut self, slot: u32, message: &Message<'a>, line: &'a [u8]) -> Option<Op<'a>> {
-        match self.add(slot, message) {
-            Ok(None) => None,
-            Ok(Some((at, write))) => Some(Op::Write { at, write, line }),
-            Err(refusal) => Some(Op::Drop { why: refusal.into(), line }),
-        }
+    fn known<'a>(&mut self, slot: u32, message: &Message<'a>, line: &'a [u8]) -> Result<Option<Op<'a>>, Why> {
+        let write = self.add(slot, message)?;
+        Ok(write.map(|(at, write)| Op::Write { at, write, line }))
     }
 
     #[inline]
@@ -242,7 +262,7 @@ impl Shard {
 
     /// Adds all values of a message, or none; what cannot be gathered is returned.
     fn add(&mut self, slot: u32, message: &Message<'_>) -> Result<Option<(u32, Write)>, Refusal> {
-        let Self { slots, changed, histograms, member_hasher, .. } = self;
+        let Self { slots, changed, member_hasher, gathered_bytes, .. } = self;
         let number = slot;
         let Some(slot) = slots.get_mut(slot as usize) else { return Ok(None) };
         let scale = slot.scale;
@@ -257,16 +277,20 @@ impl Shard {
                 }
             }
             Usage::Histogram => {
-                let (count, sum) = check_values(message, scale)?;
-                if matches!(slot.gathered, Gathered::Nothing) {
-                    slot.gathered = Gathered::Values(Box::default());
-                    *histograms += 1;
-                }
+                let (count, sum) = values_of(message, scale)?;
                 if let Gathered::Values(histogram) = &mut slot.gathered {
-                    if !(histogram.sum() + sum).is_finite() || !(histogram.count() + count).is_finite() {
+                    if !(histogram.count() + count).is_finite() || !(histogram.sum() + sum).is_finite() {
                         return Err(Refusal::NotFinite);
                     }
+                    let before = histogram.bytes();
                     record_all(histogram, message, scale);
+                    // It may get smaller when it gets coarser.
+                    *gathered_bytes = (*gathered_bytes + histogram.bytes()).saturating_sub(before);
+                } else {
+                    let mut histogram = Box::default();
+                    record_all(&mut histogram, message, scale);
+                    *gathered_bytes += histogram.bytes();
+                    slot.gathered = Gathered::Values(histogram);
                 }
             }
             Usage::Gauge => return Ok(Some((slot.at, write_of(message, scale)?))),
@@ -321,7 +345,7 @@ impl Shard {
         Ok(match usage {
             Usage::Counter => Effect::Gather(Gathered::Count(count_of(message, scale)?)),
             Usage::Histogram => {
-                check_values(message, scale)?;
+                values_of(message, scale)?;
                 let mut histogram = Box::default();
                 record_all(&mut histogram, message, scale);
                 Effect::Gather(Gathered::Values(histogram))
@@ -339,21 +363,30 @@ impl Shard {
             || self.keys.len() >= ROUTE_BYTES_PER_SERIES * self.series_max.max(1024)
     }
 
-    /// Whether so many histograms are gathered that the registry should have them before the tick: each spelling of a series' tags
-    /// has one of its own.
-    pub(super) fn is_heavy(&self) -> bool {
-        self.histograms > HISTOGRAMS_MAX
-    }
-
     /// Whether nothing is remembered.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.routes.is_empty() && self.slots.is_empty()
     }
 
+    /// Whether so much is gathered that it must be taken at once.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.gathered_bytes >= GATHERED_BYTES_MAX
+    }
+
+    /// What the histograms in the slots take, added up anew.
+    #[cfg(test)]
+    pub(super) fn histogram_bytes(&self) -> usize {
+        let bytes = |slot: &Slot| match &slot.gathered {
+            Gathered::Values(histogram) => histogram.bytes(),
+            _ => 0,
+        };
+        self.slots.iter().map(bytes).sum()
+    }
+
     /// Takes what was gathered.
     pub(super) fn take(&mut self) -> Vec<Part> {
-        self.histograms = 0;
+        self.gathered_bytes = 0;
         let Self { changed, slots, .. } = self;
         let part = |slot: u32| {
             let slot = slots.get_mut(slot as usize)?;
@@ -363,13 +396,13 @@ impl Shard {
         changed.drain(..).filter_map(part).collect()
     }
 
-    /// Gives what was gathered to the registry and forgets all ways: places there may then be given to other series.
-    pub(super) fn clear(&mut self, registry: &mut Registry) -> u64 {
-        let refused = self.take().into_iter().map(|part| registry.add_part(part)).sum();
+    /// Takes what was gathered and forgets all ways: once the registry has it, places there may be given to other series.
+    pub(super) fn clear(&mut self) -> Vec<Part> {
+        let parts = self.take();
         self.routes = HashTable::new();
         self.slots = Vec::new();
         self.keys = Vec::new();
-        refused
+        parts
     }
 }
 
@@ -425,8 +458,8 @@ fn write_of(message: &Message<'_>, scale: f64) -> Result<Write, Refusal> {
     }
 }
 
-/// How many values there are and what they add up to, if a double can say that.
-fn check_values(message: &Message<'_>, scale: f64) -> Result<(f64, f64), Refusal> {
+/// What a message adds to count and sum of a histogram, the sum of timers in milliseconds.
+fn values_of(message: &Message<'_>, scale: f64) -> Result<(f64, f64), Refusal> {
     let (mut count, mut sum) = (0.0, 0.0);
     for value in message.values() {
         let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
@@ -449,13 +482,13 @@ pub(super) fn check(message: &Message<'_>, usage: Usage, scale: f64) -> Result<(
     match usage {
         Usage::Counter => count_of(message, scale).map(drop),
         Usage::Gauge => write_of(message, scale).map(drop),
-        Usage::Histogram => check_values(message, scale).map(drop),
+        Usage::Histogram => values_of(message, scale).map(drop),
         Usage::Set => Ok(()),
     }
 }
 
 fn header_of(message: &Message<'_>) -> Option<Header> {
-    if message.kind != MessageType::Gauge || message.name != HEADER_NAME.as_bytes() {
+    if message.kind != MessageType::Gauge {
         return None;
     }
     match message.values().next()? {

@@ -62,10 +62,16 @@ pub struct App {
     queries_max: usize,
     /// The pages of other origins that may ask the query API; `None`: those of none.
     cors_origin: Option<HeaderValue>,
+    /// The clock of the intake.
+    steady: Clock,
+    /// A collector whose newest tick is older is not well.
+    tick_age_max: Duration,
 }
 
-/// A collector whose newest tick is older is not well: ticks are at most a minute apart.
-const TICK_AGE_MAX: Duration = Duration::from_secs(180);
+/// So many ticks may be missing,
+const TICKS_MISSING_MAX: u32 = 3;
+/// and for so long at least: a disk may take its time.
+const TICK_AGE_MAX_LEAST: Duration = Duration::from_secs(15);
 /// So many scrapes are answered at once; one more gets 503.
 const SCRAPES_MAX: usize = 16;
 /// Of the collector's own figures alone so many more.
@@ -94,6 +100,8 @@ impl App {
             receiver: None,
             queries_max: api::QUERIES_MAX,
             cors_origin: None,
+            steady: Clock::steady(),
+            tick_age_max: Duration::from_secs(30),
         }
     }
 
@@ -101,6 +109,18 @@ impl App {
     #[must_use]
     pub fn with_cors_origin(self, cors_origin: Option<HeaderValue>) -> Self {
         Self { cors_origin, ..self }
+    }
+
+    /// Reads what the intake's own clock says: the same as that of its listeners.
+    #[must_use]
+    pub fn with_steady(self, steady: Clock) -> Self {
+        Self { steady, ..self }
+    }
+
+    /// Is well while ticks come in this interval, in place of 10 s.
+    #[must_use]
+    pub fn with_interval(self, interval: Duration) -> Self {
+        Self { tick_age_max: (interval * TICKS_MISSING_MAX).max(TICK_AGE_MAX_LEAST), ..self }
     }
 
     /// The newest snapshot; if slow scrapers hold many, the youngest of those.
@@ -234,19 +254,18 @@ fn prefers_protobuf(accept: &HeaderValue) -> bool {
 }
 
 async fn healthz(State(app): State<App>) -> impl IntoResponse {
-    match wrong(app.published.health(), app.published.age()) {
+    match wrong(app.published.health(), app.published.age(), app.tick_age_max) {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(wrong) => (StatusCode::SERVICE_UNAVAILABLE, wrong),
     }
 }
 
-/// What is wrong, a line each, when the newest tick is so old; `None` if nothing is.
-fn wrong(health: Health, age: Option<Duration>) -> Option<String> {
+/// What is wrong, a line each; `None` if nothing is.
+fn wrong(health: Health, age: Duration, age_max: Duration) -> Option<String> {
     let committing = health.store_error.map(|error| format!("the store takes no ticks: {error}\n"));
     let sealing =
         health.sealing_error.map(|error| format!("what is stored cannot be moved into the file of its day: {error}\n"));
-    let late = age.filter(|age| *age > TICK_AGE_MAX);
-    let late = late.map(|age| format!("the newest tick was {} s ago\n", age.as_secs()));
+    let late = (age > age_max).then(|| format!("the newest tick was {} s ago\n", age.as_secs()));
     let lines: String = committing.into_iter().chain(sealing).chain(late).collect();
     (!lines.is_empty()).then_some(lines)
 }
@@ -258,13 +277,36 @@ mod tests {
     use crate::promql::Limits;
     use crate::store::{Restored, Store};
 
-    #[test]
-    fn scrapers_that_do_not_read_hold_a_place_until_they_go() {
+    fn app() -> App {
         let folder = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(folder.path()).unwrap();
         let engine = Engine::new(Arc::new(store.reader()), Limits::default());
         let intake = Intake::new(Registry::new(Restored::default()), 0);
-        let app = App::new(Arc::new(engine), Arc::default(), Arc::new(intake), Ladder::default());
+        App::new(Arc::new(engine), Arc::default(), Arc::new(intake), Ladder::default())
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_never_made_a_tick_is_not_well_for_long() {
+        let answer = |tick_age_max| async move { healthz(State(App { tick_age_max, ..app() })).await.into_response() };
+        assert_eq!(answer(Duration::from_secs(3600)).await.status(), StatusCode::OK);
+        assert_eq!(answer(Duration::ZERO).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[tokio::test]
+    async fn a_client_was_heard_by_the_machines_clock_whatever_the_intakes_says() {
+        // The intake's clock takes no part in jumps: after a step of the machine's by an hour clients were heard an hour ago.
+        let app = app().with_steady(Clock::manual(5_000));
+        app.intake.datagram(b"cortex_client_payload_sequence:1|g|#client_id:00000000000000aa", 3_000);
+        let before = Clock::System.now_ms();
+        let axum::Json(answer) = status::clients(State(app)).await;
+        let after = Clock::System.now_ms();
+        let heard = answer["data"][0]["lastHeard"].as_f64().unwrap() * 1e3;
+        assert!((before - 2_000..=after - 2_000).contains(&(heard.round() as i64)), "{heard} {before}");
+    }
+
+    #[test]
+    fn scrapers_that_do_not_read_hold_a_place_until_they_go() {
+        let app = app();
         let answer = || scrape(&app, &HeaderMap::new(), &app.scrape_permits, App::snapshot);
         let mut held: Vec<Response> = (0..SCRAPES_MAX).map(|_| answer()).collect();
         assert!(held.iter().all(|response| response.status() == StatusCode::OK));
@@ -278,15 +320,15 @@ mod tests {
     fn a_store_that_cannot_commit_or_seal_is_not_healthy() {
         let of = |store: Option<&str>, sealing: Option<&str>| {
             let health = Health { store_error: store.map(str::to_owned), sealing_error: sealing.map(str::to_owned) };
-            wrong(health, Some(TICK_AGE_MAX))
+            wrong(health, Duration::from_secs(10), Duration::from_secs(15))
         };
         assert_eq!(of(None, None), None);
+        let late = wrong(Health::default(), Duration::from_secs(200), Duration::from_secs(180));
+        assert_eq!(late.unwrap(), "the newest tick was 200 s ago\n");
         assert_eq!(of(Some("full"), None).unwrap(), "the store takes no ticks: full\n");
         let sealing = "what is stored cannot be moved into the file of its day: gone\n";
         assert_eq!(of(None, Some("gone")).unwrap(), sealing);
         assert_eq!(of(Some("full"), Some("gone")).unwrap(), format!("the store takes no ticks: full\n{sealing}"));
-        let late = wrong(Health::default(), Some(Duration::from_secs(200)));
-        assert_eq!(late.unwrap(), "the newest tick was 200 s ago\n");
     }
 
     #[test]

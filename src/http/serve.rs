@@ -16,6 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_io_timeout::TimeoutStream;
+use tower_http::catch_panic::CatchPanicLayer;
 
 /// A request's head takes no longer to arrive, the pause before it included.
 const HEAD_MAX: Duration = Duration::from_secs(30);
@@ -37,6 +38,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) -> Result<(), Infallible> {
     let connections = Arc::new(Semaphore::new(connections_max()));
     let graceful = GracefulShutdown::new();
+    // A request that panics costs itself.
+    let router = router.layer(CatchPanicLayer::new());
     let mut logged: Option<Instant> = None;
     let mut stop = std::pin::pin!(stop);
     loop {
@@ -100,4 +103,38 @@ fn connections_max() -> usize {
     let told = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     let files = if told == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1024 };
     (files / 2).clamp(16, CONNECTIONS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    async fn ask(stream: &mut TcpStream, path: &str) -> String {
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+        let mut buffer = [0; 1000];
+        let read = stream.read(&mut buffer).await.unwrap();
+        String::from_utf8_lossy(&buffer[..read]).into_owned()
+    }
+
+    async fn broken() -> &'static str {
+        panic!("on purpose")
+    }
+
+    #[tokio::test]
+    async fn a_request_that_panics_is_answered_and_a_stop_ends_its_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let router = Router::new().route("/broken", get(broken)).route("/", get(|| async { "ok" }));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = tokio::spawn(serve(listener, router, async { drop(stopped.await) }));
+        assert!(ask(&mut stream, "/broken").await.starts_with("HTTP/1.1 500"));
+        assert!(ask(&mut stream, "/").await.starts_with("HTTP/1.1 200"));
+        drop(stop);
+        server.await.unwrap().unwrap();
+        assert_eq!(stream.read(&mut [0; 10]).await.unwrap(), 0);
+    }
 }

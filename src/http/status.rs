@@ -5,6 +5,7 @@ use axum::extract::State;
 use serde_json::{Map, Value, json};
 
 use super::App;
+use crate::clock::Clock;
 use crate::collector::printable;
 
 /// What came in since the start, and what was dropped with one example a reason.
@@ -74,16 +75,18 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
     }))
 }
 
-/// The processes that name themselves, heard within the last ten minutes. Times in seconds since the Unix epoch.
+/// The processes that name themselves, heard within the last ten minutes. Times in seconds since the Unix epoch, by the
+/// machine's clock as it is now.
 pub(super) async fn clients(State(app): State<App>) -> Json<Value> {
     let senders = app.intake.lock().senders.status();
+    let ahead_ms = Clock::System.now_ms() - app.steady.now_ms();
     let clients: Vec<Value> = senders
         .iter()
         .map(|sender| {
             json!({
                 "clientId": format!("{:016x}", sender.client_id),
-                "firstHeard": sender.first_heard_ms as f64 / 1e3,
-                "lastHeard": sender.last_heard_ms as f64 / 1e3,
+                "firstHeard": (sender.first_heard_ms + ahead_ms) as f64 / 1e3,
+                "lastHeard": (sender.last_heard_ms + ahead_ms) as f64 / 1e3,
                 "payloads": sender.payloads,
                 "payloadsMissing": sender.payloads_missing,
             })

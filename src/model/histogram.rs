@@ -147,6 +147,11 @@ impl ExponentialHistogram {
         &self.negative
     }
 
+    /// The memory that it takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + size_of::<f64>() * (self.positive.counts.capacity() + self.negative.counts.capacity())
+    }
+
     /// Adds a finite `value` with a finite `weight` > 0. Anything else is the caller's to refuse; here it changes nothing.
     pub fn record(&mut self, value: f64, weight: f64) {
         if !(value.is_finite() && weight.is_finite() && weight > 0.0) {

@@ -479,6 +479,15 @@ fn what_is_wrong_is_told_with_its_line_and_the_reason() {
 }
 
 #[test]
+fn a_pipe_is_no_mapping_file() {
+    // Whoever reads one waits until somebody writes: the collector did not start, and on SIGHUP did not stop any more.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert!(Mapping::read(&path).unwrap_err().to_string().contains("this is no regular file"));
+}
+
+#[test]
 fn a_file_has_bounds() {
     let many = |count| format!("mappings:\n{}", "- {match: a.*, name: m}\n".repeat(count));
     assert_eq!(Mapping::parse(many(10_000).as_bytes()).unwrap().len(), 10_000);
