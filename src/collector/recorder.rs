@@ -354,7 +354,10 @@ fn merge(earlier: Tick, later: Tick) -> Tick {
 mod tests {
     use std::path::Path;
 
-    use super::super::registry::Registry;
+    use super::super::listener::Place;
+    use super::super::mapping::Mapping;
+    use super::super::registry::{Limits, Registry};
+    use super::super::socket_account::SocketAccount;
     use super::*;
     use crate::model::{METRIC_NAME, Sample, Value};
     use crate::store::{Matcher, Part, Select as _, Selection};
@@ -362,9 +365,19 @@ mod tests {
     const START_MS: i64 = 1_000_000;
 
     fn worker(dir: &Path, now_ms: i64) -> Worker {
+        worker_with(dir, now_ms, Limits::default(), "")
+    }
+
+    fn worker_with(dir: &Path, now_ms: i64, limits: Limits, mapping: &str) -> Worker {
         let (store, restored) = Store::open(dir).unwrap();
         let published = Arc::new(Published::new(&restored));
-        let intake = Arc::new(Intake::new(Registry::new(restored), now_ms));
+        let mut registry = Registry::with_limits(restored, limits);
+        if !mapping.is_empty() {
+            registry = registry.with_mapping(Mapping::parse(mapping.as_bytes()).unwrap());
+        }
+        let place = Place::Udp("127.0.0.1:9125".parse().unwrap());
+        let sockets = vec![Arc::new(SocketAccount::new(&place, None))];
+        let intake = Arc::new(Intake::new(registry, now_ms).with_sockets(sockets));
         let (interval, retention) = (Duration::from_secs(10), Duration::from_secs(86_400));
         let config = RecorderConfig { interval, retention, retention_size: None };
         let clock = Clock::manual(now_ms);
@@ -477,6 +490,65 @@ mod tests {
         worker.store.limit_pages(1_000_000);
         assert_eq!(worker.write_one("many", &many).unwrap().stored, 5000);
         assert_eq!(worker.stored("many").len(), 5000);
+    }
+
+    #[test]
+    fn series_that_were_silent_leave_and_go_on_where_they_were_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mapping = "mappings:\n- {match: short.*, name: short, ttl: 20s}\n";
+        let start = |now_ms| {
+            let limits = Limits { series_expiry_ms: 60_000, ..Limits::default() };
+            worker_with(dir.path(), now_ms, limits, mapping)
+        };
+        let count = |worker: &Worker| {
+            let snapshot = worker.published.snapshot();
+            snapshot.series("h").next().map(|series| series.value.as_histogram().unwrap().count())
+        };
+        let seen = |worker: &Worker| (worker.published("c"), worker.published("short"), count(worker));
+        let mut worker = start(START_MS);
+        worker.receive("c:5|c\nshort.x:3|c\nh:2|h\nh:3|h");
+        (1..=3).for_each(|tick| worker.tick_at(START_MS + tick * 10_000));
+        assert_eq!(seen(&worker), (Some(5.0), Some(3.0), Some(2.0)));
+        worker.tick_at(START_MS + 40_000);
+        assert_eq!(seen(&worker), (Some(5.0), None, Some(2.0)), "its mapping says 20 s");
+        (5..=8).for_each(|tick| worker.tick_at(START_MS + tick * 10_000));
+        assert_eq!(seen(&worker), (None, None, None));
+        assert_eq!(worker.stored("c")[..2], [(0, 0.0), (10, 5.0)]);
+        assert_eq!(worker.stored("c").last(), Some(&(80, -1.0)));
+        assert_eq!(worker.stored("short").last(), Some(&(40, -1.0)));
+        // One comes back in this process, the others in the next.
+        worker.receive("c:1|c");
+        worker.tick_at(START_MS + 90_000);
+        assert_eq!(seen(&worker), (Some(6.0), None, None));
+        (10..=17).for_each(|tick| worker.tick_at(START_MS + tick * 10_000));
+        drop(worker);
+        let mut worker = start(START_MS + 180_000);
+        worker.tick_at(START_MS + 180_000);
+        assert_eq!(seen(&worker), (None, None, None), "nothing came of any");
+        worker.receive("c:1|c\nshort.x:1|c\nh:4|h");
+        worker.tick_at(START_MS + 190_000);
+        assert_eq!(seen(&worker), (Some(7.0), Some(4.0), Some(3.0)));
+        let c = worker.stored("c");
+        assert_eq!(c.last(), Some(&(190, 7.0)));
+        assert!(c.iter().filter(|(_, value)| *value == 0.0).count() == 1, "no second beginning: {c:?}");
+    }
+
+    #[test]
+    fn every_metric_of_its_own_has_help() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { series_per_metric: 1, ..Limits::default() };
+        let mut worker = worker_with(dir.path(), START_MS, limits, "");
+        worker.receive("c:1|c|#a:1\nc:1|c|#a:2\nbad");
+        worker.write_one("w", &[(0, 1.0), (2, 2.0), (1, 3.0)]).unwrap();
+        worker.tick_at(START_MS);
+        worker.tick_at(START_MS + 10_000);
+        let own = worker.published.snapshot().with_prefix("cortex_collector_");
+        let names: Vec<&str> = own.families_after("").map(|(name, _)| name).collect();
+        let without: Vec<_> = names.iter().filter(|name| crate::exposition::help(name).is_none()).collect();
+        assert!(without.is_empty(), "{without:?}");
+        for name in ["overflow_total", "dropped_total", "kernel_drops_total", "remote_write_refused_total", "series"] {
+            assert!(names.contains(&format!("cortex_collector_{name}").as_str()), "{name} {names:?}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::mapping::{Found, Mapping, MetricType, OVERFLOW_LABEL, metric_name, se
 use super::senders::Senders;
 use super::shard::{Gathered, Part, Write, check};
 use crate::dogstatsd::{Message, MessageType};
+use crate::exposition::help;
 use crate::model::{ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value};
 use crate::store::{Known, Restored, StartedSeries, Tick};
 
@@ -724,6 +725,7 @@ impl Registry {
     /// Adds to one of the collector's own counters (`delta`), or sets one of its gauges.
     pub fn record_own(&mut self, kind: MetricKind, name: &str, label: Option<(&str, &str)>, value: f64) {
         let name = format!("{OWN_PREFIX}{name}");
+        debug_assert!(help(&name).is_some(), "{name} has no help");
         let labels = Labels::from_pairs(label.into_iter().chain([(METRIC_NAME, name.as_str())]));
         let usage = Usage::of_own(kind);
         let at = match self.by_labels.get(&labels) {
