@@ -51,6 +51,8 @@ pub struct IntakeState {
     pub totals: IntakeTotals,
     /// Why the mapping file was not read anew when it was last asked for.
     pub mapping_error: Option<String>,
+    /// How many shards there are.
+    shards: usize,
 }
 
 /// What came in since the start of this process.
@@ -96,7 +98,13 @@ impl Intake {
         let mut senders = Senders::default();
         registry.writers().for_each(|writer| senders.expect(writer, now_ms));
         Self {
-            state: Mutex::new(IntakeState { registry, senders, totals: IntakeTotals::default(), mapping_error: None }),
+            state: Mutex::new(IntakeState {
+                registry,
+                senders,
+                totals: IntakeTotals::default(),
+                mapping_error: None,
+                shards: 0,
+            }),
             sockets: Vec::new(),
             shards: Mutex::default(),
             gauge_minus: GaugeMinus::default(),
@@ -112,7 +120,10 @@ impl Intake {
 
     /// A shard for one thread that receives.
     pub fn shard(&self) -> Arc<Mutex<Shard>> {
-        let series_max = self.lock().registry.limits().series;
+        let mut state = self.lock();
+        state.shards += 1;
+        let series_max = state.registry.limits().series;
+        drop(state);
         let shard = Arc::new(Mutex::new(Shard::new(self.gauge_minus, self.member_hasher.clone(), series_max)));
         self.shards.lock().push(Arc::clone(&shard));
         shard
@@ -293,7 +304,7 @@ impl IntakeState {
     ) -> Result<(), Refusal> {
         let resolved = self.registry.resolve(message, usage)?;
         let at = resolved.at;
-        if shard.is_full() {
+        if shard.is_full(self.shards) {
             self.add_parts(shard.clear());
         } else if shard.is_heavy() {
             self.add_parts(shard.take());
@@ -445,6 +456,23 @@ mod tests {
         let tick = intake.take(20, 10, |_, _| None);
         let count: f64 = tick.samples.iter().map(|(_, value)| value.as_histogram().unwrap().count()).sum();
         assert_eq!(count, 4.0 * 4096.0);
+    }
+
+    #[test]
+    fn the_bytes_of_spellings_are_bounded_in_all_shards_together() {
+        let limits = Limits { series: 1024, ..Limits::default() };
+        let intake = Intake::new(Registry::with_limits(Restored::default(), limits), 0);
+        let shards = [intake.shard(), intake.shard(), intake.shard(), intake.shard()];
+        for i in 0..1500 {
+            let line = format!("c:1|c|#a{}", ",".repeat(1 + i));
+            for shard in &shards {
+                intake.receive(shard, std::iter::once((line.as_bytes(), true)), || (), 0);
+            }
+        }
+        let bytes: usize = shards.iter().map(|shard| shard.lock().key_bytes()).sum();
+        assert!(bytes <= 512 * 1024 + 4 * 4096, "{bytes}");
+        let tick = intake.take(20, 10, |_, _| None);
+        assert_eq!(tick.samples[0].1.as_float(), Some(4.0 * 1500.0));
     }
 
     #[test]

@@ -22,7 +22,7 @@ const ROUTES_PER_SERIES: usize = 2;
 /// So many bytes of histograms are gathered in a shard; then they are handed over before the recorder asks. A series comes in
 /// any number of spellings, and each has a histogram of its own.
 const GATHERED_BYTES_MAX: usize = 8 << 20;
-/// The bytes of these spellings, for each series that there may be.
+/// The bytes of these spellings, for each series that there may be, in all shards together.
 const ROUTE_BYTES_PER_SERIES: usize = 512;
 
 /// What must happen in the order of the datagrams.
@@ -357,10 +357,10 @@ impl Shard {
         })
     }
 
-    /// Whether so many spellings are remembered that they must be learned anew.
-    pub(super) fn is_full(&self) -> bool {
+    /// Whether so many spellings are remembered that they must be learned anew, where there are so many shards.
+    pub(super) fn is_full(&self, shards: usize) -> bool {
         self.slots.len() >= ROUTES_PER_SERIES * self.series_max.max(1024)
-            || self.keys.len() >= ROUTE_BYTES_PER_SERIES * self.series_max.max(1024)
+            || self.keys.len() >= ROUTE_BYTES_PER_SERIES * self.series_max.max(1024) / shards.max(1)
     }
 
     /// Whether nothing is remembered.
@@ -372,6 +372,11 @@ impl Shard {
     /// Whether so much is gathered that it must be taken at once.
     pub(super) fn is_heavy(&self) -> bool {
         self.gathered_bytes >= GATHERED_BYTES_MAX
+    }
+
+    #[cfg(test)]
+    pub(super) fn key_bytes(&self) -> usize {
+        self.keys.len()
     }
 
     /// What the histograms in the slots take, added up anew.

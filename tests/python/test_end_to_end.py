@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cortex_metrics import MetricsClient
-from support import CONFIG, PREDICTOR, Collector, Process, post, until
+from support import CONFIG, PREDICTOR, Collector, Process, Script, post, until
 
 Serve = Callable[..., Process]
 
@@ -154,6 +154,34 @@ def test_the_official_datadog_client_gives_the_same_numbers(collector: Collector
     assert collector.query("histogram_count(size)") == {"model=v1": 100}
     assert collector.query("histogram_sum(size)")["model=v1"] == pytest.approx(5050, rel=1e-12)
     assert collector.query("histogram_quantile(0.9, size)")["model=v1"] == pytest.approx(90, rel=0.022)
+
+
+def test_of_two_workers_that_set_one_gauge_the_newer_set_wins(collector: Collector) -> None:
+    script = """
+from cortex_metrics import MetricsClient
+client = MetricsClient({url!r}, flush_interval=3600)
+def set_gauge(line):
+    name, value = line.split()
+    client.gauge(name, float(value))
+    client.flush()
+    return client.stats()["payloads_sent"]
+answer(set_gauge)
+"""
+    first, second = (Script(script.format(url=collector.url)) for _ in range(2))
+    for worker, value in ((first, 1), (second, 2), (first, 3), (first, 4), (second, 5)):
+        worker.ask(f"version {value}")
+        until(lambda: collector.query("version") == {"": value})  # noqa: B023
+    # What the older one says of other things does not bring its value back, nor does its end take the newer one's.
+    first.ask("other 7")
+    until(lambda: collector.query("other") == {"": 7})
+    assert collector.query("version") == {"": 5}
+    clients = {client["payloads"] for client in collector.status("clients")}
+    assert clients == {4, 2}
+    first.end()
+    second.ask("more 8")
+    until(lambda: collector.query("more") == {"": 8})
+    assert collector.query("version") == {"": 5}
+    second.end()
 
 
 def test_everything_that_the_kernel_had_accepted_is_stored_on_sigterm(collector: Collector) -> None:

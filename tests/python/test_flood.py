@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 from support import Collector, until
 
-# What docs/operations.md states, for the default limits.
+# What docs/operations.md states, for the default limits: with one thread, and for each further one.
 MEMORY_MIB_MAX = 128
+THREAD_MIB_MAX = 40
 HISTOGRAMS = ("h0", "h1")
 NAMES = (*(f"c{number}" for number in range(16)), "g0", "g1", *HISTOGRAMS)
 LINES_A_DATAGRAM = 60
@@ -21,6 +23,43 @@ def peak_mib(collector: Collector) -> float:
     """The most memory that the process has held."""
     status = Path(f"/proc/{collector.process.pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_spellings_and_giant_datagrams_cost_bounded_memory_and_no_total(
+    tmp_path: Path, collector_with: Callable[..., Collector], threads: int
+) -> None:
+    """One histogram in a hundred thousand orders of its tags, then datagrams of 64,000 bytes full of junk, of gauges and of
+    series that are new."""
+    path = tmp_path / "metrics.sock"
+    collector = collector_with("--listen-unix", str(path), "--ingest-threads", str(threads))
+    spellings = 120_000 * threads
+    orders = itertools.permutations([f"a_rather_long_key_{number}:a_rather_long_value_{number}" for number in range(9)])
+    giants = {
+        "junk": b"a\n" * 32_000,
+        "gauges": b"g:1|g\n" * 10_000,
+        "overflow": b"".join(b"o:1|c|#i:%d\n" % number for number in range(4000)),
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect(str(path))
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+        for batch in range(spellings // LINES_A_DATAGRAM):
+            lines = (",".join(order) for order in itertools.islice(orders, LINES_A_DATAGRAM))
+            sender.send("\n".join(f"h:0.001:60|h|#{tags},n:{batch % 3}" for tags in lines).encode())
+            if batch % 1000 == 999:  # known spellings too, all in one batch
+                sender.send(b"h:0.001:60|h\n" * 4000)
+        for giant in giants.values():
+            for _ in range(200):
+                sender.send(giant)
+    known = spellings // LINES_A_DATAGRAM // 1000 * 4000
+    messages = spellings + known + 200 * (32_000 + 10_000 + 4000)
+    until(lambda: collector.status("ingest")["messages"] == messages, 120)
+    until(lambda: collector.query("sum(histogram_count(h))") == {"": 2 * (spellings + known)}, 30)
+    until(lambda: collector.query("sum(o)") == {"": 200 * 4000}, 30)
+    status = collector.status("ingest")
+    assert {reason: dropped["count"] for reason, dropped in status["dropped"].items()} == {"no_name": 200 * 32_000}
+    print(f"{threads} threads: at most {peak_mib(collector):.0f} MiB")
+    assert peak_mib(collector) < MEMORY_MIB_MAX + (threads - 1) * THREAD_MIB_MAX
 
 
 @pytest.mark.parametrize(

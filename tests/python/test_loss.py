@@ -67,8 +67,9 @@ class PlainSender:
 
 
 @linux_only
-def test_a_socket_at_twice_its_capacity_knows_all_that_the_kernel_dropped(collector_with: Start) -> None:
-    collector = collector_with("--receive-buffer", "64KiB")
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_socket_at_twice_its_capacity_knows_all_that_the_kernel_dropped(collector_with: Start, threads: int) -> None:
+    collector = collector_with("--receive-buffer", "64KiB", "--ingest-threads", str(threads))
     pid, port = collector.process.pid, int(collector.udp.rpartition(":")[2])
     sender = PlainSender(collector.udp)
 
@@ -260,7 +261,9 @@ answer(flush)
 
 def test_the_page_on_operations_shows_what_there_is(collector: Collector) -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    ingest, clients = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    answers = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+    assert [answer["status"] for answer in answers] == ["success", "success"]
+    ingest, clients = (answer["data"] for answer in answers)
     with MetricsClient(collector.url) as client:
         client.gauge("level", float("nan"))
     plain = PlainSender(collector.udp)
