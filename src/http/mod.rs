@@ -87,7 +87,6 @@ impl App {
         let clock = published.clock();
         let permits = |most| Arc::new(Semaphore::new(most));
         let (page_permit, scrape_permits, self_permits) = (permits(1), permits(SCRAPES_MAX), permits(SELF_SCRAPES_MAX));
-        let queries_max = api::QUERIES_MAX;
         Self {
             engine,
             published,
@@ -99,11 +98,17 @@ impl App {
             self_permits,
             read: Arc::default(),
             receiver: None,
-            queries_max,
+            queries_max: api::QUERIES_MAX,
             cors_origin: None,
             steady: Clock::steady(),
             tick_age_max: Duration::from_secs(30),
         }
+    }
+
+    /// Lets the pages of this origin (`https://grafana.example.com`) ask the query API from a browser.
+    #[must_use]
+    pub fn with_cors_origin(self, cors_origin: Option<HeaderValue>) -> Self {
+        Self { cors_origin, ..self }
     }
 
     /// Reads what the intake's own clock says: the same as that of its listeners.
@@ -134,12 +139,6 @@ impl App {
         }
         read.push(Arc::downgrade(&newest));
         newest
-    }
-
-    /// Lets the pages of this origin (`https://grafana.example.com`) ask the query API from a browser.
-    #[must_use]
-    pub fn with_cors_origin(self, cors_origin: Option<HeaderValue>) -> Self {
-        Self { cors_origin, ..self }
     }
 
     /// Takes remote writes too.
@@ -212,25 +211,19 @@ fn scrape(
         } else {
             (exposition::CONTENT_TYPE, Box::new(exposition::text_chunks(snapshot, ladder)))
         };
-    let body = Body::new(Chunks { parts: chunks, began: Instant::now(), permit: Some(permit) });
+    let body = Body::new(Chunks { rest: chunks, began: Instant::now(), _permit: permit });
     ([(header::CONTENT_TYPE, content_type)], body).into_response()
 }
 
 /// A body whose parts are made when the connection has room for them.
-struct Chunks<C> {
-    parts: Box<dyn Iterator<Item = C> + Send>,
+struct Chunks {
+    rest: Box<dyn Iterator<Item = Vec<u8>> + Send>,
     began: Instant,
     /// Given back with the last part, or when the scraper is gone.
-    permit: Option<OwnedSemaphorePermit>,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl<C> Chunks<C> {
-    fn new(chunks: impl Iterator<Item = C> + Send + 'static) -> Self {
-        Self { parts: Box::new(chunks), began: Instant::now(), permit: None }
-    }
-}
-
-impl<C: Into<Bytes>> HttpBody for Chunks<C> {
+impl HttpBody for Chunks {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -238,10 +231,10 @@ impl<C: Into<Bytes>> HttpBody for Chunks<C> {
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        if self.permit.is_some() && self.began.elapsed() > SCRAPE_MAX {
+        if self.began.elapsed() > SCRAPE_MAX {
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut))));
         }
-        Poll::Ready(self.parts.next().map(|chunk| Ok(Frame::data(chunk.into()))))
+        Poll::Ready(self.rest.next().map(|chunk| Ok(Frame::data(chunk.into()))))
     }
 }
 

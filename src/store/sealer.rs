@@ -50,6 +50,10 @@ impl Sealer {
         let closed = Arc::clone(&is_closed);
         let thread = thread::Builder::new().name("cortex-sealer".into()).spawn(move || {
             while let Ok(job) = todo.recv() {
+                // Relaxed: whoever closes the store waits for this thread. What is not done is in the log.
+                if closed.load(Ordering::Relaxed) {
+                    return;
+                }
                 let Some(levels) = seal(&shared, &job, &closed) else { return };
                 if tell.send(Done { levels, up_to: job.up_to }).is_err() {
                     return;

@@ -9,7 +9,10 @@ mod json;
 mod params;
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -19,12 +22,12 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::Semaphore;
 use tower_http::compression::CompressionLayer;
 
 use self::params::Params;
 pub(crate) use self::params::parse_time_ms;
-use super::Chunks;
 use crate::clock::Clock;
 use crate::collector::Published;
 use crate::exposition::help;
@@ -35,7 +38,7 @@ use crate::promql::{Answer as QueryAnswer, Engine, QueryError, QueryValue, STEPS
 pub const QUERIES_MAX: usize = 4;
 
 /// A part of a long answer.
-const CHUNK_BYTES: usize = 64 << 10;
+const PART_BYTES: usize = 64 << 10;
 
 /// The version of Prometheus whose language and answers these are. Clients read from it what they may ask.
 const PROMETHEUS_VERSION: &str = "3.5.0";
@@ -132,19 +135,32 @@ fn answer(data: &str, warnings: &[String], infos: &[String]) -> Response {
 }
 
 fn respond(json: String) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], in_chunks(json.into())).into_response()
+    ([(header::CONTENT_TYPE, "application/json")], Body::new(Parts(json.into()))).into_response()
 }
 
-/// A long body is given, and compressed, in parts: others have their turn between them.
-fn in_chunks(mut bytes: Bytes) -> Body {
-    if bytes.len() <= CHUNK_BYTES {
-        return Body::from(bytes);
+/// A body that is given, and compressed, in parts: others have their turn between them.
+struct Parts(Bytes);
+
+impl HttpBody for Parts {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let length = self.0.len().min(PART_BYTES);
+        let part = self.0.split_to(length);
+        Poll::Ready((length > 0).then(|| Ok(Frame::data(part))))
     }
-    let chunks = std::iter::from_fn(move || {
-        let chunk = bytes.split_to(bytes.len().min(CHUNK_BYTES));
-        (!chunk.is_empty()).then_some(chunk)
-    });
-    Body::new(Chunks::new(chunks))
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
 }
 
 impl Api {
