@@ -15,7 +15,7 @@ use super::senders::Senders;
 use super::shard::{Gathered, Part, Write, check};
 use crate::dogstatsd::{Message, MessageType};
 use crate::exposition::help;
-use crate::model::{ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value};
+use crate::model::{ByLabels, ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value};
 use crate::store::{Known, Restored, StartedSeries, Tick};
 
 /// The longest name with tags that becomes a series of its own, in bytes.
@@ -251,7 +251,7 @@ enum LiveValue {
     /// Shared with what was published until it changes.
     Histogram(Arc<ExponentialHistogram>),
     /// Hashes of the members that came since the last tick. That two of 10,000 have the same is less likely than 3e-12.
-    Set(HashSet<u64, RandomState>),
+    Set(Box<HashSet<u64, RandomState>>),
 }
 
 impl LiveValue {
@@ -260,7 +260,7 @@ impl LiveValue {
             Usage::Counter => Self::Counter(0.0),
             Usage::Gauge => Self::Gauge(0.0),
             Usage::Histogram => Self::Histogram(Arc::default()),
-            Usage::Set => Self::Set(HashSet::default()),
+            Usage::Set => Self::Set(Box::default()),
         }
     }
 }
@@ -318,7 +318,7 @@ pub struct Registry {
     /// A place stays a series' own as long as a shard may remember the way there.
     series: Vec<Option<Live>>,
     free: Vec<u32>,
-    by_labels: HashMap<Labels, u32, RandomState>,
+    by_labels: ByLabels,
     names: HashMap<Box<str>, Name, RandomState>,
     next_id: u64,
     changed: Vec<u32>,
@@ -335,6 +335,11 @@ pub struct Registry {
     expiries: u64,
 }
 
+/// What labels the series at a place has.
+fn labels_of<'a>(series: &'a [Option<Live>]) -> impl Fn(u32) -> Option<&'a Labels> {
+    |at| Some(&series.get(at as usize)?.as_ref()?.labels)
+}
+
 impl Registry {
     /// A registry that goes on where the store ended: totals as last committed, gauges until their writers turn out to be gone.
     /// Series that had ended stay in the store until somebody writes to them.
@@ -349,7 +354,7 @@ impl Registry {
             mapping: None,
             series: Vec::new(),
             free: Vec::new(),
-            by_labels: HashMap::default(),
+            by_labels: ByLabels::default(),
             names: HashMap::default(),
             next_id: restored.next_id,
             changed: Vec::new(),
@@ -372,7 +377,7 @@ impl Registry {
             // The members of before are gone with the tick that counted them.
             let is_changed = of_set.is_some() && series.value != Value::Float(0.0);
             let value = match series.value {
-                Value::Float(_) if of_set.is_some() => LiveValue::Set(HashSet::default()),
+                Value::Float(_) if of_set.is_some() => LiveValue::Set(Box::default()),
                 Value::Float(value) if usage == Usage::Counter => LiveValue::Counter(value),
                 Value::Float(value) => LiveValue::Gauge(value),
                 Value::Histogram(histogram) => LiveValue::Histogram(histogram),
@@ -419,6 +424,10 @@ impl Registry {
         self.series.iter().enumerate().filter_map(|(at, live)| Some((at as u32, live.as_ref()?)))
     }
 
+    fn find(&self, labels: &Labels) -> Option<u32> {
+        self.by_labels.get(labels, labels_of(&self.series))
+    }
+
     /// A series that is new to the registry, and until a tick says otherwise to the store.
     fn insert(&mut self, id: SeriesId, labels: Labels, usage: Usage, value: LiveValue) -> u32 {
         let live = Live {
@@ -443,14 +452,14 @@ impl Registry {
             Some(place) => *place = Some(live),
             None => self.series.push(Some(live)),
         }
-        self.by_labels.insert(labels, at);
+        self.by_labels.insert(&labels, at, labels_of(&self.series));
         at
     }
 
     fn remove(&mut self, at: u32) -> Option<Live> {
         let live = self.series.get_mut(at as usize)?.take()?;
         self.free.push(at);
-        self.by_labels.remove(&live.labels);
+        self.by_labels.remove(&live.labels, at);
         self.own -= usize::from(live.is_own());
         self.overflow_series -= usize::from(live.is_overflow());
         if let Some(name) = self.names.get_mut(live.labels.name()) {
@@ -524,7 +533,7 @@ impl Registry {
             return Err(Refusal::ReservedName);
         }
         self.check_type(labels.name(), usage)?;
-        if !is_too_long && let Some(at) = self.by_labels.get(&labels).copied() {
+        if !is_too_long && let Some(at) = self.find(&labels) {
             self.tags_dropped += fallen as u64;
             self.set_ttl(at, ttl_ms);
             let told_in = self.expiries;
@@ -585,8 +594,8 @@ impl Registry {
     fn overflow(&mut self, name: &str, usage: Usage, limit: Limit, long: &str) -> Result<u32, Refusal> {
         let labels = Labels::from_pairs([(METRIC_NAME, name), (OVERFLOW_LABEL, "true")]);
         let is_new_name = self.names.get(name).is_none_or(|name| name.series == 0);
-        let at = match self.by_labels.get(&labels) {
-            Some(at) => *at,
+        let at = match self.find(&labels) {
+            Some(at) => at,
             // A name that has series may have one more; of names there are only so many.
             None if is_new_name && self.overflow_series > self.limits.series / OVERFLOW_SHARE => {
                 return Err(Refusal::SeriesLimit);
@@ -728,8 +737,8 @@ impl Registry {
         debug_assert!(help(&name).is_some(), "{name} has no help");
         let labels = Labels::from_pairs(label.into_iter().chain([(METRIC_NAME, name.as_str())]));
         let usage = Usage::of_own(kind);
-        let at = match self.by_labels.get(&labels) {
-            Some(at) => *at,
+        let at = match self.find(&labels) {
+            Some(at) => at,
             None if self.check_type(&name, usage).is_err() => return,
             None => self.begin(labels, usage),
         };

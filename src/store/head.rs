@@ -69,7 +69,6 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Commit<'a> {
     pub(super) next_id: u64,
-    pub(super) series: Vec<(u32, SeriesRow)>,
     pub(super) levels: Vec<(u32, LevelRow)>,
     /// Series of which nothing is left.
     pub(super) gone: &'a [u32],
@@ -184,12 +183,15 @@ impl Head {
         self.database.connection().query_row(text, [], |row| row.get(0)).map_err(|e| self.database.failed(e))
     }
 
-    /// Commits all of it or nothing.
-    pub(super) fn commit(&mut self, commit: &Commit<'_>) -> Result<(), StoreError> {
+    /// Commits all of it or nothing; `rows` are the series that are new or have changed, taken one at a time.
+    pub(super) fn commit(
+        &mut self,
+        commit: Commit<'_>,
+        rows: impl Iterator<Item = (u32, SeriesRow)>,
+    ) -> Result<(), StoreError> {
         let mut state = self.state.clone();
-        let mut series: RoaringBitmap = commit.series.iter().map(|(id, _)| *id).collect();
+        let mut series = self.series.clone();
         let mut levels: RoaringBitmap = commit.levels.iter().map(|(id, _)| *id).collect();
-        series |= &self.series;
         levels |= &self.levels;
         for id in commit.gone {
             series.remove(*id);
@@ -198,11 +200,13 @@ impl Head {
         state.next_id = state.next_id.max(commit.next_id);
         state.sealed = state.sealed.max(commit.sealed.unwrap_or_default());
         state.last = state.last.max(state.sealed) + u64::from(commit.log.is_some());
-        (state.series, state.levels) = (series.len(), levels.len());
+        state.levels = levels.len();
         self.database.transaction(|| {
-            for (id, row) in &commit.series {
-                self.database.put(Table::Series, i64::from(*id), |out| put_series(out, row))?;
+            for (id, row) in rows {
+                self.database.put(Table::Series, i64::from(id), |out| put_series(out, &row))?;
+                series.insert(id);
             }
+            state.series = series.len();
             for (id, row) in &commit.levels {
                 self.database.put(Table::Levels, i64::from(*id), |out| put_level(out, row))?;
             }

@@ -13,7 +13,7 @@ use super::day::{Day, Summaries, path_of};
 use super::head::SeriesRow;
 use super::window::Windows;
 use super::{Part, StoreError};
-use crate::model::{Labels, MetricKind};
+use crate::model::{ByLabels, Labels, MetricKind};
 
 /// So many connections to files of days stay open between queries.
 const IDLE_MAX: usize = 32;
@@ -30,14 +30,13 @@ pub(super) struct Known {
     /// `None`: it came by remote write.
     pub(super) kind: Option<MetricKind>,
     pub(super) start_ms: i64,
-    pub(super) writer: String,
-    /// When it ended; `None` as long as it lives.
-    pub(super) ended_ms: Option<i64>,
+    pub(super) writer: Box<str>,
+    pub(super) is_ended: bool,
 }
 
 impl Known {
     pub(super) fn row(&self) -> SeriesRow {
-        SeriesRow { kind: self.kind, start_ms: self.start_ms, writer: self.writer.clone(), labels: self.labels.clone() }
+        SeriesRow { kind: self.kind, start_ms: self.start_ms, writer: self.writer.to_string(), labels: self.labels.clone() }
     }
 }
 
@@ -45,20 +44,20 @@ impl Known {
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub(super) series: HashMap<u32, Known, RandomState>,
-    /// The series of ticks and those that were written: a remote write never gets into a series that this collector counts.
-    by_labels: [HashMap<Labels, u32, RandomState>; 2],
+    ticked: ByLabels,
+    /// Apart from those of ticks: a remote write never gets into a series that this collector counts.
+    written: ByLabels,
     pub(super) by_name: HashMap<String, Vec<u32>, RandomState>,
 }
 
 impl Index {
     pub(super) fn insert(&mut self, id: u32, known: Known) {
-        let [ticked, written] = &mut self.by_labels;
-        let by_labels = if known.kind.is_some() { ticked } else { written };
-        by_labels.insert(known.labels.clone(), id);
-        let ids = self.by_name.entry(known.labels.name().to_owned()).or_default();
+        let by_labels = if known.kind.is_some() { &mut self.ticked } else { &mut self.written };
+        let labels = known.labels.clone();
         if self.series.insert(id, known).is_none() {
-            ids.push(id);
+            self.by_name.entry(labels.name().to_owned()).or_default().push(id);
         }
+        by_labels.insert(&labels, id, |id| self.series.get(&id).map(|known| &known.labels));
     }
 
     /// Forgets series: one pass over those of a name, however many of them go.
@@ -66,11 +65,8 @@ impl Index {
         let mut names: HashSet<String, RandomState> = HashSet::default();
         for id in ids {
             let Some(known) = self.series.remove(id) else { continue };
-            for by_labels in &mut self.by_labels {
-                if by_labels.get(&known.labels) == Some(id) {
-                    by_labels.remove(&known.labels);
-                }
-            }
+            let by_labels = if known.kind.is_some() { &mut self.ticked } else { &mut self.written };
+            by_labels.remove(&known.labels, *id);
             names.insert(known.labels.name().to_owned());
         }
         for name in names {
@@ -85,12 +81,12 @@ impl Index {
 
     /// The series of ticks with these labels.
     pub(super) fn ticked(&self, labels: &Labels) -> Option<u32> {
-        self.by_labels.first().and_then(|by| by.get(labels)).copied()
+        self.ticked.get(labels, |id| self.series.get(&id).map(|known| &known.labels))
     }
 
     /// The written series with these labels.
     pub(super) fn written(&self, labels: &Labels) -> Option<u32> {
-        self.by_labels.last().and_then(|by| by.get(labels)).copied()
+        self.written.get(labels, |id| self.series.get(&id).map(|known| &known.labels))
     }
 }
 

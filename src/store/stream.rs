@@ -41,9 +41,14 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// The last value that was no stale marker.
-    pub(super) fn value(&self) -> Option<&Value> {
-        self.value.as_ref()
+    /// Stands behind so many ticks and a sample at `time_ms`; `value` is the last that was no stale marker.
+    pub(super) fn at(ticks: u32, time_ms: i64, value: Option<Value>) -> Self {
+        Self { ticks, time_ms, value }
+    }
+
+    /// What [`Cursor::at`] makes it of.
+    pub(super) fn into_parts(self) -> (u32, i64, Option<Value>) {
+        (self.ticks, self.time_ms, self.value)
     }
 
     /// Appends the entry of a sample to `out`. `ticks` are the times of the window's ticks.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use roaring::RoaringBitmap;
+use smallvec::SmallVec;
 
 use super::Part;
 use super::chunk::{self, Summary};
@@ -21,7 +22,9 @@ const WRITTEN: u64 = 2;
 const TICKS_MAX: usize = 7_200_000;
 
 /// The series of a window, by their number. A query shares them; one that grows meanwhile is copied.
-pub(super) type Streams = HashMap<u32, Arc<Vec<u8>>, RandomState>;
+pub(super) type Streams = HashMap<u32, Arc<Stream>, RandomState>;
+/// What is short, of a series that is new or quiet, has no memory of its own.
+pub(super) type Stream = SmallVec<[u8; 16]>;
 
 /// A window that grows, or waits to be sealed.
 #[derive(Debug, Clone, Default)]
@@ -60,13 +63,13 @@ impl OpenWindow {
     /// Grows the stream of a series.
     pub(super) fn grow(&mut self, id: u32, entry: &[u8]) {
         let stream = Arc::make_mut(self.streams.entry(id).or_default());
-        let before = stream.capacity();
+        let (is_new, before) = (stream.is_empty(), stream.capacity());
         if stream.len() + entry.len() > before {
             // By half: there are very many of these.
-            stream.reserve_exact(entry.len().max(before / 2).max(8));
+            stream.reserve_exact(entry.len().max(before / 2));
         }
         stream.extend_from_slice(entry);
-        self.bytes += stream.capacity() - before + if before == 0 { 64 } else { 0 };
+        self.bytes += stream.capacity() - before + if is_new { 64 } else { 0 };
     }
 
     /// The samples of one series in the order of time.

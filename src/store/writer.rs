@@ -29,16 +29,19 @@ const LEVELS_PER_COMMIT: usize = 2048;
 const OPEN_BYTES: usize = 16 << 20;
 const OPEN_BYTES_PER_SERIES: usize = 384;
 
-/// A series as the writer knows it.
-#[derive(Debug)]
+/// A series as the writer knows it: as little as it can be, there are very many.
+#[derive(Debug, Default)]
 struct Live {
     /// Its last value that was no stale marker; `None`: there was none yet.
     value: Option<Value>,
-    is_ended: bool,
+    /// The time of its last sample.
     last_ms: i64,
-    /// Where its stream stands in the open window whose first entry of the log this is.
-    cursor: Cursor,
+    /// Its last sample was in the window whose first entry of the log this is.
     window: u64,
+    /// Where its stream stands there; with `is_in_window` the value that its next entry refers to is `value`.
+    ticks: u32,
+    is_in_window: bool,
+    is_ended: bool,
 }
 
 /// Series that were written have numbers from here on: those below are given by the registry, which does not ask.
@@ -64,11 +67,18 @@ pub struct Store {
 }
 
 /// A sample on its way into the log.
-struct Change<'a> {
+struct Change {
     id: u32,
-    at: At,
+    /// The number of its tick in the window; `None`: it has a time of its own.
+    tick: Option<u32>,
     time_ms: i64,
-    value: std::borrow::Cow<'a, Value>,
+    value: Value,
+}
+
+impl Change {
+    fn at(&self) -> At {
+        self.tick.map_or(At::Time(self.time_ms), At::Tick)
+    }
 }
 
 impl Store {
@@ -127,7 +137,7 @@ impl Store {
         };
         // What a day's series are is known before its file may have to be salvaged.
         for (id, row) in &loaded.series {
-            shared.index.write().insert(*id, known(row.clone(), None));
+            shared.index.write().insert(*id, known(row.clone()));
         }
         // What is sealed again is still in the log: all of it, unless the head was damaged.
         open_days(&shared, (!is_salvaged).then_some(loaded.state.sealed))?;
@@ -136,15 +146,14 @@ impl Store {
         }
         for (id, level) in std::mem::take(&mut loaded.levels) {
             if let Some(known) = shared.index.write().series.get_mut(&id) {
-                known.ended_ms = level.is_ended.then_some(level.time_ms);
+                known.is_ended = level.is_ended;
                 replay.series.insert(
                     id,
                     Live {
                         value: Some(level.value),
                         is_ended: level.is_ended,
                         last_ms: level.time_ms,
-                        cursor: Cursor::default(),
-                        window: 0,
+                        ..Live::default()
                     },
                 );
             }
@@ -200,16 +209,15 @@ impl Store {
             let windows = self.shared.windows.read();
             (windows.open.ticks.len() as u32, windows.open.previous)
         };
-        let mut changes = Vec::with_capacity(tick.samples.len() + 2 * tick.started.len());
+        let mut changes = Vec::with_capacity(tick.samples.len() + tick.started.len());
         for StartedSeries { id, kind, start_ms, level, .. } in &tick.started {
             if let Some(value) = level.clone().or_else(|| start_value(*kind)) {
-                let (id, at) = (number_of(*id)?, At::Time(*start_ms));
-                changes.push(Change { id, at, time_ms: *start_ms, value: std::borrow::Cow::Owned(value) });
+                changes.push(Change { id: number_of(*id)?, tick: None, time_ms: *start_ms, value });
             }
         }
-        let change = |id, value| Change { id, at: At::Tick(number), time_ms, value };
+        let change = |id, value| Change { id, tick: Some(number), time_ms, value };
         for (id, value) in &tick.samples {
-            changes.push(change(number_of(*id)?, std::borrow::Cow::Borrowed(value)));
+            changes.push(change(number_of(*id)?, value.clone()));
         }
         // After damage too: what a quiet series was may be in the part that is lost.
         let pictured = Some((day_of(time_ms), run, self.shared.damaged()));
@@ -218,45 +226,36 @@ impl Store {
             let index = self.shared.index.read();
             let is_ticked = |id: &u32| index.series.get(id).is_some_and(|known| known.kind.is_some());
             let others = self.series.iter().filter(|(id, live)| !live.is_ended && !told.contains(id) && is_ticked(id));
-            changes.extend(
-                others.filter_map(|(id, live)| Some(change(*id, std::borrow::Cow::Owned(live.value.clone()?)))),
-            );
+            changes.extend(others.filter_map(|(id, live)| Some(change(*id, live.value.clone()?))));
         }
-        let mut rows = BTreeMap::new();
+        let mut rows = Vec::new();
         {
             // First, so that whoever sees any sample of this tick finds all of its series.
             let mut index = self.shared.index.write();
             for StartedSeries { id, labels, kind, start_ms, .. } in &tick.started {
                 let id = number_of(*id)?;
                 if let Some(known) = index.series.get_mut(&id) {
-                    known.ended_ms = None;
+                    known.is_ended = false;
                 } else {
-                    let row = Known {
-                        labels: labels.clone(),
-                        kind: Some(*kind),
-                        start_ms: *start_ms,
-                        writer: String::new(),
-                        ended_ms: None,
-                    };
-                    index.insert(id, row);
+                    let (labels, kind) = (labels.clone(), Some(*kind));
+                    let writer = Box::default();
+                    index.insert(id, Known { labels, kind, start_ms: *start_ms, writer, is_ended: false });
                 }
-                if !self.head.knows(id)
-                    && let Some(known) = index.series.get(&id)
-                {
-                    rows.insert(id, known.row());
+                if !self.head.knows(id) {
+                    rows.push(id);
                 }
             }
             for (id, writer) in &tick.writers {
                 let id = number_of(*id)?;
                 if let Some(known) = index.series.get_mut(&id) {
-                    known.writer.clone_from(writer);
-                    rows.insert(id, known.row());
+                    known.writer = writer.as_str().into();
+                    rows.push(id);
                 }
             }
         }
         let next_id = tick.started.iter().map(|started| started.id.0 + 1).max().unwrap_or_default();
         let entry = Entry { begins, previous, is_written: false, time_ms, run };
-        self.log(entry, changes, rows.into_iter().collect(), next_id)?;
+        self.log(entry, changes, rows, next_id)?;
         self.last_tick_ms = Some(time_ms);
         self.run = run;
         self.pictured = pictured;
@@ -283,14 +282,12 @@ impl Store {
                 self.next_written = id.checked_add(1).ok_or(StoreError::TooManySeries)?;
                 let start_ms = samples.first().map_or(0, |sample| sample.timestamp_ms);
                 let labels = labels.clone();
-                let known = Known { labels, kind: None, start_ms, writer: String::new(), ended_ms: None };
+                let known = Known { labels, kind: None, start_ms, writer: Box::default(), is_ended: false };
                 index.insert(id, known);
                 id
             };
-            if !self.head.knows(id)
-                && let Some(known) = index.series.get(&id)
-            {
-                rows.push((id, known.row()));
+            if !self.head.knows(id) {
+                rows.push(id);
             }
             for sample in samples {
                 let before = last.get(&id).map(|(time, value)| (*time, Some(value.clone())));
@@ -307,16 +304,14 @@ impl Store {
                     }
                     _ => {
                         last.insert(id, (sample.timestamp_ms, sample.value.clone()));
-                        let (at, time_ms) = (At::Time(sample.timestamp_ms), sample.timestamp_ms);
-                        changes.push(Change { id, at, time_ms, value: std::borrow::Cow::Borrowed(&sample.value) });
+                        let (time_ms, value) = (sample.timestamp_ms, sample.value.clone());
+                        changes.push(Change { id, tick: None, time_ms, value });
                         written.stored += 1;
                     }
                 }
             }
         }
         drop(index);
-        rows.sort_by_key(|(id, _)| *id);
-        rows.dedup_by_key(|(id, _)| *id);
         if changes.is_empty() {
             return Ok(written);
         }
@@ -330,10 +325,12 @@ impl Store {
     fn log(
         &mut self,
         entry: Entry,
-        mut changes: Vec<Change<'_>>,
-        series: Vec<(u32, super::head::SeriesRow)>,
+        mut changes: Vec<Change>,
+        mut rows: Vec<u32>,
         next_id: u64,
     ) -> Result<(), StoreError> {
+        rows.sort_unstable();
+        rows.dedup();
         changes.sort_by_key(|change| change.id); // stable: the zero of a series comes before its first value
         let sequence = self.head.next_sequence();
         let first = {
@@ -343,24 +340,22 @@ impl Store {
         };
         let mut bytes = Vec::new();
         let mut growth: Vec<(u32, usize, usize)> = Vec::new();
-        let mut cursors = Vec::new();
         for of_series in changes.chunk_by(|a, b| a.id == b.id) {
             let Some(id) = of_series.first().map(|change| change.id) else { continue };
-            let live = self.series.get(&id).filter(|live| live.window == first);
-            let mut cursor = live.map(|live| live.cursor.clone()).unwrap_or_default();
+            let mut cursor = self.series.get(&id).map_or_else(Cursor::default, |live| live.cursor(first));
             let start = bytes.len();
             for change in of_series {
-                cursor.put(&mut bytes, change.at, &[], &change.value);
-                cursor.advance(change.at, change.time_ms, &change.value);
+                cursor.put(&mut bytes, change.at(), &[], &change.value);
+                cursor.advance(change.at(), change.time_ms, &change.value);
             }
             growth.push((id, start, bytes.len()));
-            cursors.push(cursor);
         }
         let slices = || growth.iter().map(|(id, start, end)| (*id, bytes.get(*start..*end).unwrap_or_default()));
         let mut log = Vec::with_capacity(bytes.len() + 4 * growth.len() + 32);
         put_entry(&mut log, entry, slices());
         let (levels, sealed) = self.levels_to_settle();
-        self.head.commit(&Commit { next_id, series, levels, sealed, log: Some(log), ..Commit::default() })?;
+        let series = rows.into_iter().filter_map(|id| Some((id, self.shared.row(id)?)));
+        self.head.commit(Commit { next_id, levels, sealed, log: Some(log), ..Commit::default() }, series)?;
         self.settled();
 
         let mut windows = self.shared.windows.write();
@@ -379,21 +374,19 @@ impl Store {
         slices().for_each(|(id, entry)| open.grow(id, entry));
         drop(windows);
         let mut ended = Vec::new();
-        for (of_series, cursor) in changes.chunk_by(|a, b| a.id == b.id).zip(cursors) {
-            let Some(change) = of_series.last() else { continue };
-            let is_ended = change.value.is_stale();
-            if is_ended {
-                ended.push((change.id, change.time_ms));
+        for change in changes {
+            let live = self.series.entry(change.id).or_default();
+            let mut cursor = live.cursor(first);
+            cursor.advance(change.at(), change.time_ms, &change.value);
+            live.stands(first, cursor, change.value.is_stale());
+            if live.is_ended {
+                ended.push(change.id);
             }
-            let earlier = self.series.get_mut(&change.id).and_then(|live| live.value.take());
-            let value = cursor.value().cloned().or(earlier);
-            let live = Live { value, is_ended, last_ms: change.time_ms, cursor, window: first };
-            self.series.insert(change.id, live);
         }
         let mut index = self.shared.index.write();
-        for (id, time_ms) in ended {
+        for id in ended {
             if let Some(known) = index.series.get_mut(&id) {
-                known.ended_ms = Some(time_ms);
+                known.is_ended = self.series.get(&id).is_some_and(|live| live.is_ended);
             }
         }
         Ok(())
@@ -539,12 +532,12 @@ impl Store {
             sealing.for_each(|window| present.extend(window.streams.keys()));
         }
         let index = self.shared.index.read();
-        let is_over = |known: &Known| known.ended_ms.is_some() || known.kind.is_none();
+        let is_over = |known: &Known| known.is_ended || known.kind.is_none();
         let all = index.series.iter().filter(|(id, known)| is_over(known) && !present.contains(**id));
         let mut gone: Vec<u32> = all.map(|(id, _)| *id).collect();
         drop(index);
         gone.sort_unstable();
-        self.head.commit(&Commit { gone: &gone, ..Commit::default() })?;
+        self.head.commit(Commit { gone: &gone, ..Commit::default() }, std::iter::empty())?;
         self.shared.index.write().remove(&gone);
         gone.iter().for_each(|id| drop(self.series.remove(id)));
         Ok(gone.into_iter().map(|id| SeriesId(u64::from(id))).collect())
@@ -624,6 +617,22 @@ impl Store {
 }
 
 impl Live {
+    /// Where its stream stands in a window.
+    fn cursor(&self, window: u64) -> Cursor {
+        if self.window != window {
+            return Cursor::default();
+        }
+        Cursor::at(self.ticks, self.last_ms, self.value.clone().filter(|_| self.is_in_window))
+    }
+
+    /// Its stream stands there now; `is_ended`: with a stale marker.
+    fn stands(&mut self, window: u64, cursor: Cursor, is_ended: bool) {
+        let value;
+        (self.ticks, self.last_ms, value) = cursor.into_parts();
+        (self.window, self.is_ended, self.is_in_window) = (window, is_ended, value.is_some());
+        self.value = value.or(self.value.take());
+    }
+
     /// Its last value, the stale marker included.
     fn last(&self) -> Option<&Value> {
         static STALE: std::sync::LazyLock<Value> = std::sync::LazyLock::new(Value::stale);
@@ -683,28 +692,17 @@ impl Replay {
         for (id, bytes) in growth {
             // Of a series that is not known, which only damage makes, nothing could be told.
             let Some(known) = index.series.get_mut(&id) else { continue };
-            let live = self.series.entry(id).or_insert_with(|| Live {
-                value: None,
-                is_ended: false,
-                last_ms: i64::MIN,
-                cursor: Cursor::default(),
-                window: 0,
-            });
-            if live.window != open.first_sequence {
-                live.cursor = Cursor::default();
-                live.window = open.first_sequence;
-            }
+            let live = self.series.entry(id).or_default();
+            let mut cursor = live.cursor(open.first_sequence);
+            let mut is_ended = live.is_ended;
             let mut rest = bytes;
             while !rest.is_empty() {
-                let (_, sample) = live.cursor.take(&mut rest, &open.ticks)?;
-                live.is_ended = sample.value.is_stale();
-                live.last_ms = sample.timestamp_ms;
+                let (_, sample) = cursor.take(&mut rest, &open.ticks)?;
+                is_ended = sample.value.is_stale();
                 open.includes(sample.timestamp_ms);
             }
-            if let Some(value) = live.cursor.value() {
-                live.value = Some(value.clone());
-            }
-            known.ended_ms = live.is_ended.then_some(live.last_ms);
+            live.stands(open.first_sequence, cursor, is_ended);
+            known.is_ended = is_ended;
             open.grow(id, bytes);
         }
         Some(())
@@ -731,7 +729,7 @@ impl Replay {
                     kind,
                     start_ms: known.start_ms,
                     value: value.filter(is_of_kind).or_else(|| start_value(kind)).unwrap_or_else(Value::stale),
-                    writer: known.writer.clone(),
+                    writer: known.writer.to_string(),
                 })
             })
             .collect();
@@ -758,7 +756,7 @@ fn rebuild(
         shared.give_back(file);
     }
     for (id, row) in &loaded.series {
-        shared.index.write().insert(*id, known(row.clone(), None));
+        shared.index.write().insert(*id, known(row.clone()));
     }
     for id in loaded.series.keys().copied() {
         let mut level: Option<Level> = None;
@@ -796,17 +794,17 @@ fn rebuild(
     // The log goes on behind everything that is in the files.
     let sealed = ticked.max(written);
     let greatest = loaded.series.range(..FIRST_WRITTEN).next_back().map_or(0, |(id, _)| u64::from(*id));
-    head.commit(&Commit {
+    let commit = Commit {
         next_id: loaded.state.next_id.max(greatest + 1),
-        series: std::mem::take(&mut loaded.series).into_iter().collect(),
         levels: loaded.levels.iter().map(|(id, row)| (*id, row.clone())).collect(),
         sealed: Some(sealed),
         ..Commit::default()
-    })?;
+    };
+    head.commit(commit, std::mem::take(&mut loaded.series).into_iter())?;
     let mut renumbered = Vec::with_capacity(log.len());
     for (_, content) in log {
         renumbered.push((head.next_sequence(), content.clone()));
-        head.commit(&Commit { log: Some(content), ..Commit::default() })?;
+        head.commit(Commit { log: Some(content), ..Commit::default() }, std::iter::empty())?;
     }
     Ok(renumbered)
 }
@@ -881,8 +879,8 @@ fn files_of_days(dir: &Path) -> Result<Vec<DayFile>, StoreError> {
     Ok(files)
 }
 
-fn known(row: super::head::SeriesRow, ended_ms: Option<i64>) -> Known {
-    Known { labels: row.labels, kind: row.kind, start_ms: row.start_ms, writer: row.writer, ended_ms }
+fn known(row: super::head::SeriesRow) -> Known {
+    Known { labels: row.labels, kind: row.kind, start_ms: row.start_ms, writer: row.writer.into(), is_ended: false }
 }
 
 fn number_of(id: SeriesId) -> Result<u32, StoreError> {
