@@ -320,6 +320,12 @@ impl Extremes {
         })
     }
 
+    /// Of these values and later ones.
+    fn with(self, later: Self) -> Self {
+        let least = self.least.min(later.least);
+        Self { first: self.first, last: later.last, least, greatest: self.greatest.max(later.greatest) }
+    }
+
     fn put(&self, out: &mut Vec<u8>) {
         [self.first, self.last, self.least, self.greatest].iter().for_each(|number| put_number(out, *number));
     }
@@ -343,6 +349,29 @@ impl Summary {
         let count = Extremes::of(live.clone().filter_map(Value::as_histogram).map(ExponentialHistogram::count));
         let sum = Extremes::of(live.filter_map(Value::as_histogram).map(ExponentialHistogram::sum));
         count.zip(sum).map_or(Self::None, |(count, sum)| Self::Histogram { count, sum })
+    }
+
+    /// Of the same series in this time and a later one.
+    pub(super) fn with(&self, later: &Self) -> Self {
+        match (self, later) {
+            (Self::Float(earlier), Self::Float(later)) => Self::Float(earlier.with(*later)),
+            (Self::Histogram { count, sum }, Self::Histogram { count: later_count, sum: later_sum }) => {
+                Self::Histogram { count: count.with(*later_count), sum: sum.with(*later_sum) }
+            }
+            _ => Self::None,
+        }
+    }
+
+    /// First, least, greatest and last of the part that is wanted, if this tells them.
+    pub(super) fn extremes(&self, part: Part) -> Option<[Value; 4]> {
+        match (self, part) {
+            (Self::Float(of), Part::Whole)
+            | (Self::Histogram { count: of, .. }, Part::Count)
+            | (Self::Histogram { sum: of, .. }, Part::Sum) => {
+                Some([of.first, of.least, of.greatest, of.last].map(Value::Float))
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn put(&self, out: &mut Vec<u8>) {

@@ -22,8 +22,26 @@ const CHUNKS_PER_TRANSACTION: usize = 2048;
 /// No day that milliseconds in 64 bits can tell has a longer name.
 const NAME_MAX: usize = 18;
 
-/// The summaries of a series on one day, by the numbers of the windows, ascending.
-pub(super) type Summaries = Vec<(u32, Summary)>;
+/// The summaries of a series on one day.
+#[derive(Debug)]
+pub(super) struct Summaries {
+    /// By the numbers of the windows, ascending.
+    of_windows: Vec<(u32, Summary)>,
+    of_day: Summary,
+}
+
+impl Summaries {
+    /// Of the window with this number.
+    pub(super) fn of(&self, number: u32) -> Option<&Summary> {
+        let at = self.of_windows.binary_search_by_key(&number, |(number, _)| *number).ok()?;
+        self.of_windows.get(at).map(|(_, summary)| summary)
+    }
+
+    /// Of all windows together, if none has a greater number than `newest`.
+    pub(super) fn of_day(&self, newest: u32) -> Option<&Summary> {
+        self.of_windows.last().is_some_and(|(number, _)| *number <= newest).then_some(&self.of_day)
+    }
+}
 
 /// The file of a day.
 #[derive(Debug)]
@@ -87,6 +105,11 @@ impl Day {
 
     pub(super) fn day(&self) -> i64 {
         self.day
+    }
+
+    /// Lets writers pass: nobody reads for now.
+    pub(super) fn rest(&self) -> Result<(), StoreError> {
+        self.database.rest()
     }
 
     fn count(&self) -> Result<Option<u64>, StoreError> {
@@ -186,10 +209,13 @@ impl Day {
     /// The summaries of a series that has a chunk on this day.
     pub(super) fn summaries(&self, id: u32) -> Result<Summaries, StoreError> {
         let content = self.database.row(Table::Summaries, i64::from(id))?;
-        self.take_summaries(id, &content.ok_or_else(|| self.database.damaged(format!("the summary of series {id}")))?)
+        let content = content.ok_or_else(|| self.database.damaged(format!("the summary of series {id}")))?;
+        let of_windows = self.take_summaries(id, &content)?;
+        let of_day = of_windows.iter().map(|(_, summary)| summary).cloned().reduce(|all, later| all.with(&later));
+        Ok(Summaries { of_windows, of_day: of_day.unwrap_or(Summary::None) })
     }
 
-    fn take_summaries(&self, id: u32, content: &[u8]) -> Result<Summaries, StoreError> {
+    fn take_summaries(&self, id: u32, content: &[u8]) -> Result<Vec<(u32, Summary)>, StoreError> {
         take_summaries(content).ok_or_else(|| self.database.damaged(format!("the summary of series {id}")))
     }
 
@@ -272,8 +298,8 @@ fn put_summaries(out: &mut Vec<u8>, summaries: &[(u32, Summary)]) {
     }
 }
 
-fn take_summaries(mut content: &[u8]) -> Option<Summaries> {
-    let mut summaries = Summaries::new();
+fn take_summaries(mut content: &[u8]) -> Option<Vec<(u32, Summary)>> {
+    let mut summaries = Vec::new();
     while !content.is_empty() {
         let number = u32::try_from(take_varint(&mut content)?).ok()?;
         summaries.push((number, Summary::take(&mut content)?));

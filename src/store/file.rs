@@ -1,5 +1,6 @@
 //! SQLite, as both kinds of file use it: open, whose it is, what an error means, rows with a sum.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ const APPLICATION_ID: i64 = 0x6374_4d78;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// So often may the same file be damaged before the last one that was set aside is replaced.
 const ASIDE_MAX: u32 = 1000;
+/// So many rows are read in one transaction: beginning one costs more than a row, and a writer waits for its end.
+const ROWS_PER_READ: u32 = 256;
 /// What each connection may keep of a file in memory, in KiB.
 const CACHE_KIB: i64 = 1024;
 
@@ -24,6 +27,8 @@ const CACHE_KIB: i64 = 1024;
 pub(super) struct Database {
     path: PathBuf,
     connection: Connection,
+    /// `None`: it is open for writing. Else how many rows were read since the transaction began that reads; 0: there is none.
+    read: Option<Cell<u32>>,
 }
 
 impl Database {
@@ -57,15 +62,42 @@ impl Database {
     /// Opens a file that is there, for reading.
     pub(super) fn open_to_read(path: &Path) -> Result<Self, StoreError> {
         // Not for reading alone: a transaction that a crash left half done is taken back by whoever comes first.
-        let database = Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let mut database = Self::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         database.connection.pragma_update(None, "query_only", "ON").map_err(|e| database.failed(e))?;
+        database.read = Some(Cell::new(0));
         Ok(database)
+    }
+
+    /// Ends the transaction in which rows are read, if there is one.
+    pub(super) fn rest(&self) -> Result<(), StoreError> {
+        match &self.read {
+            Some(read) if read.replace(0) > 0 => self.execute("COMMIT"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Before each row: many are read in one transaction.
+    fn read_on(&self) -> Result<(), StoreError> {
+        let Some(read) = &self.read else { return Ok(()) };
+        if read.get() >= ROWS_PER_READ {
+            self.rest()?;
+        }
+        if read.get() == 0 {
+            self.execute("BEGIN")?;
+        }
+        read.set(read.get() + 1);
+        Ok(())
+    }
+
+    fn execute(&self, text: &str) -> Result<(), StoreError> {
+        let done = self.connection.prepare_cached(text).and_then(|mut statement| statement.execute([]));
+        done.map(|_| ()).map_err(|e| self.failed(e))
     }
 
     fn connect(path: &Path, flags: OpenFlags) -> Result<Self, StoreError> {
         let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|source| StoreError::Database { path: path.to_owned(), source })?;
-        let database = Self { path: path.to_owned(), connection };
+        let database = Self { path: path.to_owned(), connection, read: None };
         database.connection.busy_timeout(BUSY_TIMEOUT).map_err(|e| database.failed(e))?;
         database.connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(|e| database.failed(e))?;
         // A file may be anybody's work by now: nothing in it is code, and its pages are looked at closely.
@@ -134,6 +166,7 @@ impl Database {
 
     /// The content of one row, `None` if there is none.
     pub(super) fn row(&self, table: Table, key: i64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read_on()?;
         let mut query = self.connection.prepare_cached(select_one(table)).map_err(|e| self.failed(e))?;
         let mut rows = query.query([key]).map_err(|e| self.failed(e))?;
         let Some(row) = rows.next().map_err(|e| self.failed(e))? else { return Ok(None) };

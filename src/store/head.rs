@@ -186,7 +186,7 @@ impl Head {
     /// Commits all of it or nothing; `rows` are the series that are new or have changed, taken one at a time.
     pub(super) fn commit(
         &mut self,
-        commit: Commit<'_>,
+        commit: &Commit<'_>,
         rows: impl Iterator<Item = (u32, SeriesRow)>,
     ) -> Result<(), StoreError> {
         let mut state = self.state.clone();

@@ -1,14 +1,20 @@
 //! Reading: the samples of a series from all windows that have some, as one sample per tick.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::chunk::Summary;
+use roaring::RoaringBitmap;
+
 use super::day::{Day, Summaries};
 use super::shared::{Index, Shared};
 use super::window::{OpenWindow, SealedWindow, Windows};
 use super::{MatchOp, Part, Select, SelectedSeries, Selection, StoreError};
 use crate::model::{Labels, METRIC_NAME, Sample, Value};
+
+/// So many series, or so many samples, are read before they are visited, and the files are free in between.
+const SERIES_AT_ONCE: usize = 64;
+const SAMPLES_AT_ONCE: usize = 1 << 16;
 
 /// Reads a store that another part of this process writes. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -76,6 +82,7 @@ impl Select for Reader {
         }
         let mut files = Files::new(&self.shared);
         let mut snapshot = self.snapshot(&groups, selection);
+        let (mut read, mut held) = (Vec::new(), 0);
         for group in &groups {
             let samples = loop {
                 match snapshot.samples(&mut files, &group.ids, selection) {
@@ -92,11 +99,19 @@ impl Select for Reader {
             };
             // The end of what is no histogram is not the end of a part.
             let is_any = selection.part == Part::Whole || samples.iter().any(|sample| !sample.value.is_stale());
-            if !samples.is_empty() && is_any {
-                visit(SelectedSeries { labels: group.labels.clone(), samples })?;
+            if samples.is_empty() || !is_any {
+                continue;
+            }
+            held += samples.len();
+            read.push(SelectedSeries { labels: group.labels.clone(), samples });
+            if read.len() >= SERIES_AT_ONCE || held >= SAMPLES_AT_ONCE {
+                files.rest()?;
+                read.drain(..).try_for_each(&mut *visit)?;
+                held = 0;
             }
         }
-        Ok(())
+        files.rest()?;
+        read.into_iter().try_for_each(visit)
     }
 }
 
@@ -113,6 +128,11 @@ struct Files<'a> {
 impl<'a> Files<'a> {
     fn new(shared: &'a Shared) -> Self {
         Self { shared, open: BTreeMap::new(), last: None, summaries: None }
+    }
+
+    /// Lets the sealer write, for as long as it takes whoever is visited.
+    fn rest(&self) -> Result<(), StoreError> {
+        self.open.values().flatten().try_for_each(Day::rest)
     }
 
     /// The file of a day, `None` if the retention took it.
@@ -225,10 +245,55 @@ impl Source {
     }
 }
 
+/// Windows of ticks that belong to one run, in the order of the log.
+struct Run {
+    sources: Vec<Source>,
+    /// Which of them overlap the time asked for.
+    range: Range<usize>,
+    /// Days that lie within that time as a whole, by their first window: of those a summary may tell enough.
+    days: BTreeMap<usize, WholeDay>,
+}
+
+/// All windows of ticks on one day, none of them damaged.
+struct WholeDay {
+    day: i64,
+    range: Range<usize>,
+    /// The greatest of their numbers.
+    newest: u32,
+    span: (i64, i64),
+    /// The series that have a chunk in any of them.
+    present: RoaringBitmap,
+}
+
+impl WholeDay {
+    fn of(sources: &[Source], first: usize, windows: &Windows, selection: &Selection) -> Option<Self> {
+        let on_day = |source: &Source, day: i64| matches!(source, Source::Sealed(window) if window.day == day);
+        let Source::Sealed(window) = sources.get(first)? else { return None };
+        let day = window.day;
+        if first.checked_sub(1).and_then(|before| sources.get(before)).is_some_and(|before| on_day(before, day)) {
+            return None;
+        }
+        let mut whole = Self { day, range: first..first, newest: 0, span: window.span, present: RoaringBitmap::new() };
+        for source in sources.iter().skip(first).take_while(|source| on_day(source, day)) {
+            let Source::Sealed(window) = source else { break };
+            if !window.lost.is_empty() {
+                return None;
+            }
+            whole.range.end += 1;
+            whole.newest = whole.newest.max(window.number);
+            whole.span = (whole.span.0.min(window.span.0), whole.span.1.max(window.span.1));
+            whole.present |= &window.present;
+        }
+        // Of a day on which the clock was set back, a run has only some windows.
+        let all = windows.sealed.iter().filter(|window| window.day == day && !window.is_written).count();
+        let is_within = selection.start_ms <= whole.span.0 && whole.span.1 <= selection.end_ms;
+        (is_within && whole.range.len() == all).then_some(whole)
+    }
+}
+
 /// The windows that a query may need, as they were at one moment.
 struct Snapshot {
-    /// Windows of ticks by run, in the order of the log; which of them overlap the time asked for.
-    runs: Vec<(Vec<Source>, std::ops::Range<usize>)>,
+    runs: Vec<Run>,
     /// Windows of written samples that overlap it, in the order of the log.
     written: Vec<Source>,
 }
@@ -252,30 +317,30 @@ impl Snapshot {
         if !windows.written.is_empty() {
             written.push(Source::Open(few(&windows.written)));
         }
-        let mut runs: Vec<(Vec<Source>, std::ops::Range<usize>)> = Vec::new();
+        let mut runs: Vec<Vec<Source>> = Vec::new();
         let open = (!windows.open.is_empty()).then(|| Source::Open(few(&windows.open)));
         for source in sealed(false).chain(sealing(false)).chain(open) {
             match runs.last_mut() {
-                Some((run, _)) if run.last().is_some_and(|last| last.run() == source.run()) => run.push(source),
-                _ => runs.push((vec![source], 0..0)),
+                Some(run) if run.last().is_some_and(|last| last.run() == source.run()) => run.push(source),
+                _ => runs.push(vec![source]),
             }
         }
-        for (run, range) in &mut runs {
-            let first = run.iter().position(overlaps);
-            let last = run.iter().rposition(overlaps);
-            *range = first.zip(last).map_or(0..0, |(first, last)| first..last + 1);
-        }
-        runs.retain(|(_, range)| !range.is_empty());
-        Self { runs, written }
+        let run = |sources: Vec<Source>| {
+            let range = sources.iter().position(overlaps)?..sources.iter().rposition(overlaps)? + 1;
+            let whole = |first| Some((first, WholeDay::of(&sources, first, windows, selection)?));
+            let days = if selection.repeats { BTreeMap::new() } else { range.clone().filter_map(whole).collect() };
+            Some(Run { sources, range, days })
+        };
+        Self { runs: runs.into_iter().filter_map(run).collect(), written }
     }
 
     /// The samples of series with the same labels.
     fn samples(&self, files: &mut Files<'_>, ids: &[u32], selection: &Selection) -> Result<Vec<Sample>, StoreError> {
         let mut parts: Vec<Vec<Sample>> = Vec::new();
         for id in ids {
-            for (run, range) in &self.runs {
+            for run in &self.runs {
                 let mut fill = Fill { selection, samples: Vec::new(), held: None };
-                read_run(files, *id, run, range.clone(), &mut fill)?;
+                read_run(files, *id, run, &mut fill)?;
                 parts.push(fill.samples);
             }
             for source in self.written.iter().filter(|source| source.has(*id)) {
@@ -297,18 +362,24 @@ impl Snapshot {
     }
 }
 
-/// Reads a series in the windows `range` of a run.
-fn read_run(
-    files: &mut Files<'_>,
-    id: u32,
-    run: &[Source],
-    range: std::ops::Range<usize>,
-    fill: &mut Fill<'_>,
-) -> Result<(), StoreError> {
+/// Reads a series in those windows of a run that overlap the time asked for.
+fn read_run(files: &mut Files<'_>, id: u32, run: &Run, fill: &mut Fill<'_>) -> Result<(), StoreError> {
+    let Run { sources, range, days } = run;
     let selection = fill.selection;
-    let first = range.start;
     let mut earlier: Option<&Source> = None;
-    for (at, source) in run.iter().enumerate().take(range.end).skip(first) {
+    let mut next = range.start;
+    while let Some(source) = sources.get(next).filter(|_| next < range.end) {
+        let at = next;
+        // What was held before matters to the first samples only.
+        let whole = days.get(&at).filter(|_| !fill.samples.is_empty());
+        if let Some(whole) = whole
+            && fill.whole_day(files, whole, id)?
+        {
+            next = whole.range.end;
+            earlier = sources.get(next - 1);
+            continue;
+        }
+        next += 1;
         if earlier.is_some_and(|earlier| !source.follows(earlier)) || source.has_lost(id) {
             fill.held = None;
         }
@@ -316,20 +387,20 @@ fn read_run(
         let is_within = selection.start_ms <= source.span().0 && source.span().1 <= selection.end_ms;
         let extremes = match source {
             Source::Sealed(window) if is_present && is_within && !selection.repeats => {
-                extremes(files, window, id, selection.part)?
+                files.summaries(window.day, id)?.and_then(|day| day.of(window.number)?.extremes(selection.part))
             }
             _ => None,
         };
         if let Some(extremes) = extremes {
-            if at == first && fill.samples.is_empty() {
-                fill.held = held_before(files, id, run, at, selection.part)?;
+            if at == range.start && fill.samples.is_empty() {
+                fill.held = held_before(files, id, sources, at, selection.part)?;
             }
             fill.extremes(source.ticks(), source.span(), extremes)?;
         } else {
             let samples = if is_present { source.samples(files, id, selection.part)? } else { Vec::new() };
             let begins_later = samples.first().is_none_or(|sample| sample.timestamp_ms > selection.start_ms);
-            if at == first && begins_later && !source.has_lost(id) {
-                fill.held = held_before(files, id, run, at, selection.part)?;
+            if at == range.start && begins_later && !source.has_lost(id) {
+                fill.held = held_before(files, id, sources, at, selection.part)?;
             }
             fill.window(source.ticks(), samples)?;
         }
@@ -358,27 +429,6 @@ fn held_before(
     Ok(None)
 }
 
-/// First, least, greatest and last value of a series in a window, if its summary tells them.
-fn extremes(
-    files: &mut Files<'_>,
-    window: &SealedWindow,
-    id: u32,
-    part: Part,
-) -> Result<Option<[Value; 4]>, StoreError> {
-    let of_window = |of_day: &Summaries| {
-        let at = of_day.binary_search_by_key(&window.number, |(number, _)| *number).ok()?;
-        of_day.get(at).map(|(_, summary)| summary.clone())
-    };
-    Ok(match (files.summaries(window.day, id)?.and_then(of_window), part) {
-        (Some(Summary::Float(of)), Part::Whole)
-        | (Some(Summary::Histogram { count: of, .. }), Part::Count)
-        | (Some(Summary::Histogram { sum: of, .. }), Part::Sum) => {
-            Some([of.first, of.least, of.greatest, of.last].map(Value::Float))
-        }
-        _ => None,
-    })
-}
-
 /// Makes one sample at each tick and each change: the newest value there, until a stale marker ends it. Without
 /// `repeats` each value once.
 struct Fill<'a> {
@@ -392,6 +442,8 @@ impl Fill<'_> {
         let (start, end) = (self.selection.start_ms, self.selection.end_ms);
         let from = ticks.partition_point(|tick| *tick < start);
         let to = ticks.partition_point(|tick| *tick <= end);
+        // A value that is given once is given at the first tick, or it is a change.
+        let to = if self.selection.repeats { to } else { to.min(from + 1) };
         let mut changes = changes.into_iter().peekable();
         for tick in ticks.get(from..to).unwrap_or_default() {
             while let Some(change) = changes.next_if(|change| change.timestamp_ms < *tick) {
@@ -415,6 +467,17 @@ impl Fill<'_> {
             self.push(change)?;
         }
         Ok(())
+    }
+
+    /// The extremes of a whole day, if its summary tells them.
+    fn whole_day(&mut self, files: &mut Files<'_>, whole: &WholeDay, id: u32) -> Result<bool, StoreError> {
+        if !whole.present.contains(id) {
+            return Ok(true);
+        }
+        let of_day = files.summaries(whole.day, id)?.and_then(|day| day.of_day(whole.newest));
+        let Some(extremes) = of_day.and_then(|summary| summary.extremes(self.selection.part)) else { return Ok(false) };
+        self.extremes(&[], whole.span, extremes)?;
+        Ok(true)
     }
 
     /// A window of which only the extremes matter. When each of them was is not told.

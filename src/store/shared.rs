@@ -36,7 +36,12 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn row(&self) -> SeriesRow {
-        SeriesRow { kind: self.kind, start_ms: self.start_ms, writer: self.writer.to_string(), labels: self.labels.clone() }
+        SeriesRow {
+            kind: self.kind,
+            start_ms: self.start_ms,
+            writer: self.writer.to_string(),
+            labels: self.labels.clone(),
+        }
     }
 }
 
@@ -139,6 +144,9 @@ impl Shared {
 
     /// Takes back a connection.
     pub(super) fn give_back(&self, day: Day) {
+        if day.rest().is_err() {
+            return; // closed, with whatever ails it
+        }
         let mut idle = self.idle.lock();
         if idle.values().map(Vec::len).sum::<usize>() < IDLE_MAX {
             idle.entry(day.day()).or_default().push(day);

@@ -355,7 +355,7 @@ impl Store {
         put_entry(&mut log, entry, slices());
         let (levels, sealed) = self.levels_to_settle();
         let series = rows.into_iter().filter_map(|id| Some((id, self.shared.row(id)?)));
-        self.head.commit(Commit { next_id, levels, sealed, log: Some(log), ..Commit::default() }, series)?;
+        self.head.commit(&Commit { next_id, levels, sealed, log: Some(log), ..Commit::default() }, series)?;
         self.settled();
 
         let mut windows = self.shared.windows.write();
@@ -537,7 +537,7 @@ impl Store {
         let mut gone: Vec<u32> = all.map(|(id, _)| *id).collect();
         drop(index);
         gone.sort_unstable();
-        self.head.commit(Commit { gone: &gone, ..Commit::default() }, std::iter::empty())?;
+        self.head.commit(&Commit { gone: &gone, ..Commit::default() }, std::iter::empty())?;
         self.shared.index.write().remove(&gone);
         gone.iter().for_each(|id| drop(self.series.remove(id)));
         Ok(gone.into_iter().map(|id| SeriesId(u64::from(id))).collect())
@@ -800,11 +800,11 @@ fn rebuild(
         sealed: Some(sealed),
         ..Commit::default()
     };
-    head.commit(commit, std::mem::take(&mut loaded.series).into_iter())?;
+    head.commit(&commit, std::mem::take(&mut loaded.series).into_iter())?;
     let mut renumbered = Vec::with_capacity(log.len());
     for (_, content) in log {
         renumbered.push((head.next_sequence(), content.clone()));
-        head.commit(Commit { log: Some(content), ..Commit::default() }, std::iter::empty())?;
+        head.commit(&Commit { log: Some(content), ..Commit::default() }, std::iter::empty())?;
     }
     Ok(renumbered)
 }
