@@ -224,17 +224,17 @@ fn append(is_quick: bool) {
     let folder = tempfile::tempdir_in("target").unwrap();
     let (mut store, _) = Store::open(folder.path()).unwrap();
     let mut times = Vec::new();
-    let labels = |id: u64| Labels::from_pairs([(METRIC_NAME, "c".to_owned()), ("id", id.to_string())]);
+    let labels = |id: u32| Labels::from_pairs([(METRIC_NAME, "c".to_owned()), ("id", id.to_string())]);
     let ticks = if is_quick { 20 } else { 200 };
     for at in 1..=ticks {
         let mut tick = Tick { timestamp_ms: at * TICK_MS, ..Tick::default() };
-        for id in 1..=10_000u64 {
+        for id in 1..=10_000u32 {
             if at == 1 {
                 let (kind, labels) = (MetricKind::Counter, labels(id));
                 let series = StartedSeries { id: SeriesId(id), labels, kind, start_ms: 0, since_ms: 0, level: None };
                 tick.started.push(series);
             }
-            tick.samples.push((SeriesId(id), Value::Float((at as u64 * (id % 100)) as f64)));
+            tick.samples.push((SeriesId(id), Value::Float(f64::from(at as u32 * (id % 100)))));
         }
         let begun = Instant::now();
         store.append(&tick).unwrap();

@@ -18,8 +18,8 @@ use cortex_metrics::store::{Matcher, Part, Select as _, Selection, StartedSeries
 const STEP_MS: i64 = 100_000;
 const DIR: &str = "TORTURE_DIR";
 const PERIODS: [i64; 4] = [1, 3, 50, 700];
-const GAUGE: u64 = 5;
-const HISTOGRAM: u64 = 6;
+const GAUGE: u32 = 5;
+const HISTOGRAM: u32 = 6;
 /// So many ticks are looked at after a kill: more than two days.
 const LOOK_BACK: i64 = 2_000;
 
@@ -31,7 +31,7 @@ fn histogram(n: i64) -> Value {
 }
 
 /// What each series is at tick `n`; `None` while it has ended.
-fn values(n: i64) -> Vec<(u64, Option<Value>)> {
+fn values(n: i64) -> Vec<(u32, Option<Value>)> {
     let mut values: Vec<_> =
         PERIODS.iter().zip(1..).map(|(period, id)| (id, Some(Value::Float((n / period) as f64)))).collect();
     values.push((GAUGE, (n % 97 >= 30).then_some(Value::Float((n / 2) as f64 * 0.37))));

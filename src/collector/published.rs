@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_scrape_shows_one_tick_whatever_is_published_meanwhile() {
         let published = Published::default();
-        let started = |id: u64| {
+        let started = |id: u32| {
             let labels = Labels::from_pairs([(METRIC_NAME, "c".to_owned()), ("id", id.to_string())]);
             StartedSeries { id: SeriesId(id), labels, kind: MetricKind::Counter, start_ms: 0, since_ms: 0, level: None }
         };
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn what_had_ended_when_the_store_was_opened_is_not_shown() {
         let series = |name: &str, value| RestoredSeries {
-            id: SeriesId(name.len() as u64),
+            id: SeriesId(name.len() as u32),
             labels: Labels::from_pairs([(METRIC_NAME, name)]),
             kind: MetricKind::Gauge,
             start_ms: 5,

@@ -14,11 +14,15 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, at, bounded, select};
 use super::intake::{Intake, IntakeState};
 use super::published::{Health, Published};
 use crate::clock::Clock;
+use crate::memory;
 use crate::model::{Labels, MetricKind};
 use crate::store::{Known, Store, StoreError, Tick, Written, WrittenSeries};
 
 /// Old samples are removed so often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+
+/// After a tick with so many samples, memory that is free goes back to the system.
+const MANY_SAMPLES: usize = 10_000;
 
 /// So many remote writes may wait for the recorder.
 const WRITES_WAITING_MAX: usize = 16;
@@ -214,6 +218,11 @@ impl Worker {
                 }
                 self.published.publish(&tick);
                 self.expire();
+                let is_large = tick.samples.len() >= MANY_SAMPLES;
+                drop(tick);
+                if is_large {
+                    memory::return_now();
+                }
             }
             Err(error) => {
                 if self.published.health().store_error.is_none() {

@@ -6,6 +6,7 @@
 //! A series that was silent for long leaves the registry; it comes back with the value that the store has of it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::num::NonZeroI64;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -278,13 +279,13 @@ struct Live {
     /// When it last changed, by the time of the tick.
     changed_ms: i64,
     /// What the mapping file says instead of the registry's limits.
-    ttl_ms: Option<i64>,
+    ttl_ms: Option<NonZeroI64>,
     is_new: bool,
     is_changed: bool,
     is_ended: bool,
     is_writer_changed: bool,
     /// How many expiries had begun when somebody was told the way here last.
-    told_in: u64,
+    told_in: u32,
 }
 
 impl Live {
@@ -322,7 +323,7 @@ pub struct Registry {
     free: Vec<u32>,
     by_labels: ByLabels,
     names: HashMap<Box<str>, Name, RandomState>,
-    next_id: u64,
+    next_id: u32,
     changed: Vec<u32>,
     tags_dropped: u64,
     /// Members in all sets since the last tick.
@@ -334,7 +335,14 @@ pub struct Registry {
     overflow_messages: BTreeMap<&'static str, u64>,
     now_ms: i64,
     /// How often series began to be let go.
-    expiries: u64,
+    expiries: u32,
+}
+
+/// A number that was not given yet; the store refuses those that are too great.
+fn next_id(next: &mut u32) -> SeriesId {
+    let id = SeriesId(*next);
+    *next = next.saturating_add(1);
+    id
 }
 
 /// What labels the series at a place has.
@@ -402,7 +410,7 @@ impl Registry {
     #[must_use]
     pub fn with_mapping(mut self, mapping: Mapping) -> Self {
         for live in self.series.iter_mut().flatten().filter(|live| !is_never_mapped(live.labels.name().as_bytes())) {
-            live.ttl_ms = mapping.ttl_of_series(live.labels.name());
+            live.ttl_ms = mapping.ttl_of_series(live.labels.name()).and_then(NonZeroI64::new);
         }
         self.mapping = Some(mapping);
         self
@@ -576,13 +584,12 @@ impl Registry {
 
     fn set_ttl(&mut self, at: u32, ttl_ms: Option<i64>) {
         if let Some(live) = self.live_mut(at) {
-            live.ttl_ms = ttl_ms;
+            live.ttl_ms = ttl_ms.and_then(NonZeroI64::new);
         }
     }
 
     fn begin(&mut self, labels: &Labels, usage: Usage) -> u32 {
-        let id = SeriesId(self.next_id);
-        self.next_id += 1;
+        let id = next_id(&mut self.next_id);
         let at = self.insert(id, labels, usage, LiveValue::new(usage));
         if let Some(live) = self.live_mut(at).filter(|_| usage == Usage::Set) {
             // That it is a set is stored with its writer, named or not.
@@ -763,7 +770,7 @@ impl Registry {
         let is_silent =
             |live: &Live, ms: Option<i64>| ms.is_some_and(|ms| now_ms - live.changed_ms > ms) && !live.is_changed;
         let is_gone = |live: &Live| match live.writer {
-            _ if is_silent(live, live.ttl_ms) => true,
+            _ if is_silent(live, live.ttl_ms.map(NonZeroI64::get)) => true,
             Some(writer) => !senders.is_alive(writer, now_ms),
             None => is_silent(live, expiry_ms),
         };
@@ -783,7 +790,7 @@ impl Registry {
 
     /// The series that were silent for longer than [`Limits::series_expiry_ms`] or their mapping says, or ended so long ago.
     fn silent(&self) -> impl Iterator<Item = u32> {
-        let expiry_ms = |live: &Live| live.ttl_ms.unwrap_or(self.limits.series_expiry_ms);
+        let expiry_ms = |live: &Live| live.ttl_ms.map_or(self.limits.series_expiry_ms, NonZeroI64::get);
         let is_silent = move |live: &Live| {
             (live.is_ended || live.usage != Usage::Gauge)
                 && !live.is_changed
@@ -797,7 +804,7 @@ impl Registry {
     /// shards must be cleared, and then [`Registry::remove_silent`].
     pub(super) fn begin_expiry(&mut self) -> bool {
         let has_silent = self.silent().next().is_some();
-        self.expiries += u64::from(has_silent);
+        self.expiries = self.expiries.wrapping_add(u32::from(has_silent));
         has_silent
     }
 
@@ -821,8 +828,7 @@ impl Registry {
         let mut again = Vec::new();
         for (at, live) in self.series.iter_mut().enumerate() {
             if let Some(live) = live.as_mut().filter(|live| gone.contains(&live.id)) {
-                live.id = SeriesId(self.next_id);
-                self.next_id += 1;
+                live.id = next_id(&mut self.next_id);
                 live.is_new = true;
                 if !live.is_ended {
                     again.push(at as u32);

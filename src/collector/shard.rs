@@ -117,8 +117,8 @@ pub(super) enum Gathered {
 struct Slot {
     /// Where in `keys` the name is, and after it the sections.
     key_at: usize,
-    name_bytes: u32,
-    sections_bytes: u32,
+    name_bytes: u16,
+    sections_bytes: u16,
     /// The place of the series in the registry.
     at: u32,
     kind: MessageType,
@@ -126,7 +126,7 @@ struct Slot {
     /// What the mapping file multiplies values by.
     scale: f64,
     /// How many messages are in `gathered`.
-    messages: u64,
+    messages: u32,
     gathered: Gathered,
 }
 
@@ -302,7 +302,7 @@ impl Shard {
         if slot.messages == 0 {
             changed.push(number);
         }
-        slot.messages += 1;
+        slot.messages = slot.messages.saturating_add(1);
         Ok(None)
     }
 
@@ -319,8 +319,9 @@ impl Shard {
             let number = self.slots.len() as u32;
             self.slots.push(Slot {
                 key_at: self.keys.len(),
-                name_bytes: message.name.len() as u32,
-                sections_bytes: sections.len() as u32,
+                // A datagram is shorter than that.
+                name_bytes: message.name.len() as u16,
+                sections_bytes: sections.len() as u16,
                 at: resolved.at,
                 scale: resolved.scale,
                 kind: message.kind,
@@ -396,7 +397,7 @@ impl Shard {
         let part = |slot: u32| {
             let slot = slots.get_mut(slot as usize)?;
             let gathered = std::mem::replace(&mut slot.gathered, Gathered::Nothing);
-            Some(Part { at: slot.at, messages: std::mem::take(&mut slot.messages), gathered })
+            Some(Part { at: slot.at, messages: u64::from(std::mem::take(&mut slot.messages)), gathered })
         };
         changed.drain(..).filter_map(part).collect()
     }
@@ -414,8 +415,8 @@ impl Shard {
 impl Slot {
     #[inline]
     fn key<'k>(&self, keys: &'k [u8]) -> Option<(&'k [u8], &'k [u8])> {
-        let (name, rest) = keys.get(self.key_at..)?.split_at_checked(self.name_bytes as usize)?;
-        Some((name, rest.get(..self.sections_bytes as usize)?))
+        let (name, rest) = keys.get(self.key_at..)?.split_at_checked(usize::from(self.name_bytes))?;
+        Some((name, rest.get(..usize::from(self.sections_bytes))?))
     }
 }
 

@@ -6,7 +6,7 @@ use super::ExponentialHistogram;
 
 /// The number of a series inside one data directory: given once, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SeriesId(pub u64);
+pub struct SeriesId(pub u32);
 
 /// What a metric name is. One name has one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

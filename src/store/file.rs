@@ -19,8 +19,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const ASIDE_MAX: u32 = 1000;
 /// So many rows are read in one transaction: beginning one costs more than a row, and a writer waits for its end.
 const ROWS_PER_READ: u32 = 256;
-/// What each connection may keep of a file in memory, in KiB.
+/// What each connection may keep of a file in memory, in KiB; the one that writes holds what it changes besides.
 const CACHE_KIB: i64 = 1024;
+const CACHE_WRITING_KIB: i64 = 256;
 
 /// A database of the data directory.
 #[derive(Debug)]
@@ -46,6 +47,7 @@ impl Database {
             |name: &str, value: &str| connection.pragma_update(None, name, value).map_err(|e| database.failed(e));
         // What is written in one transaction stays in memory until then: readers wait for its end alone.
         pragma("cache_spill", "OFF")?;
+        connection.pragma_update(None, "cache_size", -CACHE_WRITING_KIB).map_err(|e| database.failed(e))?;
         pragma("synchronous", "FULL")?;
         if is_new || database.is_blank()? {
             pragma("page_size", "8192")?;

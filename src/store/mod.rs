@@ -78,7 +78,7 @@ pub struct Restored {
     /// The time of the last committed tick, `None` in a new data directory.
     pub last_tick_ms: Option<i64>,
     /// The number for the next new series.
-    pub next_id: u64,
+    pub next_id: u32,
     /// Every series known, with its last committed value (the stale marker if it had ended).
     pub series: Vec<RestoredSeries>,
 }

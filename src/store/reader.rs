@@ -385,17 +385,16 @@ fn read_run(files: &mut Files<'_>, id: u32, run: &Run, fill: &mut Fill<'_>) -> R
         }
         let is_present = source.has(id);
         let is_within = selection.start_ms <= source.span().0 && source.span().1 <= selection.end_ms;
+        // Whether what was held before is still there at the first tick, only the samples tell.
+        let is_begun = at > range.start && (fill.held.is_none() || !fill.samples.is_empty());
         let extremes = match source {
-            Source::Sealed(window) if is_present && is_within && !selection.repeats => {
+            Source::Sealed(window) if is_present && is_within && is_begun && !selection.repeats => {
                 files.summaries(window.day, id)?.and_then(|day| day.of(window.number)?.extremes(selection.part))
             }
             _ => None,
         };
         if let Some(extremes) = extremes {
-            if at == range.start && fill.samples.is_empty() {
-                fill.held = held_before(files, id, sources, at, selection.part)?;
-            }
-            fill.extremes(source.ticks(), source.span(), extremes)?;
+            fill.extremes(source.span(), extremes)?;
         } else {
             let samples = if is_present { source.samples(files, id, selection.part)? } else { Vec::new() };
             let begins_later = samples.first().is_none_or(|sample| sample.timestamp_ms > selection.start_ms);
@@ -476,18 +475,12 @@ impl Fill<'_> {
         }
         let of_day = files.summaries(whole.day, id)?.and_then(|day| day.of_day(whole.newest));
         let Some(extremes) = of_day.and_then(|summary| summary.extremes(self.selection.part)) else { return Ok(false) };
-        self.extremes(&[], whole.span, extremes)?;
+        self.extremes(whole.span, extremes)?;
         Ok(true)
     }
 
-    /// A window of which only the extremes matter. When each of them was is not told.
-    fn extremes(&mut self, ticks: &[i64], span: (i64, i64), extremes: [Value; 4]) -> Result<(), StoreError> {
-        if let Some(held) = self.held.take()
-            && self.samples.is_empty()
-            && let Some(first) = ticks.first()
-        {
-            self.push(Sample { timestamp_ms: *first, value: held })?;
-        }
+    /// A window, or a day, of which only the extremes matter. When each of them was is not told.
+    fn extremes(&mut self, span: (i64, i64), extremes: [Value; 4]) -> Result<(), StoreError> {
         // After whatever is there, and the last at the end.
         let mut timestamp_ms = span.0.max(self.samples.last().map_or(i64::MIN, |sample| sample.timestamp_ms + 1));
         let [.., last] = &extremes;

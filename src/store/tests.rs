@@ -13,7 +13,7 @@ fn labels(name: &str) -> Labels {
     Labels::from_pairs([(METRIC_NAME, name), ("model", "v1")])
 }
 
-fn started(id: u64, kind: MetricKind, start_ms: i64) -> StartedSeries {
+fn started(id: u32, kind: MetricKind, start_ms: i64) -> StartedSeries {
     StartedSeries {
         id: SeriesId(id),
         labels: labels(&format!("m{id}")),
@@ -42,7 +42,7 @@ fn floats(samples: &[(i64, Value)]) -> Vec<(i64, f64)> {
     samples.iter().map(|(t, v)| (*t, if v.is_stale() { -1.0 } else { v.as_float().unwrap() })).collect()
 }
 
-fn tick(timestamp_ms: i64, started: Vec<StartedSeries>, samples: Vec<(u64, Value)>) -> Tick {
+fn tick(timestamp_ms: i64, started: Vec<StartedSeries>, samples: Vec<(u32, Value)>) -> Tick {
     let samples = samples.into_iter().map(|(id, value)| (SeriesId(id), value)).collect();
     Tick { timestamp_ms, started, samples, ..Tick::default() }
 }
@@ -83,6 +83,69 @@ fn without_repeats_a_value_is_given_once() {
     assert_eq!(once(25, 200), [(30, 5.0), (90, 6.0)]);
     assert_eq!(once(45, 75), [(50, 5.0)]);
     assert_eq!(once(81, 89), []);
+}
+
+/// Four days of a counter, of a gauge that comes and goes, of one that is quiet for days, and of a histogram; the clock is set back
+/// on the third if `is_set_back`.
+fn four_days(store: &mut Store, is_set_back: bool) {
+    const TICK_MS: i64 = 600_000;
+    let kinds = [MetricKind::Counter, MetricKind::Gauge, MetricKind::Gauge, MetricKind::Histogram];
+    let mut histogram = ExponentialHistogram::default();
+    for at in 1..4 * DAY_MS / TICK_MS {
+        let is_back = is_set_back && at > 300;
+        let mut tick = tick(if is_back { (at - 7) * TICK_MS + 1 } else { at * TICK_MS }, vec![], vec![]);
+        if at == 5 {
+            tick.started = (1..).zip(kinds).map(|(id, kind)| started(id, kind, at * TICK_MS - 1)).collect();
+        }
+        let wave = ((at * 7919) % 101) as f64;
+        if at >= 5 && at % 3 != 0 {
+            histogram.record(1.0 + wave, 1.0);
+            tick.samples.push((SeriesId(1), Value::Float((at * 2) as f64)));
+            let is_away = (at / 50) % 3 == 2;
+            tick.samples.push((SeriesId(2), if is_away { Value::stale() } else { Value::Float(wave - 40.0) }));
+            tick.samples.push((SeriesId(4), Value::Histogram(Arc::new(histogram.clone()))));
+        }
+        if at == 6 || at == 500 {
+            tick.samples.push((SeriesId(3), Value::Float(wave)));
+        }
+        store.append(&tick).unwrap();
+    }
+}
+
+#[test]
+fn summaries_of_whole_days_tell_first_least_greatest_and_last() {
+    for is_set_back in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = Store::open(dir.path()).unwrap();
+        four_days(&mut store, is_set_back);
+        store.seal_now();
+        let mut spared = 0;
+        for (name, part) in
+            [("m1", Part::Whole), ("m2", Part::Whole), ("m3", Part::Whole), ("m4", Part::Count), ("m4", Part::Sum)]
+        {
+            for (start, end) in [(0, 32), (0, 24), (1, 25), (8, 16), (9, 32), (8, 23), (20, 21)] {
+                let told = |repeats| {
+                    let (start_ms, end_ms) = (start * DAY_MS / 8, end * DAY_MS / 8 - 1);
+                    let matchers = vec![Matcher::metric(name)];
+                    let selection = Selection { matchers, start_ms, end_ms, repeats, part, samples_max: 10_000 };
+                    let found = store.reader().select(&selection).unwrap().pop();
+                    let samples = found.map_or_else(Vec::new, |series| series.samples);
+                    let numbers: Vec<f64> =
+                        samples.iter().filter_map(|s| s.value.as_float()).filter(|v| !v.is_nan()).collect();
+                    let least = numbers.iter().copied().reduce(f64::min);
+                    (samples.len(), least, numbers.iter().copied().reduce(f64::max), numbers.last().copied())
+                };
+                let (whole, brief) = (told(true), told(false));
+                assert_eq!(
+                    (brief.1, brief.2, brief.3),
+                    (whole.1, whole.2, whole.3),
+                    "{name} {part:?} {start} {end} {is_set_back}"
+                );
+                spared += whole.0 - brief.0;
+            }
+        }
+        assert!(spared > 5_000, "summaries spare samples: {spared}");
+    }
 }
 
 #[test]
@@ -481,18 +544,18 @@ proptest! {
     /// Against the plainest model there is: a map of what each series was at each tick.
     #[test]
     fn property_test_the_store_is_a_map_of_ticks(
-        ticks in prop::collection::vec((1i64..5, prop::collection::vec((1u64..4, prop::option::of(0i32..9)), 0..4), any::<bool>()), 1..12),
+        ticks in prop::collection::vec((1i64..5, prop::collection::vec((1u32..4, prop::option::of(0i32..9)), 0..4), any::<bool>()), 1..12),
         (from, to) in (0i64..40, 0i64..40),
     ) {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::open(dir.path()).unwrap().0;
-        let mut held: BTreeMap<u64, f64> = BTreeMap::new();
+        let mut held: BTreeMap<u32, f64> = BTreeMap::new();
         let mut known = std::collections::BTreeSet::new();
-        let mut model: BTreeMap<u64, BTreeMap<i64, f64>> = BTreeMap::new();
+        let mut model: BTreeMap<u32, BTreeMap<i64, f64>> = BTreeMap::new();
         let mut now = 0;
         for (step, changes, reopen) in ticks {
             now += step;
-            let changes: BTreeMap<u64, Option<i32>> = changes.into_iter().collect();
+            let changes: BTreeMap<u32, Option<i32>> = changes.into_iter().collect();
             let mut tick = tick(now, vec![], vec![]);
             for (id, value) in changes {
                 if known.insert(id) {

@@ -1,11 +1,11 @@
 //! Windows: successive ticks, open in memory or sealed in the file of a day.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use roaring::RoaringBitmap;
-use smallvec::SmallVec;
 
 use super::Part;
 use super::chunk::{self, Summary};
@@ -21,10 +21,66 @@ const WRITTEN: u64 = 2;
 /// A window that claims more ticks is none: two hours at a tick a millisecond.
 const TICKS_MAX: usize = 7_200_000;
 
-/// The series of a window, by their number. A query shares them; one that grows meanwhile is copied.
-pub(super) type Streams = HashMap<u32, Arc<Stream>, RandomState>;
-/// What is short, of a series that is new or quiet, has no memory of its own.
-pub(super) type Stream = SmallVec<[u8; 16]>;
+/// The series of a window, by their number.
+pub(super) type Streams = HashMap<u32, Stream, RandomState>;
+
+/// The bytes of one series in a window. What is short, of a series that is new or quiet, has no memory of its own; what is long a query
+/// shares, and if it grows meanwhile it is copied.
+#[derive(Debug, Clone)]
+pub(super) enum Stream {
+    Short { length: u8, bytes: [u8; SHORT_MAX] },
+    Long(Arc<Vec<u8>>),
+}
+
+/// With this, a stream takes 24 bytes: the zero of a new counter and its first values.
+const SHORT_MAX: usize = 22;
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self::Short { length: 0, bytes: [0; SHORT_MAX] }
+    }
+}
+
+impl Deref for Stream {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Self::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl Stream {
+    fn extend(&mut self, entry: &[u8]) {
+        if let Self::Short { length, bytes } = self {
+            let end = usize::from(*length) + entry.len();
+            if let Some(free) = bytes.get_mut(usize::from(*length)..end) {
+                free.copy_from_slice(entry);
+                *length = end as u8;
+                return;
+            }
+            *self = Self::Long(Arc::new(self.to_vec()));
+        }
+        if let Self::Long(bytes) = self {
+            let bytes = Arc::make_mut(bytes);
+            if bytes.len() + entry.len() > bytes.capacity() {
+                // By half: there are very many of these.
+                bytes.reserve_exact(entry.len().max(bytes.capacity() / 2));
+            }
+            bytes.extend_from_slice(entry);
+        }
+    }
+
+    /// About what it takes in memory, its place in the map counted.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Short { .. } => 40,
+            Self::Long(bytes) => 104 + bytes.capacity(),
+        }
+    }
+}
 
 /// A window that grows, or waits to be sealed.
 #[derive(Debug, Clone, Default)]
@@ -62,14 +118,10 @@ impl OpenWindow {
 
     /// Grows the stream of a series.
     pub(super) fn grow(&mut self, id: u32, entry: &[u8]) {
-        let stream = Arc::make_mut(self.streams.entry(id).or_default());
-        let (is_new, before) = (stream.is_empty(), stream.capacity());
-        if stream.len() + entry.len() > before {
-            // By half: there are very many of these.
-            stream.reserve_exact(entry.len().max(before / 2));
-        }
-        stream.extend_from_slice(entry);
-        self.bytes += stream.capacity() - before + if is_new { 64 } else { 0 };
+        let stream = self.streams.entry(id).or_default();
+        let before = if stream.is_empty() { 0 } else { stream.bytes() };
+        stream.extend(entry);
+        self.bytes += stream.bytes() - before;
     }
 
     /// The samples of one series in the order of time.

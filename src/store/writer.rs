@@ -253,7 +253,7 @@ impl Store {
                 }
             }
         }
-        let next_id = tick.started.iter().map(|started| started.id.0 + 1).max().unwrap_or_default();
+        let next_id = tick.started.iter().map(|started| u64::from(started.id.0) + 1).max().unwrap_or_default();
         let entry = Entry { begins, previous, is_written: false, time_ms, run };
         self.log(entry, changes, rows, next_id)?;
         self.last_tick_ms = Some(time_ms);
@@ -540,7 +540,7 @@ impl Store {
         self.head.commit(&Commit { gone: &gone, ..Commit::default() }, std::iter::empty())?;
         self.shared.index.write().remove(&gone);
         gone.iter().for_each(|id| drop(self.series.remove(id)));
-        Ok(gone.into_iter().map(|id| SeriesId(u64::from(id))).collect())
+        Ok(gone.into_iter().map(SeriesId).collect())
     }
 
     /// The series of ticks with these labels, if there is one of this kind, with the last value that it had.
@@ -564,7 +564,7 @@ impl Store {
             Some(value) => Some(value),
             None => self.head.level(id)?.map(|row| row.value),
         };
-        Ok(Some(KnownSeries { id: SeriesId(u64::from(id)), since_ms: known.start_ms, value }))
+        Ok(Some(KnownSeries { id: SeriesId(id), since_ms: known.start_ms, value }))
     }
 
     /// Whether any series has this name.
@@ -724,7 +724,7 @@ impl Replay {
                     value.is_stale() || value.as_histogram().is_some() == (kind == MetricKind::Histogram)
                 };
                 Some(RestoredSeries {
-                    id: SeriesId(u64::from(*id)),
+                    id: SeriesId(*id),
                     labels: known.labels.clone(),
                     kind,
                     start_ms: known.start_ms,
@@ -734,7 +734,11 @@ impl Replay {
             })
             .collect();
         series.sort_by_key(|series| series.id);
-        Restored { last_tick_ms: self.last_tick_ms, next_id: head.state.next_id, series }
+        Restored {
+            last_tick_ms: self.last_tick_ms,
+            next_id: u32::try_from(head.state.next_id).unwrap_or(u32::MAX),
+            series,
+        }
     }
 }
 
@@ -884,7 +888,7 @@ fn known(row: super::head::SeriesRow) -> Known {
 }
 
 fn number_of(id: SeriesId) -> Result<u32, StoreError> {
-    u32::try_from(id.0).map_err(|_| StoreError::TooManySeries)
+    if id.0 < FIRST_WRITTEN { Ok(id.0) } else { Err(StoreError::TooManySeries) }
 }
 
 fn same(a: &Value, b: &Value) -> bool {

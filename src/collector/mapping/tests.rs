@@ -520,7 +520,7 @@ fn intake(file: &str) -> Intake {
 }
 
 /// What changed by a tick, as text and in the order of their places.
-fn tick(intake: &Intake, names: &mut BTreeMap<u64, String>, timestamp_ms: i64) -> Vec<String> {
+fn tick(intake: &Intake, names: &mut BTreeMap<u32, String>, timestamp_ms: i64) -> Vec<String> {
     let mut state = intake.lock();
     let IntakeState { registry, senders, .. } = &mut *state;
     registry.end_gauges(senders, timestamp_ms);
