@@ -109,7 +109,7 @@ impl<'a> Evaluator<'a> {
 
     /// The value of a scalar or vector node at every step.
     pub(super) fn eval(&self, node: &Node, grid: &Grid) -> Result<Operand, QueryError> {
-        self.check_deadline()?;
+        self.look_at_clock()?;
         let before = self.held.get();
         let operand = self.eval_node(node, grid)?;
         // The operands that this one was made of are gone by now.
@@ -244,6 +244,7 @@ impl<'a> Evaluator<'a> {
                 let windows = Windows { range_ms: subquery.range_ms, ends, reach: Reach::Within, lookback_ms: 0 };
                 let Some((inner, series)) = self.subquery(subquery, &windows)? else { return Ok(()) };
                 series.into_iter().try_for_each(|s| {
+                    self.look_at_clock()?;
                     visit(windows, SelectedSeries { labels: s.labels, samples: inner.samples(s.values) })
                 })
             }
@@ -264,6 +265,7 @@ impl<'a> Evaluator<'a> {
         let inner = Grid::new(start_ms, ends.end_ms(), step_ms)?;
         self.check_room(inner.steps)?;
         let series = self.eval_vector(&subquery.inner, &inner)?;
+        self.look_at_clock()?;
         Ok(Some((inner, series)))
     }
 
@@ -346,7 +348,12 @@ impl<'a> Evaluator<'a> {
         const EVERY: u32 = 64;
         let asked = self.asked.get();
         self.asked.set(asked.wrapping_add(1));
-        match self.deadline.filter(|_| asked.is_multiple_of(EVERY)) {
+        if asked.is_multiple_of(EVERY) { self.look_at_clock() } else { Ok(()) }
+    }
+
+    /// As [`Evaluator::check_deadline`], before work on very many values.
+    pub(super) fn look_at_clock(&self) -> Result<(), QueryError> {
+        match self.deadline {
             Some(deadline) if Instant::now() >= deadline => Err(QueryError::Timeout),
             _ => Ok(()),
         }

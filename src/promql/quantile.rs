@@ -22,14 +22,14 @@ pub(super) fn of_values(q: f64, values: &mut [f64]) -> f64 {
     if q > 1.0 {
         return f64::INFINITY;
     }
-    values.sort_by(|a, b| b.is_nan().cmp(&a.is_nan()).then(a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal)));
-    let last = (values.len() - 1) as f64;
-    let rank = q * last;
-    let lower = rank.floor().max(0.0);
-    let upper = (lower + 1.0).min(last);
+    let order =
+        |a: &f64, b: &f64| b.is_nan().cmp(&a.is_nan()).then(a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
+    let rank = q * (values.len() - 1) as f64;
     let weight = rank - rank.floor();
-    let value = |rank: f64| values.get(rank as usize).copied().unwrap_or(f64::NAN);
-    value(lower) * (1.0 - weight) + value(upper) * weight
+    // Not sorted: a window may have millions of values.
+    let (_, lower, above) = values.select_nth_unstable_by(rank as usize, order);
+    let upper = above.iter().copied().min_by(order).unwrap_or(*lower);
+    *lower * (1.0 - weight) + upper * weight
 }
 
 /// The `q`-quantile of classic buckets, interpolated linearly within a bucket, and whether a count had to be raised to the
