@@ -14,9 +14,21 @@ pub use rows::{ApiRow, Status, WINDOW, apis};
 pub use table::{Table, age, milliseconds, printable, table_of};
 
 /// Anything that answers instant PromQL queries, now.
-pub trait Ask {
+pub trait Ask: Sync {
     /// The newest value of each series that `expr` gives.
     fn ask(&self, expr: &str) -> Result<Vec<Answer>, AskError>;
+}
+
+/// The answers to all of `exprs`, asked at once: whoever is far away is waited for once.
+fn ask_all<const N: usize>(source: &dyn Ask, exprs: &[String; N]) -> Result<[Vec<Answer>; N], AskError> {
+    let mut answers = std::array::from_fn(|_| Vec::new());
+    std::thread::scope(|scope| {
+        let asked = exprs.each_ref().map(|expr| scope.spawn(|| source.ask(expr)));
+        for (answer, thread) in answers.iter_mut().zip(asked) {
+            *answer = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Ok(answers)
+    })
 }
 
 /// One series of an answer.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Answer, Ask, AskError};
+use super::{Answer, Ask, AskError, ask_all};
 use crate::model::{Labels, METRIC_NAME};
 
 /// The window of counts and of the average, as PromQL writes it.
@@ -74,30 +74,30 @@ struct Replica {
 /// The rows of all APIs, or of one, sorted by name. `now` is in seconds since the Unix epoch.
 pub fn apis(source: &dyn Ask, now: f64, api_name: Option<&str>) -> Result<Vec<ApiRow>, AskError> {
     let only = api_name.map_or_else(String::new, |name| format!("{{api_name={}}}", quote(name)));
-    let grown = |name: &str| -> Result<Vec<(Labels, f64)>, AskError> {
-        let last = source.ask(&format!("last_over_time({name}{only}[{WINDOW}])"))?;
-        let lowest = source.ask(&format!("min_over_time({name}{only}[{WINDOW}])"))?;
-        let levels: BTreeMap<Labels, f64> =
-            lowest.into_iter().map(|a| (a.labels.without_name(), a.value.float())).collect();
-        let growth = |answer: Answer| {
-            let labels = answer.labels.without_name();
-            let from = levels.get(&labels).copied().unwrap_or(0.0);
-            (labels, answer.value.float() - from)
-        };
-        Ok(last.into_iter().map(growth).collect())
-    };
-    let requests = grown("cortex_api_requests_total")?;
-    let sums = total_by_api(grown("cortex_api_request_duration_seconds_sum")?);
-    let counts = total_by_api(grown("cortex_api_request_duration_seconds_count")?);
-    let live = replicas(now, source.ask(&format!("cortex_api_replica_start_timestamp_seconds{only}"))?);
-    let known = replicas(
-        now,
-        source.ask(&format!("last_over_time(cortex_api_replica_start_timestamp_seconds{only}[{WINDOW}])"))?,
-    );
-    let wanted = source.ask(&format!("cortex_api_replicas_requested{only}"))?;
+    let last = |name: &str| format!("last_over_time({name}{only}[{WINDOW}])");
+    let lowest = |name: &str| format!("min_over_time({name}{only}[{WINDOW}])");
+    let [requests, lowest_requests, sums, lowest_sums, counts, lowest_counts, live, known, wanted, info, known_info] =
+        ask_all(
+            source,
+            &[
+                last("cortex_api_requests_total"),
+                lowest("cortex_api_requests_total"),
+                last("cortex_api_request_duration_seconds_sum"),
+                lowest("cortex_api_request_duration_seconds_sum"),
+                last("cortex_api_request_duration_seconds_count"),
+                lowest("cortex_api_request_duration_seconds_count"),
+                format!("cortex_api_replica_start_timestamp_seconds{only}"),
+                last("cortex_api_replica_start_timestamp_seconds"),
+                format!("cortex_api_replicas_requested{only}"),
+                format!("cortex_api_info{only}"),
+                last("cortex_api_info"),
+            ],
+        )?;
+    let requests = grown(requests, lowest_requests);
+    let (sums, counts) = (total_by_api(grown(sums, lowest_sums)), total_by_api(grown(counts, lowest_counts)));
+    let (live, known) = (replicas(now, live), replicas(now, known));
     // The replica that lives first; where it answered if none does.
-    let mut info = source.ask(&format!("cortex_api_info{only}"))?;
-    info.extend(source.ask(&format!("last_over_time(cortex_api_info{only}[{WINDOW}])"))?);
+    let info = [info, known_info].concat();
 
     let mut responses: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
     for (labels, count) in requests {
@@ -156,6 +156,18 @@ pub(super) fn quote(text: &str) -> String {
     }
     quoted.push('"');
     quoted
+}
+
+/// What each series grew by since it was lowest.
+fn grown(last: Vec<Answer>, lowest: Vec<Answer>) -> Vec<(Labels, f64)> {
+    let levels: BTreeMap<Labels, f64> =
+        lowest.into_iter().map(|answer| (answer.labels.without_name(), answer.value.float())).collect();
+    let growth = |answer: Answer| {
+        let labels = answer.labels.without_name();
+        let from = levels.get(&labels).copied().unwrap_or(0.0);
+        (labels, answer.value.float() - from)
+    };
+    last.into_iter().map(growth).collect()
 }
 
 fn total_by_api(series: Vec<(Labels, f64)>) -> BTreeMap<String, f64> {
