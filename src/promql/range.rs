@@ -53,6 +53,8 @@ pub(super) struct Call<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Window<'a> {
     pub(super) samples: &'a [Sample],
+    /// Whether that is known of the whole series, so that no window need be looked through.
+    pub(super) has_only_floats: bool,
     /// The window is open here…
     pub(super) start_ms: i64,
     /// … and closed here.
@@ -173,11 +175,12 @@ impl<'a> Window<'a> {
     }
 
     pub(super) fn is_all_floats(self) -> bool {
-        self.samples.iter().all(|s| s.value.as_float().is_some())
+        self.has_only_floats || self.samples.iter().all(|s| s.value.as_float().is_some())
     }
 
     pub(super) fn is_all_histograms(self) -> bool {
-        self.samples.iter().all(|s| s.value.as_histogram().is_some())
+        (!self.has_only_floats || self.samples.is_empty())
+            && self.samples.iter().all(|s| s.value.as_histogram().is_some())
     }
 
     fn float_samples(self) -> impl Iterator<Item = (i64, f64)> + 'a {
@@ -273,6 +276,7 @@ fn slide(
 ) -> Result<(Vec<Option<Value>>, Notes), QueryError> {
     // With `@` all windows are one; other arguments, or the time of the step, may still differ.
     let steps = if call.params.is_empty() { windows.ends.steps } else { grid.steps };
+    let has_only_floats = samples.iter().all(|sample| sample.value.as_float().is_some());
     let (mut from, mut to) = (0, 0);
     let mut values = Vec::with_capacity(grid.steps);
     let mut notes = Notes::default();
@@ -298,7 +302,7 @@ fn slide(
         }
         let param = |at: usize| call.params.get(at).and_then(|p| p.get(step)).copied().unwrap_or(f64::NAN);
         let params = [param(0), param(1)];
-        let window = Window { samples: inside, start_ms, end_ms, now_ms: grid.time(step), params };
+        let window = Window { samples: inside, has_only_floats, start_ms, end_ms, now_ms: grid.time(step), params };
         let value = match windows.reach {
             Reach::Within => call.function.apply(window, &mut notes)?,
             reach => extended::apply(call.function, window, reach)?,

@@ -57,14 +57,16 @@ pub(super) fn extrapolated(window: Window<'_>, is_counter: bool, is_rate: bool) 
 }
 
 fn float_growth(window: Window<'_>, is_counter: bool) -> Option<f64> {
-    let mut growth = window.floats().last()? - window.floats().next()?;
-    if is_counter {
-        let lost = window.floats().zip(window.floats().skip(1)).filter(|(earlier, later)| later < earlier);
-        for (before_reset, _) in lost {
-            growth += before_reset;
+    let mut floats = window.floats();
+    let first = floats.next()?;
+    let (mut last, mut before_resets) = (first, 0.0);
+    for next in floats {
+        if is_counter && next < last {
+            before_resets += last;
         }
+        last = next;
     }
-    Some(growth)
+    Some(last - first + before_resets)
 }
 
 fn histogram_growth(window: Window<'_>, is_counter: bool) -> Option<ExponentialHistogram> {

@@ -443,21 +443,29 @@ impl Fill<'_> {
         let to = ticks.partition_point(|tick| *tick <= end);
         // A value that is given once is given at the first tick, or it is a change.
         let to = if self.selection.repeats { to } else { to.min(from + 1) };
-        let mut changes = changes.into_iter().peekable();
-        for tick in ticks.get(from..to).unwrap_or_default() {
-            while let Some(change) = changes.next_if(|change| change.timestamp_ms < *tick) {
-                self.change(change)?;
-            }
-            if let Some(change) = changes.next_if(|change| change.timestamp_ms == *tick) {
-                self.change(change)?;
-            } else if let Some(held) = &self.held
-                && (self.selection.repeats || self.samples.is_empty())
-            {
-                let value = held.clone();
-                self.push(Sample { timestamp_ms: *tick, value })?;
-            }
+        let mut ticks = ticks.get(from..to).unwrap_or_default();
+        self.samples.reserve(ticks.len());
+        for change in changes {
+            let before = ticks.iter().take_while(|tick| **tick < change.timestamp_ms).count();
+            let (held, rest) = ticks.split_at(before);
+            self.hold(held)?;
+            ticks = if rest.first() == Some(&change.timestamp_ms) { rest.get(1..).unwrap_or_default() } else { rest };
+            self.change(change)?;
         }
-        changes.try_for_each(|change| self.change(change))
+        self.hold(ticks)
+    }
+
+    /// What is held, at ticks without a change.
+    fn hold(&mut self, ticks: &[i64]) -> Result<(), StoreError> {
+        let Some(held) = &self.held else { return Ok(()) };
+        if ticks.is_empty() || !(self.selection.repeats || self.samples.is_empty()) {
+            return Ok(());
+        }
+        if self.samples.len() + ticks.len() > self.selection.samples_max {
+            return Err(StoreError::TooManySamples(self.selection.samples_max));
+        }
+        self.samples.extend(ticks.iter().map(|tick| Sample { timestamp_ms: *tick, value: held.clone() }));
+        Ok(())
     }
 
     fn change(&mut self, change: Sample) -> Result<(), StoreError> {
