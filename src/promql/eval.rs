@@ -234,8 +234,12 @@ impl<'a> Evaluator<'a> {
                 // A value that stands once is in the first window; further windows would miss it.
                 let repeats = need_repeats || windows.ends.steps > 1 || selector.reach != Reach::Within;
                 self.for_each(selector, *range_ms, &windows.ends, repeats, &mut |mut series| {
-                    series.samples.retain(|sample| !sample.value.is_stale());
-                    self.check_room(cost(&series.samples))?;
+                    let mut size = 0;
+                    series.samples.retain(|sample| {
+                        size += weight(&sample.value);
+                        !sample.value.is_stale()
+                    });
+                    self.check_room(size)?;
                     visit(windows, series)
                 })
             }

@@ -55,6 +55,8 @@ pub(super) struct Window<'a> {
     pub(super) samples: &'a [Sample],
     /// Whether that is known of the whole series, so that no window need be looked through.
     pub(super) has_only_floats: bool,
+    /// Where among `samples` a float is less than the one before it, and that one, if the whole series was looked through.
+    pub(super) falls: Option<&'a [(usize, f64)]>,
     /// The window is open here…
     pub(super) start_ms: i64,
     /// … and closed here.
@@ -277,6 +279,8 @@ fn slide(
     // With `@` all windows are one; other arguments, or the time of the step, may still differ.
     let steps = if call.params.is_empty() { windows.ends.steps } else { grid.steps };
     let has_only_floats = samples.iter().all(|sample| sample.value.as_float().is_some());
+    let needs_falls = has_only_floats && matches!(call.function, WindowFunction::Rate | WindowFunction::Increase);
+    let falls = needs_falls.then(|| falls(samples));
     let (mut from, mut to) = (0, 0);
     let mut values = Vec::with_capacity(grid.steps);
     let mut notes = Notes::default();
@@ -302,7 +306,13 @@ fn slide(
         }
         let param = |at: usize| call.params.get(at).and_then(|p| p.get(step)).copied().unwrap_or(f64::NAN);
         let params = [param(0), param(1)];
-        let window = Window { samples: inside, has_only_floats, start_ms, end_ms, now_ms: grid.time(step), params };
+        let falls = falls.as_deref().map(|falls| {
+            let first = falls.partition_point(|(at, _)| *at <= from);
+            let end = falls.partition_point(|(at, _)| *at < to);
+            falls.get(first..end).unwrap_or_default()
+        });
+        let window =
+            Window { samples: inside, has_only_floats, falls, start_ms, end_ms, now_ms: grid.time(step), params };
         let value = match windows.reach {
             Reach::Within => call.function.apply(window, &mut notes)?,
             reach => extended::apply(call.function, window, reach)?,
@@ -319,6 +329,19 @@ fn slide(
     }
     repeat_single(&mut values, grid.steps);
     Ok((values, notes))
+}
+
+/// Where a float is less than the one before it, and that one.
+fn falls(samples: &[Sample]) -> Vec<(usize, f64)> {
+    let mut falls = Vec::new();
+    let mut last = f64::NAN;
+    for (at, value) in samples.iter().map(|sample| sample.value.as_float().unwrap_or(f64::NAN)).enumerate() {
+        if value < last {
+            falls.push((at, last));
+        }
+        last = value;
+    }
+    falls
 }
 
 fn annotate(evaluator: &Evaluator<'_>, call: &Call<'_>, notes: Notes, name: &str, are_gauges: bool) {

@@ -57,6 +57,10 @@ pub(super) fn extrapolated(window: Window<'_>, is_counter: bool, is_rate: bool) 
 }
 
 fn float_growth(window: Window<'_>, is_counter: bool) -> Option<f64> {
+    if let Some(falls) = window.falls {
+        let (first, last) = (window.samples.first()?.value.as_float()?, window.samples.last()?.value.as_float()?);
+        return Some(falls.iter().fold(last - first, |growth, (_, before)| growth + before));
+    }
     let mut floats = window.floats();
     let first = floats.next()?;
     let (mut last, mut before_resets) = (first, 0.0);

@@ -254,6 +254,15 @@ struct Run {
     days: BTreeMap<usize, WholeDay>,
 }
 
+impl Run {
+    /// About how many samples a series has here, if each value is to stand at every tick.
+    fn ticks(&self, selection: &Selection) -> usize {
+        let sources = self.sources.get(self.range.clone()).unwrap_or_default();
+        let ticks: usize = sources.iter().map(|source| source.ticks().len()).sum();
+        if selection.repeats { ticks.min(selection.samples_max) } else { 0 }
+    }
+}
+
 /// All windows of ticks on one day, none of them damaged.
 struct WholeDay {
     day: i64,
@@ -339,7 +348,7 @@ impl Snapshot {
         let mut parts: Vec<Vec<Sample>> = Vec::new();
         for id in ids {
             for run in &self.runs {
-                let mut fill = Fill { selection, samples: Vec::new(), held: None };
+                let mut fill = Fill { selection, samples: Vec::with_capacity(run.ticks(selection)), held: None };
                 read_run(files, *id, run, &mut fill)?;
                 parts.push(fill.samples);
             }
@@ -357,6 +366,9 @@ impl Snapshot {
         }
         if samples.len() > selection.samples_max {
             return Err(StoreError::TooManySamples(selection.samples_max));
+        }
+        if samples.capacity() / 2 > samples.len() {
+            samples.shrink_to_fit(); // whoever is visited may keep it
         }
         Ok(samples)
     }
@@ -444,7 +456,6 @@ impl Fill<'_> {
         // A value that is given once is given at the first tick, or it is a change.
         let to = if self.selection.repeats { to } else { to.min(from + 1) };
         let mut ticks = ticks.get(from..to).unwrap_or_default();
-        self.samples.reserve(ticks.len());
         for change in changes {
             let before = ticks.iter().take_while(|tick| **tick < change.timestamp_ms).count();
             let (held, rest) = ticks.split_at(before);
