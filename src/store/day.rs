@@ -19,6 +19,10 @@ const COUNT: i64 = 1;
 /// So many chunks go into one transaction: readers never wait for more.
 const CHUNKS_PER_TRANSACTION: usize = 2048;
 
+/// What the name of a file ends with that is being made, and of one that is made of what is left of a damaged one.
+const NEW: &str = ".new";
+const SALVAGE: &str = ".salvage";
+
 /// No day that milliseconds in 64 bits can tell has a longer name.
 const NAME_MAX: usize = 18;
 
@@ -83,19 +87,43 @@ pub(super) struct Lost {
 }
 
 impl Day {
-    /// Opens the file of a day, and makes it if it is missing.
+    /// Opens the file of a day, and makes it if it is missing. It gets its name when it is whole: one that is empty was cut.
     pub(super) fn open(dir: &Path, day: i64) -> Result<Self, StoreError> {
-        Self::open_at(&path_of(dir, day), day)
+        let path = path_of(dir, day);
+        if !path.exists() {
+            let new = with_suffix(&path, NEW);
+            remove_with_journal(&new)?;
+            drop(Self::make(&new, day)?);
+            rename(&new, &path)?;
+        }
+        if std::fs::metadata(&path).is_ok_and(|meta| meta.len() == 0) {
+            return Err(StoreError::Damaged { path, what: "it is empty".to_owned() });
+        }
+        let database = Database::open(&path, &schema(&TABLES))?;
+        Ok(Self { day, database })
     }
 
-    fn open_at(path: &Path, day: i64) -> Result<Self, StoreError> {
-        let database = Database::open(path, &schema(&TABLES))?;
-        let this = Self { day, database };
-        if this.count()?.is_none() {
-            // Just made; if not, the row was lost, and `windows` finds that there are more than none.
-            this.database.transaction(|| this.put_count(0))?;
-        }
+    fn make(path: &Path, day: i64) -> Result<Self, StoreError> {
+        let this = Self { day, database: Database::open(path, &schema(&TABLES))? };
+        this.database.transaction(|| this.put_count(0))?;
         Ok(this)
+    }
+
+    /// What a crash left half done: a file that was being made goes; one that was salvaged, and whose damaged one is aside
+    /// already, gets its name.
+    pub(super) fn end_what_was_begun(dir: &Path) -> Result<(), StoreError> {
+        let at = |source| StoreError::Directory { path: dir.to_owned(), source };
+        for entry in std::fs::read_dir(dir).map_err(at)? {
+            let path = entry.map_err(at)?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            if name.strip_suffix(NEW).is_some_and(|name| day_of_name(name).is_some()) {
+                remove_with_journal(&path)?;
+            } else if let Some(day) = name.strip_suffix(SALVAGE).filter(|name| day_of_name(name).is_some()) {
+                let whole = dir.join(day);
+                if whole.exists() { remove_with_journal(&path)? } else { rename(&path, &whole)? }
+            }
+        }
+        Ok(())
     }
 
     /// Opens the file of a day for reading.
@@ -237,11 +265,11 @@ impl Day {
         row: impl Fn(u32) -> Option<SeriesRow>,
     ) -> Result<(PathBuf, Lost), StoreError> {
         let path = path_of(dir, day);
-        let fresh = dir.join(format!("{}.salvage", path.file_name().unwrap_or_default().to_string_lossy()));
-        remove_if_there(&fresh)?;
+        let fresh = with_suffix(&path, SALVAGE);
+        remove_with_journal(&fresh)?;
         let lost = Self::copy_what_is_left(&path, &fresh, day, row)?;
         let aside = set_aside(&path)?;
-        std::fs::rename(&fresh, &path).map_err(|source| StoreError::Directory { path, source })?;
+        rename(&fresh, &path)?;
         Ok((aside, lost))
     }
 
@@ -251,7 +279,7 @@ impl Day {
         day: i64,
         row: impl Fn(u32) -> Option<SeriesRow>,
     ) -> Result<Lost, StoreError> {
-        let target = Self::open_at(fresh, day)?;
+        let target = Self::make(fresh, day)?;
         let mut lost = Lost::default();
         let Ok(database) = Database::open_to_read(path) else { return Ok(lost) };
         let source = Self { day, database };
@@ -305,6 +333,26 @@ fn take_summaries(mut content: &[u8]) -> Option<Vec<(u32, Summary)>> {
         summaries.push((number, Summary::take(&mut content)?));
     }
     summaries.is_sorted_by(|a, b| a.0 < b.0).then_some(summaries)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(suffix);
+    name.into()
+}
+
+/// Gives a file that nobody has open its name; its journal is empty.
+fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
+    remove_if_there(&with_suffix(from, "-journal"))?;
+    let at = |source| StoreError::Directory { path: to.to_owned(), source };
+    std::fs::rename(from, to).map_err(at)?;
+    // What is in the file may be nowhere else: its name must survive as well.
+    std::fs::File::open(to.parent().unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()).map_err(at)
+}
+
+fn remove_with_journal(path: &Path) -> Result<(), StoreError> {
+    remove_if_there(&with_suffix(path, "-journal"))?;
+    remove_if_there(path)
 }
 
 fn remove_if_there(path: &Path) -> Result<(), StoreError> {

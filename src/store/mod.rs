@@ -10,6 +10,8 @@ mod columns;
 mod day;
 mod file;
 mod head;
+#[cfg(test)]
+mod mishaps;
 mod reader;
 mod sealer;
 mod shared;

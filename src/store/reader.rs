@@ -15,6 +15,8 @@ use crate::model::{Labels, METRIC_NAME, Sample, Value};
 /// So many series, or so many samples, are read before they are visited, and the files are free in between.
 const SERIES_AT_ONCE: usize = 64;
 const SAMPLES_AT_ONCE: usize = 1 << 16;
+/// So many damaged files a query waits for; more, only somebody makes who changes them all the time.
+const MENDS_MAX: usize = 10_000;
 
 /// Reads a store that another part of this process writes. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -82,15 +84,15 @@ impl Select for Reader {
         }
         let mut files = Files::new(&self.shared);
         let mut snapshot = self.snapshot(&groups, selection);
-        let (mut read, mut held) = (Vec::new(), 0);
+        let (mut read, mut held, mut mends) = (Vec::new(), 0, 0);
         for group in &groups {
             let samples = loop {
                 match snapshot.samples(&mut files, &group.ids, selection) {
-                    Err(StoreError::Damaged { what, .. }) if files.last.is_some() => {
+                    Err(StoreError::Damaged { what, .. }) if files.last.is_some() && mends < MENDS_MAX => {
                         // Once for each file: what is left of it is sound.
                         let day = files.last.unwrap_or_default();
-                        files.open.clear();
-                        files.summaries = None;
+                        mends += 1;
+                        files = Files::new(&self.shared);
                         self.shared.salvage_found(day, &what)?;
                         snapshot = self.snapshot(&groups, selection);
                     }
@@ -118,6 +120,8 @@ impl Select for Reader {
 /// The files that a query has open.
 struct Files<'a> {
     shared: &'a Shared,
+    /// [`Shared::forgotten`] when this began: what was opened before another file came in its place is not given back.
+    began: u64,
     open: BTreeMap<i64, Option<Day>>,
     /// The day whose file was read last.
     last: Option<i64>,
@@ -127,7 +131,7 @@ struct Files<'a> {
 
 impl<'a> Files<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, open: BTreeMap::new(), last: None, summaries: None }
+        Self { shared, began: shared.forgotten(), open: BTreeMap::new(), last: None, summaries: None }
     }
 
     /// Lets the sealer write, for as long as it takes whoever is visited.
@@ -166,7 +170,9 @@ impl Files<'_> {
 
 impl Drop for Files<'_> {
     fn drop(&mut self) {
-        std::mem::take(&mut self.open).into_values().flatten().for_each(|day| self.shared.give_back(day));
+        if self.shared.forgotten() == self.began {
+            std::mem::take(&mut self.open).into_values().flatten().for_each(|day| self.shared.give_back(day));
+        }
     }
 }
 

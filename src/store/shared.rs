@@ -107,6 +107,8 @@ pub(super) struct Shared {
     idle: Mutex<BTreeMap<i64, Vec<Day>>>,
     /// Summaries that were asked for lately: `cortex get` asks for the same ones again and again.
     summaries: Mutex<SummariesOfDays>,
+    /// How often a file was no longer what it had been.
+    forgotten: AtomicU64,
     /// How many files were damaged since the start.
     damaged: AtomicU64,
     /// Why the newest window could not be sealed; `None` while all is well.
@@ -122,6 +124,7 @@ impl Shared {
             writing: Mutex::default(),
             idle: Mutex::default(),
             summaries: Mutex::default(),
+            forgotten: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
             sealing_error: Mutex::default(),
         }
@@ -140,6 +143,11 @@ impl Shared {
             return Ok(None);
         }
         Day::open_to_read(&self.dir, day).map(Some)
+    }
+
+    /// How often a file was no longer what it had been.
+    pub(super) fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Acquire)
     }
 
     /// Takes back a connection.
@@ -169,6 +177,8 @@ impl Shared {
 
     /// The file of a day is no longer what it was.
     pub(super) fn forget_day(&self, day: i64) {
+        // Release: whoever sees it gives no connection back that was opened before.
+        self.forgotten.fetch_add(1, Ordering::Release);
         self.idle.lock().remove(&day);
         self.summaries.lock().retain(|(of, _), _| *of != day);
     }
@@ -195,7 +205,7 @@ impl Shared {
         Ok(())
     }
 
-    /// As [`Shared::salvage`], for a reader that came upon the damage with the connection `found`: nothing if another reader was faster.
+    /// As [`Shared::salvage`], for a reader that came upon the damage.
     pub(super) fn salvage_found(&self, day: i64, what: &str) -> Result<(), StoreError> {
         let _writing = self.writing();
         self.forget_day(day);
@@ -205,6 +215,12 @@ impl Shared {
         };
         match is_damaged {
             Err(StoreError::Damaged { .. }) => self.salvage(day, what),
+            // Another reader was faster, or somebody put another file there.
+            Ok(()) => {
+                let windows = Day::open(&self.dir, day)?.windows()?;
+                self.windows.write().replace_day(day, windows);
+                Ok(())
+            }
             other => other,
         }
     }

@@ -9,11 +9,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::ExponentialHistogram;
 
-fn labels(name: &str) -> Labels {
+pub(super) fn labels(name: &str) -> Labels {
     Labels::from_pairs([(METRIC_NAME, name), ("model", "v1")])
 }
 
-fn started(id: u32, kind: MetricKind, start_ms: i64) -> StartedSeries {
+pub(super) fn started(id: u32, kind: MetricKind, start_ms: i64) -> StartedSeries {
     StartedSeries {
         id: SeriesId(id),
         labels: labels(&format!("m{id}")),
@@ -24,7 +24,7 @@ fn started(id: u32, kind: MetricKind, start_ms: i64) -> StartedSeries {
     }
 }
 
-fn select(store: &Store, name: &str, start_ms: i64, end_ms: i64) -> Vec<(i64, Value)> {
+pub(super) fn select(store: &Store, name: &str, start_ms: i64, end_ms: i64) -> Vec<(i64, Value)> {
     let selection = Selection {
         matchers: vec![Matcher::metric(name)],
         start_ms,
@@ -38,11 +38,11 @@ fn select(store: &Store, name: &str, start_ms: i64, end_ms: i64) -> Vec<(i64, Va
     series.pop().map_or(Vec::new(), |s| s.samples.into_iter().map(|s| (s.timestamp_ms, s.value)).collect())
 }
 
-fn floats(samples: &[(i64, Value)]) -> Vec<(i64, f64)> {
+pub(super) fn floats(samples: &[(i64, Value)]) -> Vec<(i64, f64)> {
     samples.iter().map(|(t, v)| (*t, if v.is_stale() { -1.0 } else { v.as_float().unwrap() })).collect()
 }
 
-fn tick(timestamp_ms: i64, started: Vec<StartedSeries>, samples: Vec<(u32, Value)>) -> Tick {
+pub(super) fn tick(timestamp_ms: i64, started: Vec<StartedSeries>, samples: Vec<(u32, Value)>) -> Tick {
     let samples = samples.into_iter().map(|(id, value)| (SeriesId(id), value)).collect();
     Tick { timestamp_ms, started, samples, ..Tick::default() }
 }
@@ -211,16 +211,16 @@ fn a_directory_belongs_to_one_collector_and_only_to_us() {
     assert!(message.contains("cannot write"), "{message}");
 }
 
-const DAY_MS: i64 = 86_400_000;
+pub(super) const DAY_MS: i64 = 86_400_000;
 
 /// Ticks every ten minutes from `from` to before `to`, in which series 1 counts the tens of minutes.
-fn run(store: &mut Store, from: i64, to: i64) {
+pub(super) fn run(store: &mut Store, from: i64, to: i64) {
     for at in (from..to).step_by(600_000) {
         store.append(&tick(at, vec![], vec![(1, Value::Float((at / 600_000) as f64))])).unwrap();
     }
 }
 
-fn names(dir: &Path) -> Vec<String> {
+pub(super) fn names(dir: &Path) -> Vec<String> {
     let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = files.filter(|name| name.contains(".db") && !name.ends_with("-journal")).collect();
     names.sort();
@@ -325,7 +325,7 @@ fn a_copy_taken_in_the_middle_opens_with_every_committed_tick() {
 }
 
 /// Two days of one counter, sealed, and what is read of them.
-fn two_days(dir: &Path) -> Vec<(i64, f64)> {
+pub(super) fn two_days(dir: &Path) -> Vec<(i64, f64)> {
     let (mut store, _) = Store::open(dir).unwrap();
     store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(0.0))])).unwrap();
     run(&mut store, 600_000, DAY_MS + DAY_MS / 2);

@@ -15,7 +15,7 @@ use super::reader::Reader;
 use super::sealer::{Done, Job, Sealer};
 use super::shared::{Known, Shared};
 use super::stream::{At, Cursor};
-use super::window::{DAY_MS, Level, day_of, slot_of};
+use super::window::{DAY_MS, Level, SealedWindow, day_of, slot_of};
 use super::{
     Known as KnownSeries, Part, Restored, RestoredSeries, StartedSeries, StoreError, Tick, Written, WrittenSeries,
 };
@@ -62,6 +62,8 @@ pub struct Store {
     next_written: u32,
     /// Levels of windows that are in the files: to be written, and then the log is sealed up to there.
     settling: VecDeque<(VecDeque<Level>, u64)>,
+    /// The windows were completed, and the log does not say so yet.
+    has_rolled: bool,
     /// Held as long as the store is open.
     _lock: File,
 }
@@ -93,13 +95,7 @@ impl Store {
             move |source| StoreError::Directory { path, source }
         };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
-        let lock_path = dir.join("lock");
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => StoreError::Locked { path: dir.to_owned() },
-            TryLockError::Error(source) => StoreError::Directory { path: lock_path, source },
-        })?;
+        let lock = lock(dir)?;
         let first_version = dir.join(FIRST_VERSION);
         if first_version.exists() {
             return Err(StoreError::Older {
@@ -116,34 +112,43 @@ impl Store {
             log.push((sequence, content.to_vec()));
             Some(())
         });
-        let (mut head, mut loaded, is_salvaged) = match opened {
-            Ok((head, loaded)) => (head, loaded, false),
-            Err(StoreError::Damaged { path, what }) => {
-                let (head, mut loaded, aside) = Head::salvage(dir)?;
-                shared.count_damage();
-                let next = loaded.state.sealed + 1;
-                log = (next..).zip(std::mem::take(&mut loaded.log)).collect();
-                tracing::error!(
-                    file = %path.display(),
-                    kept_as = %aside.display(),
-                    series = loaded.series.len(),
-                    ticks = log.len(),
-                    what,
-                    "the head of the store is damaged: it is set aside, what can be read of it is kept"
-                );
-                (head, loaded, true)
-            }
+        let (head, mut loaded, mut damage) = match opened {
+            Ok((head, loaded)) => (Some(head), loaded, None),
+            Err(StoreError::Damaged { what, .. }) => (None, Loaded::default(), Some(what)),
             Err(other) => return Err(other),
         };
         // What a day's series are is known before its file may have to be salvaged.
         for (id, row) in &loaded.series {
             shared.index.write().insert(*id, known(row.clone()));
         }
-        // What is sealed again is still in the log: all of it, unless the head was damaged.
-        open_days(&shared, (!is_salvaged).then_some(loaded.state.sealed))?;
-        if is_salvaged {
-            log = rebuild(&shared, &mut loaded, &mut head, log)?;
+        open_days(&shared)?;
+        let newest = shared.windows.read().sealed.iter().map(|window| window.last_sequence).max().unwrap_or_default();
+        if damage.is_none() && newest > loaded.state.last {
+            damage = Some("it is older than what is in the files of the days, or was lost".to_owned());
         }
+        let head = match (head, damage) {
+            (Some(head), None) => {
+                remove_unsealed(&shared, loaded.state.sealed)?;
+                head
+            }
+            (damaged, what) => {
+                drop(damaged);
+                let (mut head, left, aside) = Head::salvage(dir)?;
+                loaded = left;
+                shared.count_damage();
+                log = (loaded.state.sealed + 1..).zip(std::mem::take(&mut loaded.log)).collect();
+                tracing::error!(
+                    file = %head.path().display(),
+                    kept_as = %aside.display(),
+                    series = loaded.series.len(),
+                    ticks = log.len(),
+                    what = what.unwrap_or_default(),
+                    "the head of the store is damaged: it is set aside, what can be read of it is kept"
+                );
+                log = rebuild(&shared, &mut loaded, &mut head, log)?;
+                head
+            }
+        };
         for (id, level) in std::mem::take(&mut loaded.levels) {
             if let Some(known) = shared.index.write().series.get_mut(&id) {
                 known.is_ended = level.is_ended;
@@ -180,6 +185,7 @@ impl Store {
             pictured: replay.pictured.map(|(day, run)| (day, run, 0)),
             next_written,
             settling: VecDeque::new(),
+            has_rolled: false,
             _lock: lock,
         };
         store.forget_ended();
@@ -203,6 +209,7 @@ impl Store {
         if begins {
             let job = roll(&self.shared, self.head.state.last);
             job.into_iter().for_each(|job| self.sealer.send(job));
+            self.has_rolled = true;
         }
         let run = if self.last_tick_ms.is_some_and(|last| time_ms <= last) { self.run + 1 } else { self.run };
         let (number, previous) = {
@@ -275,20 +282,11 @@ impl Store {
         let mut last: HashMap<u32, (i64, Value)> = HashMap::new();
         let mut index = self.shared.index.write();
         for WrittenSeries { labels, samples } in series {
-            let id = if let Some(id) = index.written(labels) {
-                id
-            } else {
-                let id = self.next_written;
-                self.next_written = id.checked_add(1).ok_or(StoreError::TooManySeries)?;
-                let start_ms = samples.first().map_or(0, |sample| sample.timestamp_ms);
-                let labels = labels.clone();
-                let known = Known { labels, kind: None, start_ms, writer: Box::default(), is_ended: false };
-                index.insert(id, known);
-                id
+            let (id, is_new) = match index.written(labels) {
+                Some(id) => (id, false),
+                None => (self.next_written, true),
             };
-            if !self.head.knows(id) {
-                rows.push(id);
-            }
+            let stored = written.stored;
             for sample in samples {
                 let before = last.get(&id).map(|(time, value)| (*time, Some(value.clone())));
                 let before = before.or_else(|| self.series.get(&id).map(|live| (live.last_ms, live.last().cloned())));
@@ -310,13 +308,28 @@ impl Store {
                     }
                 }
             }
+            if written.stored == stored {
+                continue;
+            }
+            if is_new {
+                self.next_written = id.checked_add(1).ok_or(StoreError::TooManySeries)?;
+                let start_ms =
+                    changes.get(changes.len() - (written.stored - stored) as usize).map_or(0, |c: &Change| c.time_ms);
+                let (labels, writer) = (labels.clone(), Box::default());
+                index.insert(id, Known { labels, kind: None, start_ms, writer, is_ended: false });
+            }
+            if !self.head.knows(id) {
+                rows.push(id);
+            }
         }
         drop(index);
         if changes.is_empty() {
             return Ok(written);
         }
         let time_ms = self.last_tick_ms.unwrap_or_default();
-        let entry = Entry { begins: false, previous: 0, is_written: true, time_ms, run: self.run };
+        // A tick that was refused may have completed the windows.
+        let previous = self.shared.windows.read().open.previous;
+        let entry = Entry { begins: self.has_rolled, previous, is_written: true, time_ms, run: self.run };
         self.log(entry, changes, rows, 0)?;
         Ok(written)
     }
@@ -356,6 +369,7 @@ impl Store {
         let (levels, sealed) = self.levels_to_settle();
         let series = rows.into_iter().filter_map(|id| Some((id, self.shared.row(id)?)));
         self.head.commit(&Commit { next_id, levels, sealed, log: Some(log), ..Commit::default() }, series)?;
+        self.has_rolled = false;
         self.settled();
 
         let mut windows = self.shared.windows.write();
@@ -498,6 +512,10 @@ impl Store {
             }
             let at = |source| StoreError::Directory { path: file.path.clone(), source };
             std::fs::remove_file(&file.path).map_err(at)?;
+            // What SQLite keeps beside it: empty, or of no use without it.
+            let mut journal = file.path.clone().into_os_string();
+            journal.push("-journal");
+            let _ = std::fs::remove_file(journal);
             size = size.saturating_sub(file.bytes);
             let why = if is_old { "it is older than the retention" } else { "the store is larger than it may be" };
             tracing::info!(file = %file.path.display(), why, "a file of the store is removed");
@@ -640,6 +658,18 @@ impl Live {
     }
 }
 
+/// Takes a data directory for this process alone, until what this gives is dropped.
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("lock");
+    let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let lock = open.map_err(|source| StoreError::Directory { path: path.clone(), source })?;
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => StoreError::Locked { path: dir.to_owned() },
+        TryLockError::Error(source) => StoreError::Directory { path, source },
+    })?;
+    Ok(lock)
+}
+
 /// What becomes of the log when a store is opened.
 #[derive(Debug, Default)]
 struct Replay {
@@ -750,40 +780,14 @@ fn rebuild(
     head: &mut Head,
     log: Vec<(u64, Vec<u8>)>,
 ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    let mut reading = None;
+    while let Err(error) = tell_from_days(shared, loaded, &mut reading) {
+        // Of each file once: what is left of it is sound.
+        let (StoreError::Damaged { what, .. }, Some(day)) = (&error, reading.take()) else { return Err(error) };
+        let _writing = shared.writing();
+        shared.salvage(day, what)?;
+    }
     let windows = shared.windows.read().sealed.clone();
-    let days: HashSet<i64> = windows.iter().map(|window| window.day).collect();
-    for day in days {
-        let Some(file) = shared.day(day)? else { continue };
-        for (id, row) in file.series()? {
-            loaded.series.entry(id).or_insert(row);
-        }
-        shared.give_back(file);
-    }
-    for (id, row) in &loaded.series {
-        shared.index.write().insert(*id, known(row.clone()));
-    }
-    for id in loaded.series.keys().copied() {
-        let mut level: Option<Level> = None;
-        for window in windows.iter().rev().filter(|window| window.present.contains(id)) {
-            if window.last_sequence <= loaded.state.sealed && loaded.levels.contains_key(&id) {
-                break; // the head knew of it
-            }
-            let Some(file) = shared.day(window.day)? else { continue };
-            let samples = file.samples(window, id, Part::Whole)?;
-            shared.give_back(file);
-            let last = samples.last().map(|sample| (sample.timestamp_ms, sample.value.is_stale()));
-            let value = samples.into_iter().map(|sample| sample.value).rfind(|value| !value.is_stale());
-            let (time_ms, is_ended) = level.as_ref().map_or(last.unwrap_or_default(), |l| (l.time_ms, l.is_ended));
-            level = Some(Level { id, time_ms, is_ended, value });
-            if level.as_ref().is_some_and(|level| level.value.is_some()) {
-                break;
-            }
-        }
-        if let Some(Level { time_ms, is_ended, value, .. }) = level {
-            let value = value.or_else(|| loaded.levels.get(&id).map(|row| row.value.clone()));
-            loaded.levels.extend(value.map(|value| (id, LevelRow { time_ms, is_ended, value })));
-        }
-    }
     let last_of = |is_written: bool| {
         let of_kind = windows.iter().filter(|window| window.is_written == is_written);
         of_kind.map(|window| window.last_sequence).max().unwrap_or_default().max(loaded.state.sealed)
@@ -813,6 +817,47 @@ fn rebuild(
     Ok(renumbered)
 }
 
+/// Adds what the days say of series, and of what these were last, to what is left of a head. `reading` is the day whose file was read last.
+fn tell_from_days(shared: &Shared, loaded: &mut Loaded, reading: &mut Option<i64>) -> Result<(), StoreError> {
+    let windows = shared.windows.read().sealed.clone();
+    let days: HashSet<i64> = windows.iter().map(|window| window.day).collect();
+    for day in days {
+        *reading = Some(day);
+        let Some(file) = shared.day(day)? else { continue };
+        for (id, row) in file.series()? {
+            loaded.series.entry(id).or_insert(row);
+        }
+        shared.give_back(file);
+    }
+    for (id, row) in &loaded.series {
+        shared.index.write().insert(*id, known(row.clone()));
+    }
+    for id in loaded.series.keys().copied() {
+        let mut level: Option<Level> = None;
+        for window in windows.iter().rev().filter(|window| window.present.contains(id)) {
+            if window.last_sequence <= loaded.state.sealed && loaded.levels.contains_key(&id) {
+                break; // the head knew of it
+            }
+            *reading = Some(window.day);
+            let Some(file) = shared.day(window.day)? else { continue };
+            let samples = file.samples(window, id, Part::Whole)?;
+            shared.give_back(file);
+            let last = samples.last().map(|sample| (sample.timestamp_ms, sample.value.is_stale()));
+            let value = samples.into_iter().map(|sample| sample.value).rfind(|value| !value.is_stale());
+            let (time_ms, is_ended) = level.as_ref().map_or(last.unwrap_or_default(), |l| (l.time_ms, l.is_ended));
+            level = Some(Level { id, time_ms, is_ended, value });
+            if level.as_ref().is_some_and(|level| level.value.is_some()) {
+                break;
+            }
+        }
+        if let Some(Level { time_ms, is_ended, value, .. }) = level {
+            let value = value.or_else(|| loaded.levels.get(&id).map(|row| row.value.clone()));
+            loaded.levels.extend(value.map(|value| (id, LevelRow { time_ms, is_ended, value })));
+        }
+    }
+    Ok(())
+}
+
 /// Completes the open windows: from here on they wait to be sealed, and with them the log up to `up_to`.
 fn roll(shared: &Shared, up_to: u64) -> Option<Job> {
     let mut windows = shared.windows.write();
@@ -824,31 +869,38 @@ fn roll(shared: &Shared, up_to: u64) -> Option<Job> {
     (!complete.is_empty()).then_some(Job { windows: complete, up_to })
 }
 
-/// Opens the files of all days; `sealed` is up to where the head knows the log to be in them.
-fn open_days(shared: &Shared, sealed: Option<u64>) -> Result<(), StoreError> {
+/// Opens the files of all days.
+fn open_days(shared: &Shared) -> Result<(), StoreError> {
     let _writing = shared.writing();
+    Day::end_what_was_begun(&shared.dir)?;
     for file in files_of_days(&shared.dir)?.iter().filter(|file| !file.is_aside) {
-        let read = || {
-            let day = Day::open(&shared.dir, file.day)?;
-            let windows = day.windows()?;
-            Ok((day, windows))
-        };
-        let (day, mut windows) = match read() {
+        let read = || Day::open(&shared.dir, file.day)?.windows();
+        let windows = match read() {
             Err(StoreError::Damaged { what, .. }) => {
                 shared.salvage(file.day, &what)?;
                 read()?
             }
             other => other?,
         };
-        if let Some(sealed) = sealed {
-            // What the head does not know to be sealed is sealed again.
-            let again: Vec<u32> = windows.iter().filter(|w| w.last_sequence > sealed).map(|w| w.number).collect();
-            if !again.is_empty() {
-                day.remove(&again)?;
-                windows.retain(|window| !again.contains(&window.number));
-            }
-        }
         shared.windows.write().replace_day(file.day, windows);
+    }
+    Ok(())
+}
+
+/// Removes what the head does not know to be sealed: it is still in the log, all of it, and is sealed again.
+fn remove_unsealed(shared: &Shared, sealed: u64) -> Result<(), StoreError> {
+    let _writing = shared.writing();
+    let mut by_day: BTreeMap<i64, Vec<SealedWindow>> = BTreeMap::new();
+    for window in &shared.windows.read().sealed {
+        by_day.entry(window.day).or_default().push(SealedWindow::clone(window));
+    }
+    for (day, mut windows) in by_day {
+        let again: Vec<u32> = windows.iter().filter(|w| w.last_sequence > sealed).map(|w| w.number).collect();
+        if !again.is_empty() {
+            Day::open(&shared.dir, day)?.remove(&again)?;
+            windows.retain(|window| !again.contains(&window.number));
+            shared.windows.write().replace_day(day, windows);
+        }
     }
     Ok(())
 }
