@@ -186,6 +186,9 @@ impl Worker {
             if written.refused > 0 {
                 self.told_own("remote_write_refused_total", "order", written.refused);
             }
+            if written.without_room > 0 {
+                self.told_own("remote_write_refused_total", "series_limit", written.without_room);
+            }
         }
         // Whoever asked may be gone.
         let _ = reply.send(written);

@@ -108,7 +108,7 @@ impl Receiver {
             let batch = WriteBatch { series: batch.series, oldest_ms: times.oldest_ms, refused: batch.refused };
             let written = self.writer.write(batch)?;
             stored += written.stored;
-            refused += written.refused;
+            refused += written.refused + written.without_room;
             example = example.take().or(written.example);
             Ok(())
         });

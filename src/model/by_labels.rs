@@ -21,6 +21,16 @@ impl ByLabels {
         self.numbers.find(self.hasher.hash_one(labels), |number| labels_of(*number) == Some(labels)).copied()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
     /// Puts a number in the place of the one with the same labels, if there is one.
     pub fn insert<'a>(&mut self, labels: &Labels, number: u32, labels_of: impl Fn(u32) -> Option<&'a Labels>) {
         let is_same = |other: &u32| *other == number || labels_of(*other) == Some(labels);

@@ -244,3 +244,15 @@ fn nothing_is_left_of_a_day_that_is_removed() {
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_str().unwrap().starts_with("1970-01-01")), "{left:?}");
 }
+
+#[test]
+fn written_series_are_only_so_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    let series: Vec<_> = ["a", "b", "c", "d", "e"].iter().map(|name| written(name, &[(10, 1.0), (20, 2.0)])).collect();
+    let first = store.write(&series, 0).unwrap();
+    assert_eq!((first.stored, first.refused, first.without_room), (6, 0, 4));
+    assert_eq!(first.example.as_deref(), Some("too many series: series d{model=\"v1\"} at 10 ms"));
+    let again = store.write(&[written("a", &[(30, 3.0)]), written("d", &[(30, 3.0)])], 0).unwrap();
+    assert_eq!((again.stored, again.without_room), (1, 1), "those that are there go on");
+}

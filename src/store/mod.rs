@@ -116,8 +116,10 @@ pub struct WrittenSeries {
 pub struct Written {
     /// How many were stored.
     pub stored: u64,
-    /// How many were refused.
+    /// How many were refused because of their time.
     pub refused: u64,
+    /// How many were refused because there are as many written series as there may be.
+    pub without_room: u64,
     /// Which the first of those was, and why, in Prometheus's words.
     pub example: Option<String>,
 }
@@ -125,6 +127,10 @@ pub struct Written {
 impl Written {
     fn refuse(&mut self, labels: &Labels, sample: &Sample, why: &str) {
         self.refused += 1;
+        self.tell(labels, sample, why);
+    }
+
+    fn tell(&mut self, labels: &Labels, sample: &Sample, why: &str) {
         self.example.get_or_insert_with(|| format!("{why}: series {labels} at {} ms", sample.timestamp_ms));
     }
 }

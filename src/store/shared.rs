@@ -51,7 +51,7 @@ pub(super) struct Index {
     pub(super) series: HashMap<u32, Known, RandomState>,
     ticked: ByLabels,
     /// Apart from those of ticks: a remote write never gets into a series that this collector counts.
-    written: ByLabels,
+    pub(super) written: ByLabels,
     pub(super) by_name: HashMap<String, Vec<u32>, RandomState>,
 }
 

@@ -27,7 +27,7 @@ const FIRST_VERSION: &str = "cortex.db";
 const LEVELS_PER_COMMIT: usize = 2048;
 /// Beyond this much in memory, and as much for each live series, windows are sealed before their two hours are over.
 const OPEN_BYTES: usize = 16 << 20;
-const OPEN_BYTES_PER_SERIES: usize = 384;
+const OPEN_BYTES_PER_SERIES: usize = 256;
 
 /// A series as the writer knows it: as little as it can be, there are very many.
 #[derive(Debug, Default)]
@@ -43,6 +43,9 @@ struct Live {
     is_in_window: bool,
     is_ended: bool,
 }
+
+/// So many series that came by remote write are kept.
+const WRITTEN_SERIES_MAX: usize = if cfg!(test) { 3 } else { 1_000_000 };
 
 /// Series that were written have numbers from here on: those below are given by the registry, which does not ask.
 const FIRST_WRITTEN: u32 = 1 << 31;
@@ -299,6 +302,10 @@ impl Store {
                         if value.is_none_or(|value| !same(&value, &sample.value)) {
                             written.refuse(labels, sample, "duplicate sample for timestamp");
                         }
+                    }
+                    _ if is_new && index.written.len() >= WRITTEN_SERIES_MAX => {
+                        written.without_room += 1;
+                        written.tell(labels, sample, "too many series");
                     }
                     _ => {
                         last.insert(id, (sample.timestamp_ms, sample.value.clone()));
