@@ -256,3 +256,12 @@ fn written_series_are_only_so_many() {
     let again = store.write(&[written("a", &[(30, 3.0)]), written("d", &[(30, 3.0)])], 0).unwrap();
     assert_eq!((again.stored, again.without_room), (1, 1), "those that are there go on");
 }
+
+/// What the fuzzer began with or found interesting.
+#[test]
+fn what_the_fuzzer_found_stays_right() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/store_blobs");
+    let seeds: Vec<_> = std::fs::read_dir(folder).unwrap().map(|seed| seed.unwrap().path()).collect();
+    assert!(seeds.len() > 9);
+    seeds.iter().for_each(|seed| read_anything(&std::fs::read(seed).unwrap()));
+}

@@ -203,7 +203,7 @@ fn take_xor(rest: &mut &[u8], last: f64) -> Option<f64> {
     let (low, length) = (u32::from(head >> 4), usize::from(head & 15));
     let (bytes, after) = rest.split_at_checked(length)?;
     *rest = after;
-    if low as usize + length > 8 {
+    if low > 7 || low as usize + length > 8 {
         return None;
     }
     let xor = bytes.iter().rev().fold(0u64, |xor, byte| xor << 8 | u64::from(*byte));
@@ -357,6 +357,8 @@ mod tests {
         );
         assert_eq!(read(&[8 | 2, 0], &[1]), None, "growth of nothing");
         assert_eq!(read(&[16], &[1]), None, "a tick that is not there");
+        let head = [u8::try_from(FLOAT).unwrap() | 8, 0, 0, 0, 0, 0, 0, 0, 0, u8::try_from(FLOAT_XOR).unwrap() | 8];
+        assert_eq!(read(&[&head[..], &[0x80]].concat(), &[1, 2]), None, "a shift by all bits");
     }
 
     proptest! {
