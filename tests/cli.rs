@@ -76,7 +76,6 @@ fn collector() -> SocketAddr {
             return vector(&[]);
         }
         match query {
-            q if q.starts_with("min_over_time") => vector(&[]),
             q if q.contains("requests_total") => {
                 vector(&[(iris(json!({"response_code": "200"})), 1223.0), (iris(json!({"response_code": "500"})), 2.0)])
             }

@@ -11,6 +11,8 @@ use crate::overview::{Answer, AnswerValue, Ask, AskError};
 
 /// A query that takes longer is given up.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Of what is sent and received at once.
+const BUFFER_BYTES: usize = 16 << 10;
 /// An answer that is longer is not read.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
@@ -62,6 +64,9 @@ impl QueryUrl {
         let mut config = ureq::Agent::config_builder()
             .timeout_global(Some(timeout))
             .http_status_as_error(false)
+            // Several questions at once: the default buffers are 256 KiB each.
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(BUFFER_BYTES)
             .user_agent(concat!("cortex/", env!("CARGO_PKG_VERSION")));
         let host = url.split("://").nth(1).unwrap_or_default();
         if ["127.", "localhost", "[::1]"].iter().any(|loopback| host.starts_with(loopback)) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::rows::quote;
-use super::{AnswerValue, Ask, AskError};
+use super::{Answer, AnswerValue, Ask, AskError, ask_all};
 use crate::model::METRIC_NAME;
 
 /// The account of one API's calls, and its custom metrics.
@@ -39,20 +39,17 @@ pub struct CustomMetric {
 /// The detail of one API.
 pub fn detail(source: &dyn Ask, api_name: &str) -> Result<ApiDetail, AskError> {
     let name = quote(api_name);
-    let total = |expr: &str| -> Result<u64, AskError> {
-        Ok(source.ask(&format!("sum({expr})"))?.first().map_or(0, |answer| answer.value.float().max(0.0) as u64))
-    };
-    let by_reason = |expr: &str| -> Result<Vec<(String, u64)>, AskError> {
-        let answers = source.ask(&format!("sum by (reason) ({expr})"))?;
-        let mut reasons: Vec<(String, u64)> = answers
-            .into_iter()
-            .map(|a| (a.labels.get("reason").unwrap_or("unknown").to_owned(), a.value.float().max(0.0) as u64))
-            .filter(|(_, count)| *count > 0)
-            .collect();
-        reasons.sort();
-        Ok(reasons)
-    };
-    let custom = source.ask(&format!("{{api_name={name}, {METRIC_NAME}!~\"cortex_(api|client|collector)_.*\"}}"))?;
+    let [calls, dropped, payloads_missing, kernel_drops, refused, custom] = ask_all(
+        source,
+        &[
+            format!("sum(cortex_client_calls_total{{api_name={name}}})"),
+            format!("sum by (reason) (cortex_client_dropped_total{{api_name={name}}})"),
+            "sum(cortex_collector_payloads_missing_total)".to_owned(),
+            "sum(cortex_collector_kernel_drops_total)".to_owned(),
+            "sum by (reason) (cortex_collector_dropped_total{reason!=\"mapped_drop\"})".to_owned(),
+            format!("{{api_name={name}, {METRIC_NAME}!~\"cortex_(api|client|collector)_.*\"}}"),
+        ],
+    )?;
     let mut metrics: Vec<CustomMetric> = custom
         .into_iter()
         .map(|answer| CustomMetric {
@@ -72,11 +69,25 @@ pub fn detail(source: &dyn Ask, api_name: &str) -> Result<ApiDetail, AskError> {
         .collect();
     metrics.sort_by(|a, b| (&a.name, &a.tags).cmp(&(&b.name, &b.tags)));
     Ok(ApiDetail {
-        calls: total(&format!("cortex_client_calls_total{{api_name={name}}}"))?,
-        dropped: by_reason(&format!("cortex_client_dropped_total{{api_name={name}}}"))?,
-        payloads_missing: total("cortex_collector_payloads_missing_total")?,
-        kernel_drops: total("cortex_collector_kernel_drops_total")?,
-        refused: by_reason("cortex_collector_dropped_total{reason!=\"mapped_drop\"}")?,
+        calls: total(&calls),
+        dropped: by_reason(&dropped),
+        payloads_missing: total(&payloads_missing),
+        kernel_drops: total(&kernel_drops),
+        refused: by_reason(&refused),
         metrics,
     })
+}
+
+fn total(answers: &[Answer]) -> u64 {
+    answers.first().map_or(0, |answer| answer.value.float().max(0.0) as u64)
+}
+
+fn by_reason(answers: &[Answer]) -> Vec<(String, u64)> {
+    let mut reasons: Vec<(String, u64)> = answers
+        .iter()
+        .map(|a| (a.labels.get("reason").unwrap_or("unknown").to_owned(), a.value.float().max(0.0) as u64))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    reasons.sort();
+    reasons
 }

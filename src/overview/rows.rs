@@ -75,34 +75,31 @@ struct Replica {
 pub fn apis(source: &dyn Ask, now: f64, api_name: Option<&str>) -> Result<Vec<ApiRow>, AskError> {
     let only = api_name.map_or_else(String::new, |name| format!("{{api_name={}}}", quote(name)));
     let last = |name: &str| format!("last_over_time({name}{only}[{WINDOW}])");
-    let lowest = |name: &str| format!("min_over_time({name}{only}[{WINDOW}])");
-    let [requests, lowest_requests, sums, lowest_sums, counts, lowest_counts, live, known, wanted, info, known_info] =
-        ask_all(
-            source,
-            &[
-                last("cortex_api_requests_total"),
-                lowest("cortex_api_requests_total"),
-                last("cortex_api_request_duration_seconds_sum"),
-                lowest("cortex_api_request_duration_seconds_sum"),
-                last("cortex_api_request_duration_seconds_count"),
-                lowest("cortex_api_request_duration_seconds_count"),
-                format!("cortex_api_replica_start_timestamp_seconds{only}"),
-                last("cortex_api_replica_start_timestamp_seconds"),
-                format!("cortex_api_replicas_requested{only}"),
-                format!("cortex_api_info{only}"),
-                last("cortex_api_info"),
-            ],
-        )?;
-    let requests = grown(requests, lowest_requests);
-    let (sums, counts) = (total_by_api(grown(sums, lowest_sums)), total_by_api(grown(counts, lowest_counts)));
+    let growth =
+        |name: &str, by: &str| format!("sum by ({by}) ({} - min_over_time({name}{only}[{WINDOW}]))", last(name));
+    let [requests, sums, counts, live, known, wanted, info, known_info] = ask_all(
+        source,
+        &[
+            growth("cortex_api_requests_total", "api_name, response_code"),
+            growth("cortex_api_request_duration_seconds_sum", "api_name"),
+            growth("cortex_api_request_duration_seconds_count", "api_name"),
+            format!("cortex_api_replica_start_timestamp_seconds{only}"),
+            last("cortex_api_replica_start_timestamp_seconds"),
+            format!("cortex_api_replicas_requested{only}"),
+            format!("cortex_api_info{only}"),
+            last("cortex_api_info"),
+        ],
+    )?;
+    let (sums, counts) = (by_api(sums), by_api(counts));
     let (live, known) = (replicas(now, live), replicas(now, known));
     // The replica that lives first; where it answered if none does.
     let info = [info, known_info].concat();
 
     let mut responses: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
-    for (labels, count) in requests {
+    for Answer { labels, value } in requests {
         let Some(api) = labels.get("api_name") else { continue };
         let codes = responses.entry(api.to_owned()).or_default();
+        let count = value.float();
         if count > 0.0 {
             let code = codes.entry(labels.get("response_code").unwrap_or("").to_owned()).or_default();
             *code = u64::saturating_add(*code, count.round() as u64);
@@ -158,26 +155,9 @@ pub(super) fn quote(text: &str) -> String {
     quoted
 }
 
-/// What each series grew by since it was lowest.
-fn grown(last: Vec<Answer>, lowest: Vec<Answer>) -> Vec<(Labels, f64)> {
-    let levels: BTreeMap<Labels, f64> =
-        lowest.into_iter().map(|answer| (answer.labels.without_name(), answer.value.float())).collect();
-    let growth = |answer: Answer| {
-        let labels = answer.labels.without_name();
-        let from = levels.get(&labels).copied().unwrap_or(0.0);
-        (labels, answer.value.float() - from)
-    };
-    last.into_iter().map(growth).collect()
-}
-
-fn total_by_api(series: Vec<(Labels, f64)>) -> BTreeMap<String, f64> {
-    let mut totals = BTreeMap::new();
-    for (labels, value) in series {
-        if let Some(api) = labels.get("api_name") {
-            *totals.entry(api.to_owned()).or_default() += value;
-        }
-    }
-    totals
+fn by_api(answers: Vec<Answer>) -> BTreeMap<String, f64> {
+    let of_api = |answer: Answer| Some((answer.labels.get("api_name")?.to_owned(), answer.value.float()));
+    answers.into_iter().filter_map(of_api).collect()
 }
 
 fn replicas(now: f64, answers: Vec<Answer>) -> BTreeMap<String, Vec<Replica>> {
@@ -224,7 +204,7 @@ mod tests {
             Ok(found
                 .map(|(_, labels, least, last, _)| Answer {
                     labels: Labels::from_pairs(labels.iter().copied()),
-                    value: AnswerValue::Float(if expr.starts_with("min") { *least } else { *last }),
+                    value: AnswerValue::Float(if expr.contains("- min_over_time") { last - least } else { *last }),
                 })
                 .collect())
         }

@@ -1,10 +1,12 @@
 //! The evaluator: walks the nodes, selects samples, and keeps the query within its budget.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::annotations::Annotations;
-use super::node::{At, Expr, Node, Reach, Selector, Subquery, TimeShift};
+use super::node::{At, Expr, Node, Reach, Selector, Span, Subquery, TimeShift};
 use super::value::{Operand, StepSeries, refuse_same_labels, weight};
 use super::{Limits, QueryError, RangeSeries, aggregate, binary, check_time, extended, functions, select};
 use crate::model::{Ladder, Sample, Value};
@@ -52,6 +54,12 @@ impl Grid {
     }
 }
 
+/// Of selectors that stand in a query more than once, at most so many samples are kept from the first to the next.
+const KEPT_SAMPLES_MAX: usize = 1 << 20;
+
+/// What tells one read from another: the selector's text, its range, and the grid of its windows' ends.
+type ReadOf = (String, i64, (i64, i64, usize));
+
 /// Evaluates one query.
 pub(super) struct Evaluator<'a> {
     select: &'a dyn Select,
@@ -65,6 +73,11 @@ pub(super) struct Evaluator<'a> {
     asked: Cell<u32>,
     /// How many values finished operands hold that are not consumed yet.
     held: Cell<usize>,
+    text: &'a str,
+    /// What was read for selectors that stand in the query once more: `last_over_time(x[2w]) - min_over_time(x[2w])`.
+    kept: RefCell<HashMap<ReadOf, Rc<[SelectedSeries]>>>,
+    /// How many samples more may be kept.
+    keepable: Cell<usize>,
     /// What is said beside the answer.
     pub(super) notes: Annotations<'a>,
 }
@@ -104,7 +117,19 @@ impl<'a> Evaluator<'a> {
         text: &'a str,
     ) -> Self {
         let notes = Annotations::new(text);
-        Self { select, ladder, limits, query: *query, deadline, asked: Cell::new(0), held: Cell::new(0), notes }
+        Self {
+            select,
+            ladder,
+            limits,
+            query: *query,
+            deadline,
+            asked: Cell::new(0),
+            held: Cell::new(0),
+            text,
+            kept: RefCell::default(),
+            keepable: Cell::new(KEPT_SAMPLES_MAX),
+            notes,
+        }
     }
 
     /// The value of a scalar or vector node at every step.
@@ -233,7 +258,7 @@ impl<'a> Evaluator<'a> {
                 let windows = Windows { range_ms: *range_ms, ends, reach: selector.reach, lookback_ms };
                 // A value that stands once is in the first window; further windows would miss it.
                 let repeats = need_repeats || windows.ends.steps > 1 || selector.reach != Reach::Within;
-                self.for_each(selector, *range_ms, &windows.ends, repeats, &mut |mut series| {
+                self.for_each_window(node.span, &windows, selector, repeats, &mut |mut series| {
                     let mut size = 0;
                     series.samples.retain(|sample| {
                         size += weight(&sample.value);
@@ -254,6 +279,43 @@ impl<'a> Evaluator<'a> {
             }
             _ => Err(QueryError::BadData(format!("expected type range vector, got {}", node.kind()))),
         }
+    }
+
+    /// The series of a range selector. One that stands in the query again is read once, if that is not much.
+    fn for_each_window(
+        &self,
+        span: Span,
+        windows: &Windows,
+        selector: &Selector,
+        repeats: bool,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), QueryError> {
+        let Windows { range_ms, ends, .. } = *windows;
+        let text = self.text.get(span.start..span.end).unwrap_or_default();
+        if repeats || self.text.matches(text).nth(1).is_none() {
+            return self.for_each(selector, range_ms, &ends, repeats, visit);
+        }
+        let key = (text.to_owned(), range_ms, (ends.start_ms, ends.step_ms, ends.steps));
+        let kept = self.kept.borrow().get(&key).map(Rc::clone);
+        if let Some(kept) = kept {
+            return kept.iter().try_for_each(|series| {
+                self.check_deadline()?;
+                visit(series.clone())
+            });
+        }
+        let (mut keep, mut left) = (Vec::new(), Some(self.keepable.get()));
+        self.for_each(selector, range_ms, &ends, repeats, &mut |series| {
+            left = left.and_then(|left| left.checked_sub(cost(&series.samples)));
+            if left.is_some() {
+                keep.push(series.clone());
+            }
+            visit(series)
+        })?;
+        if let Some(left) = left {
+            self.keepable.set(left);
+            self.kept.borrow_mut().insert(key, keep.into());
+        }
+        Ok(())
     }
 
     /// The steps of a subquery and its series there; `None` if no step falls into a window.

@@ -31,6 +31,8 @@ const NAME_MAX: usize = 18;
 pub(super) struct Summaries {
     /// By the numbers of the windows, ascending.
     of_windows: Vec<(u32, Summary)>,
+    /// The greatest of those numbers.
+    newest: u32,
     of_day: Summary,
 }
 
@@ -43,7 +45,7 @@ impl Summaries {
 
     /// Of all windows together, if none has a greater number than `newest`.
     pub(super) fn of_day(&self, newest: u32) -> Option<&Summary> {
-        self.of_windows.last().is_some_and(|(number, _)| *number <= newest).then_some(&self.of_day)
+        (self.newest <= newest).then_some(&self.of_day)
     }
 }
 
@@ -240,7 +242,8 @@ impl Day {
         let content = content.ok_or_else(|| self.database.damaged(format!("the summary of series {id}")))?;
         let of_windows = self.take_summaries(id, &content)?;
         let of_day = of_windows.iter().map(|(_, summary)| summary).cloned().reduce(|all, later| all.with(&later));
-        Ok(Summaries { of_windows, of_day: of_day.unwrap_or(Summary::None) })
+        let newest = of_windows.last().map_or(u32::MAX, |(number, _)| *number);
+        Ok(Summaries { of_windows, newest, of_day: of_day.unwrap_or(Summary::None) })
     }
 
     fn take_summaries(&self, id: u32, content: &[u8]) -> Result<Vec<(u32, Summary)>, StoreError> {

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use roaring::RoaringBitmap;
-
 use super::day::{Day, Summaries};
 use super::shared::{Index, Shared};
 use super::window::{OpenWindow, SealedWindow, Windows};
@@ -276,8 +274,6 @@ struct WholeDay {
     /// The greatest of their numbers.
     newest: u32,
     span: (i64, i64),
-    /// The series that have a chunk in any of them.
-    present: RoaringBitmap,
 }
 
 impl WholeDay {
@@ -288,7 +284,7 @@ impl WholeDay {
         if first.checked_sub(1).and_then(|before| sources.get(before)).is_some_and(|before| on_day(before, day)) {
             return None;
         }
-        let mut whole = Self { day, range: first..first, newest: 0, span: window.span, present: RoaringBitmap::new() };
+        let mut whole = Self { day, range: first..first, newest: 0, span: window.span };
         for source in sources.iter().skip(first).take_while(|source| on_day(source, day)) {
             let Source::Sealed(window) = source else { break };
             if !window.lost.is_empty() {
@@ -297,7 +293,6 @@ impl WholeDay {
             whole.range.end += 1;
             whole.newest = whole.newest.max(window.number);
             whole.span = (whole.span.0.min(window.span.0), whole.span.1.max(window.span.1));
-            whole.present |= &window.present;
         }
         // Of a day on which the clock was set back, a run has only some windows.
         let all = windows.sealed.iter().filter(|window| window.day == day && !window.is_written).count();
@@ -389,9 +384,9 @@ fn read_run(files: &mut Files<'_>, id: u32, run: &Run, fill: &mut Fill<'_>) -> R
     while let Some(source) = sources.get(next).filter(|_| next < range.end) {
         let at = next;
         // What was held before matters to the first samples only.
-        let whole = days.get(&at).filter(|_| !fill.samples.is_empty());
+        let whole = days.get(&at).filter(|_| at == 0 || !fill.samples.is_empty());
         if let Some(whole) = whole
-            && fill.whole_day(files, whole, id)?
+            && fill.whole_day(files, whole, sources, id)?
         {
             next = whole.range.end;
             earlier = sources.get(next - 1);
@@ -404,7 +399,7 @@ fn read_run(files: &mut Files<'_>, id: u32, run: &Run, fill: &mut Fill<'_>) -> R
         let is_present = source.has(id);
         let is_within = selection.start_ms <= source.span().0 && source.span().1 <= selection.end_ms;
         // Whether what was held before is still there at the first tick, only the samples tell.
-        let is_begun = at > range.start && (fill.held.is_none() || !fill.samples.is_empty());
+        let is_begun = at == 0 || at > range.start && (fill.held.is_none() || !fill.samples.is_empty());
         let extremes = match source {
             Source::Sealed(window) if is_present && is_within && is_begun && !selection.repeats => {
                 files.summaries(window.day, id)?.and_then(|day| day.of(window.number)?.extremes(selection.part))
@@ -462,6 +457,7 @@ impl Fill<'_> {
         // A value that is given once is given at the first tick, or it is a change.
         let to = if self.selection.repeats { to } else { to.min(from + 1) };
         let mut ticks = ticks.get(from..to).unwrap_or_default();
+        self.samples.reserve(changes.len().min(self.selection.samples_max));
         for change in changes {
             let before = ticks.iter().take_while(|tick| **tick < change.timestamp_ms).count();
             let (held, rest) = ticks.split_at(before);
@@ -494,8 +490,14 @@ impl Fill<'_> {
     }
 
     /// The extremes of a whole day, if its summary tells them.
-    fn whole_day(&mut self, files: &mut Files<'_>, whole: &WholeDay, id: u32) -> Result<bool, StoreError> {
-        if !whole.present.contains(id) {
+    fn whole_day(
+        &mut self,
+        files: &mut Files<'_>,
+        whole: &WholeDay,
+        run: &[Source],
+        id: u32,
+    ) -> Result<bool, StoreError> {
+        if !run.get(whole.range.clone()).into_iter().flatten().any(|source| source.has(id)) {
             return Ok(true);
         }
         let of_day = files.summaries(whole.day, id)?.and_then(|day| day.of_day(whole.newest));

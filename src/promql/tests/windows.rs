@@ -1,8 +1,13 @@
 //! Time: lookback, staleness, windows, rates, subqueries, range queries.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::super::testing::{Memory, ask, lines};
+use super::super::{Engine, Limits};
 use super::{error, requests};
 use crate::model::Value;
+use crate::store::{Select, SelectedSeries, Selection, StoreError};
 
 #[test]
 fn lookback_is_five_minutes_open_to_the_left() {
@@ -141,4 +146,34 @@ fn series_that_only_their_names_tell_apart_are_no_obstacle_to_absence() {
     let twins = Memory::default().floats(&[("__name__", "a")], &[1.0]).floats(&[("__name__", "b")], &[2.0]).engine();
     assert!(ask(&twins, "absent_over_time({__name__=~\"a|b\"}[5m])", 0).is_empty());
     assert!(error(&twins, "present_over_time({__name__=~\"a|b\"}[5m])").contains("same labelset"));
+}
+
+/// Counts how often it is read.
+struct Counted(Memory, std::sync::atomic::AtomicUsize);
+
+impl Select for Counted {
+    fn for_each(
+        &self,
+        selection: &Selection,
+        visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.1.fetch_add(1, Relaxed);
+        self.0.for_each(selection, visit)
+    }
+}
+
+#[test]
+fn a_selector_that_stands_twice_is_read_once() {
+    let source = Memory::default().floats(&[("__name__", "c")], &[3.0, 4.0, 9.0]).floats(&[("__name__", "cc")], &[1.0]);
+    let source = Arc::new(Counted(source, 0.into()));
+    let engine = Engine::new(source.clone(), Limits::default());
+    let reads = |expression: &str| {
+        let before = source.1.load(Relaxed);
+        (ask(&engine, expression, 20), source.1.load(Relaxed) - before)
+    };
+    assert_eq!(reads("last_over_time(c[1m]) - min_over_time(c[1m])"), (vec!["{} 6".to_owned()], 1));
+    assert_eq!(reads("last_over_time(c[1m]) - max_over_time(c[1m] offset 10s)"), (vec!["{} 5".to_owned()], 2));
+    assert_eq!(reads("last_over_time(c[1m]) - last_over_time(cc[1m])"), (vec!["{} 8".to_owned()], 2));
+    // Functions that need every sample are read for themselves.
+    assert_eq!(reads("last_over_time(c[1m]) + count_over_time(c[1m])"), (vec!["{} 12".to_owned()], 2));
 }
