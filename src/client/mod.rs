@@ -16,6 +16,7 @@ mod accumulator;
 mod backlog;
 mod config;
 mod flusher;
+mod fork;
 mod memo;
 mod resolver;
 mod table;
@@ -24,8 +25,8 @@ mod transport;
 mod udp;
 mod unix;
 
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,10 +36,8 @@ pub use memo::Identity;
 pub use table::{Kind, TagText, check_call};
 
 use flusher::Flusher;
+use fork::{generation, watch_forks};
 use table::Table;
-
-/// How often this process has been forked from its first ancestor that loaded us: a core of another generation is not ours.
-static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// How long a client that is dropped without `close` waits for its last flush.
 pub const DROP_TIMEOUT: Duration = Duration::from_millis(100);
@@ -156,7 +155,7 @@ impl<K: Send + 'static> Client<K> {
     pub fn new(config: ClientConfig) -> Self {
         watch_forks();
         let config = Arc::new(config);
-        let core = Core::new(Arc::clone(&config), GENERATION.load(Ordering::Relaxed));
+        let core = Core::new(Arc::clone(&config), generation());
         Self { config, core: AtomicPtr::new(Box::into_raw(Box::new(core))), closed: AtomicBool::new(false) }
     }
 
@@ -171,14 +170,13 @@ impl<K: Send + 'static> Client<K> {
         // SAFETY: `core` came from Box::into_raw and is freed by Drop alone, which no borrow of `self` outlives: a core
         // that was replaced after a fork is never freed.
         let core: &Core<K> = unsafe { &*core };
-        // Relaxed: only the fork handler writes it, when the child has one thread.
-        if core.generation == GENERATION.load(Ordering::Relaxed) { core } else { self.core_after_fork(core) }
+        if core.generation == generation() { core } else { self.core_after_fork(core) }
     }
 
     #[cold]
     #[allow(unsafe_code)]
     fn core_after_fork(&self, old: &Core<K>) -> &Core<K> {
-        let new = Box::into_raw(Box::new(Core::new(Arc::clone(&self.config), GENERATION.load(Ordering::Relaxed))));
+        let new = Box::into_raw(Box::new(Core::new(Arc::clone(&self.config), generation())));
         // The old core is left where it is: a thread that did not survive the fork may hold its locks.
         let old: *mut Core<K> = std::ptr::from_ref(old).cast_mut();
         match self.core.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
@@ -342,23 +340,9 @@ impl<K: Send + 'static> Drop for Client<K> {
         }
         let core = *self.core.get_mut();
         // SAFETY: nobody else can have a reference, since we have the only one to `self`; it came from Box::into_raw.
-        let generation = unsafe { (*core).generation };
-        if generation == GENERATION.load(Ordering::Relaxed) {
+        if unsafe { (*core).generation } == generation() {
             // SAFETY: as above.
             drop(unsafe { Box::from_raw(core) });
         }
     }
-}
-
-/// Makes every fork of this process count.
-#[allow(unsafe_code)]
-fn watch_forks() {
-    extern "C" fn in_the_child() {
-        GENERATION.fetch_add(1, Ordering::Relaxed);
-    }
-    static ONCE: Once = Once::new();
-    // SAFETY: the handler is a plain function of this library, which is never unloaded, and all it does is one atomic add.
-    ONCE.call_once(|| unsafe {
-        libc::pthread_atfork(None, None, Some(in_the_child));
-    });
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 
+use super::fork::between_forks;
 use super::task::Task;
 
 /// A name is looked up anew so often, in case that it has moved without a refusal.
@@ -175,7 +176,7 @@ impl Resolver {
         let (resolve, host, port) = (Arc::clone(&self.lookup.resolve), self.host.clone(), self.port);
         let spawned = thread::Builder::new().name("cortex-resolver".into()).spawn(move || {
             // Whoever asked may be gone.
-            let _ = answer.send((resolve(&host, port), Task::current()));
+            let _ = answer.send((between_forks(|| resolve(&host, port)), Task::current()));
         });
         match spawned {
             Ok(_) => self.pending = Some(pending),
