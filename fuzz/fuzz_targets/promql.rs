@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use cortex_metrics::model::{ExponentialHistogram, Labels, Sample, Value};
-use cortex_metrics::promql::{Engine, Limits};
+use cortex_metrics::promql::{Engine, Limits, QueryOptions};
 use cortex_metrics::store::{Select, SelectedSeries, Selection, StoreError};
 use libfuzzer_sys::fuzz_target;
 
@@ -57,5 +57,5 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
 fuzz_target!(|text: &str| {
     let _ = ENGINE.instant(text, 300_000);
     let _ = ENGINE.range(text, 0, 300_000, 60_000);
-    let _ = ENGINE.series(&[text.to_owned()], 0, 300_000);
+    let _ = ENGINE.series(&[text.to_owned()], 0, 300_000, &QueryOptions::default());
 });

@@ -65,6 +65,11 @@ impl Labels {
         self.iter().count()
     }
 
+    /// How long all of them are together, in bytes: about what they take in memory.
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
     /// True if there is neither name nor label.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

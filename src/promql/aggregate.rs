@@ -351,6 +351,7 @@ fn count_values(
             let key = grouping.key(&series.labels.with(label, &text));
             if !counts.contains_key(&key) {
                 evaluator.check_room(counts.len().saturating_add(1).saturating_mul(grid.steps))?;
+                evaluator.count_labels(key.bytes())?;
             }
             let counts = counts.entry(key).or_insert_with(|| vec![None; grid.steps]);
             if let Some(slot) = counts.get_mut(step) {

@@ -249,7 +249,7 @@ impl Sides {
         let Operation { evaluator, node, .. } = operation;
         let is_swapped = matches!(node.cardinality, Cardinality::OneToMany(_));
         let sides = if is_swapped { self.swapped() } else { self };
-        let mut result = Matched::new(node, steps);
+        let mut result = Matched::new(evaluator, node, steps);
         let mut one_side: Vec<Option<usize>> = vec![None; sides.groups.len()];
         for step in 0..steps {
             evaluator.check_deadline()?;
@@ -307,6 +307,7 @@ impl Sides {
 
 /// The result of matching, and what was matched at the current step.
 struct Matched<'a> {
+    evaluator: &'a Evaluator<'a>,
     node: &'a Binary,
     steps: usize,
     series: Vec<StepSeries>,
@@ -318,8 +319,9 @@ struct Matched<'a> {
 }
 
 impl<'a> Matched<'a> {
-    fn new(node: &'a Binary, steps: usize) -> Self {
+    fn new(evaluator: &'a Evaluator<'a>, node: &'a Binary, steps: usize) -> Self {
         Self {
+            evaluator,
             node,
             steps,
             series: Vec::new(),
@@ -348,7 +350,7 @@ impl<'a> Matched<'a> {
         if !holds && !self.node.return_bool {
             return Ok(());
         }
-        let at = self.place(pair, labels);
+        let at = self.place(pair, labels)?;
         let is_first = match self.node.cardinality {
             Cardinality::OneToOne => self.seen_groups.insert(group),
             _ => self.seen_results.insert((group, at)),
@@ -369,17 +371,18 @@ impl<'a> Matched<'a> {
         Ok(())
     }
 
-    fn place(&mut self, pair: (usize, usize), [many, one]: [&Labels; 2]) -> usize {
+    fn place(&mut self, pair: (usize, usize), [many, one]: [&Labels; 2]) -> Result<usize, QueryError> {
         if let Some(at) = self.by_pair.get(&pair) {
-            return *at;
+            return Ok(*at);
         }
         let labels = self.result_labels(many, one);
+        self.evaluator.count_labels(labels.bytes())?;
         let at = *self.by_labels.entry(labels.clone()).or_insert(self.series.len());
         if at == self.series.len() {
             self.series.push(StepSeries::empty(labels, self.steps));
         }
         self.by_pair.insert(pair, at);
-        at
+        Ok(at)
     }
 
     /// Prometheus's `resultMetric`.

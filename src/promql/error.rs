@@ -17,6 +17,9 @@ pub enum QueryError {
     /// The query took longer than it may.
     #[error("query timed out in expression evaluation")]
     Timeout,
+    /// Nobody waits for it any more.
+    #[error("query was canceled in expression evaluation")]
+    Canceled,
     /// The store failed.
     #[error("expanding series: {0}")]
     Store(#[source] StoreError),
@@ -29,6 +32,7 @@ impl QueryError {
             Self::BadData(_) => "bad_data",
             Self::Execution(_) | Self::TooManySamples => "execution",
             Self::Timeout => "timeout",
+            Self::Canceled => "canceled",
             Self::Store(_) => "internal",
         }
     }

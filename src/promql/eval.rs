@@ -3,9 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::Instant;
 
 use super::annotations::Annotations;
+use super::deadline::Deadline;
 use super::node::{At, Expr, Node, Reach, Selector, Span, Subquery, TimeShift};
 use super::value::{Operand, StepSeries, refuse_same_labels, weight};
 use super::{Limits, QueryError, RangeSeries, aggregate, binary, check_time, extended, functions, select};
@@ -64,15 +64,14 @@ type ReadOf = (String, i64, (i64, i64, usize));
 pub(super) struct Evaluator<'a> {
     select: &'a dyn Select,
     ladder: &'a Ladder,
-    limits: &'a Limits,
+    limits: Limits,
     /// What `@ start()` and `@ end()` mean, in subqueries too.
     query: Grid,
-    /// `None`: so far away that it cannot be told.
-    deadline: Option<Instant>,
-    /// How often the deadline was asked for: the clock is read every so many times.
-    asked: Cell<u32>,
+    deadline: Deadline,
     /// How many values finished operands hold that are not consumed yet.
     held: Cell<usize>,
+    /// How many bytes of labels the query has made so far.
+    made_labels: Cell<usize>,
     text: &'a str,
     /// What was read for selectors that stand in the query once more: `last_over_time(x[2w]) - min_over_time(x[2w])`.
     kept: RefCell<HashMap<ReadOf, Rc<[SelectedSeries]>>>,
@@ -111,9 +110,9 @@ impl<'a> Evaluator<'a> {
     pub(super) fn new(
         select: &'a dyn Select,
         ladder: &'a Ladder,
-        limits: &'a Limits,
+        limits: Limits,
         query: &Grid,
-        deadline: Option<Instant>,
+        deadline: Deadline,
         text: &'a str,
     ) -> Self {
         let notes = Annotations::new(text);
@@ -123,8 +122,8 @@ impl<'a> Evaluator<'a> {
             limits,
             query: *query,
             deadline,
-            asked: Cell::new(0),
             held: Cell::new(0),
+            made_labels: Cell::new(0),
             text,
             kept: RefCell::default(),
             keepable: Cell::new(KEPT_SAMPLES_MAX),
@@ -409,20 +408,26 @@ impl<'a> Evaluator<'a> {
         if total > self.limits.samples_max { Err(QueryError::TooManySamples) } else { Ok(()) }
     }
 
-    /// An error if the query has run too long. Cheap enough for every step of every series.
-    pub(super) fn check_deadline(&self) -> Result<(), QueryError> {
-        const EVERY: u32 = 64;
-        let asked = self.asked.get();
-        self.asked.set(asked.wrapping_add(1));
-        if asked.is_multiple_of(EVERY) { self.look_at_clock() } else { Ok(()) }
+    /// An error if the labels that the query itself makes, `bytes` more for one series, are too long: it may make of short ones very
+    /// long ones, or copy them to very many series.
+    pub(super) fn count_labels(&self, bytes: usize) -> Result<(), QueryError> {
+        const SAMPLE_BYTES: usize = 16;
+        const SERIES_BYTES_MAX: usize = 1 << 20;
+        let total = self.made_labels.get().saturating_add(bytes);
+        self.made_labels.set(total);
+        self.check_deadline()?;
+        let is_too_much = bytes > SERIES_BYTES_MAX || total / SAMPLE_BYTES > self.limits.samples_max;
+        if is_too_much { Err(QueryError::TooManySamples) } else { Ok(()) }
     }
 
-    /// As [`Evaluator::check_deadline`], before work on very many values.
+    /// As [`Deadline::check`].
+    pub(super) fn check_deadline(&self) -> Result<(), QueryError> {
+        self.deadline.check()
+    }
+
+    /// As [`Deadline::look`].
     pub(super) fn look_at_clock(&self) -> Result<(), QueryError> {
-        match self.deadline {
-            Some(deadline) if Instant::now() >= deadline => Err(QueryError::Timeout),
-            _ => Ok(()),
-        }
+        self.deadline.look()
     }
 }
 

@@ -269,8 +269,8 @@ pub(super) fn eval(
         Function::HistogramQuantile => histograms::quantile(evaluator, args, grid)?,
         Function::HistogramQuantiles => histograms::quantiles(evaluator, args, grid)?,
         Function::HistogramFraction => histograms::fraction(evaluator, args, grid)?,
-        Function::LabelReplace => relabel::replace(vector(0)?, &texts(args, 1))?,
-        Function::LabelJoin => relabel::join(vector(0)?, &texts(args, 1))?,
+        Function::LabelReplace => relabel::replace(evaluator, vector(0)?, &texts(args, 1))?,
+        Function::LabelJoin => relabel::join(evaluator, vector(0)?, &texts(args, 1))?,
         Function::Info => info::eval(evaluator, args, grid)?,
     }))
 }

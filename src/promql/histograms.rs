@@ -38,6 +38,7 @@ pub(super) fn quantiles(evaluator: &Evaluator<'_>, args: &[Node], grid: &Grid) -
                 for (value, q) in series.values.iter_mut().zip(&q) {
                     *value = value.take().filter(|_| q.to_bits() == bits);
                 }
+                evaluator.count_labels(series.labels.bytes())?;
                 series.labels = series.labels.with(label, &text);
                 result.push(series);
             }

@@ -56,6 +56,9 @@ pub(super) fn eval(evaluator: &Evaluator<'_>, args: &[Node], grid: &Grid) -> Res
             let Some(value) = value else { continue };
             let Some(labels) = enriched(&series.labels, &candidates, &infos, &times, step, &wanted)? else { continue };
             evaluator.check_room(parts.len().saturating_add(1).saturating_mul(grid.steps))?;
+            if !parts.contains_key(&labels) {
+                evaluator.count_labels(labels.bytes())?;
+            }
             parts
                 .entry(labels)
                 .or_insert_with_key(|labels| StepSeries::empty(labels.clone(), grid.steps))

@@ -24,6 +24,7 @@ mod aggregate;
 mod annotations;
 mod binary;
 mod calendar;
+mod deadline;
 mod error;
 mod eval;
 mod extended;
@@ -47,12 +48,14 @@ mod value;
 mod xxhash;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 pub use error::QueryError;
 pub use parse::parse_duration_ms;
 pub use value::{InstantSample, QueryValue, RangeSeries};
 
+use self::deadline::Deadline;
 use self::eval::{Evaluator, Grid};
 use self::node::{Expr, Kind};
 use self::parse::{QueryTimes, TIME_MAX_MS};
@@ -85,6 +88,17 @@ impl Default for Limits {
             subquery_step_ms: 60_000,
         }
     }
+}
+
+/// What is wanted of one query otherwise than the limits say.
+#[derive(Debug, Clone, Default)]
+pub struct QueryOptions {
+    /// How long it may run, if that is less.
+    pub timeout: Option<Duration>,
+    /// How far back an instant selector looks, in milliseconds, more than 0.
+    pub lookback_ms: Option<i64>,
+    /// Set from outside once nobody waits for the answer: the query ends soon after that, with [`QueryError::Canceled`].
+    pub is_gone: Arc<AtomicBool>,
 }
 
 /// What a query returns, and what is to be said beside it, in Prometheus's words.
@@ -124,15 +138,15 @@ impl Engine {
 
     /// The value of `expression` at `time_ms`.
     pub fn instant(&self, expression: &str, time_ms: i64) -> Result<QueryValue, QueryError> {
-        self.instant_within(expression, time_ms, self.limits.timeout).map(|answer| answer.value)
+        self.instant_with(expression, time_ms, &QueryOptions::default()).map(|answer| answer.value)
     }
 
-    /// As [`Engine::instant`], with annotations, and a timeout of its own, at most that of the limits.
-    pub fn instant_within(&self, expression: &str, time_ms: i64, timeout: Duration) -> Result<Answer, QueryError> {
+    /// As [`Engine::instant`], with annotations, and with what is wanted otherwise.
+    pub fn instant_with(&self, expression: &str, time_ms: i64, options: &QueryOptions) -> Result<Answer, QueryError> {
         let times = QueryTimes { start_ms: time_ms, end_ms: time_ms, step_ms: 0 };
         let node = parse::parse(expression, times)?;
         let grid = Grid::new(time_ms, time_ms, 1)?;
-        let evaluator = self.evaluator(&grid, timeout, expression);
+        let evaluator = self.evaluator(&grid, options, expression);
         let at_time = |value| Sample { timestamp_ms: time_ms, value };
         let value = if let Expr::Text(text) = node.expr {
             QueryValue::Text { timestamp_ms: time_ms, text }
@@ -160,17 +174,17 @@ impl Engine {
 
     /// The values of `expression` from `start_ms` to `end_ms`, both included, every `step_ms`.
     pub fn range(&self, expression: &str, start_ms: i64, end_ms: i64, step_ms: i64) -> Result<QueryValue, QueryError> {
-        self.range_within(expression, start_ms, end_ms, step_ms, self.limits.timeout).map(|answer| answer.value)
+        self.range_with(expression, start_ms, end_ms, step_ms, &QueryOptions::default()).map(|answer| answer.value)
     }
 
-    /// As [`Engine::range`], with annotations, and a timeout of its own, at most that of the limits.
-    pub fn range_within(
+    /// As [`Engine::range`], with annotations, and with what is wanted otherwise.
+    pub fn range_with(
         &self,
         expression: &str,
         start_ms: i64,
         end_ms: i64,
         step_ms: i64,
-        timeout: Duration,
+        options: &QueryOptions,
     ) -> Result<Answer, QueryError> {
         let node = parse::parse(expression, QueryTimes { start_ms, end_ms, step_ms })?;
         if !matches!(node.kind(), Kind::Scalar | Kind::Vector) {
@@ -180,7 +194,7 @@ impl Engine {
             )));
         }
         let grid = Grid::new(start_ms, end_ms, step_ms)?;
-        let evaluator = self.evaluator(&grid, timeout, expression);
+        let evaluator = self.evaluator(&grid, options, expression);
         let mut series = match evaluator.eval(&node, &grid)? {
             Operand::Scalar(values) => vec![StepSeries {
                 labels: Labels::empty(),
@@ -199,9 +213,15 @@ impl Engine {
         Ok(Answer { value: QueryValue::Matrix(matrix), warnings, infos })
     }
 
-    /// The labels of the series that match any of `selectors` (`up`, `{job="x"}`) between two times, both included;
-    /// all series if there is no selector. Sorted, each once.
-    pub fn series(&self, selectors: &[String], start_ms: i64, end_ms: i64) -> Result<Vec<Labels>, QueryError> {
+    /// The labels of the series that match any of `selectors` (`up`, `{job="x"}`) and were there between two times, both
+    /// included, as far as can be told without reading samples; all series if there is no selector. Sorted, each once.
+    pub fn series(
+        &self,
+        selectors: &[String],
+        start_ms: i64,
+        end_ms: i64,
+        options: &QueryOptions,
+    ) -> Result<Vec<Labels>, QueryError> {
         let mut wanted: Vec<Vec<Matcher>> = Vec::new();
         for selector in selectors {
             match parse::parse(selector, QueryTimes::default())?.expr {
@@ -212,22 +232,31 @@ impl Engine {
         if wanted.is_empty() {
             wanted.push(Vec::new());
         }
+        let deadline = self.deadline(options);
         let (start_ms, end_ms) = (start_ms.max(-TIME_MAX_MS), end_ms.min(TIME_MAX_MS));
         let samples_max = self.limits.samples_max;
         let mut found = Vec::new();
+        // One by one, so that however many there are take no longer, and no more memory, than a query may.
         for matchers in wanted {
+            deadline.look()?;
             let selection =
                 Selection { matchers, start_ms, end_ms, repeats: false, part: crate::store::Part::Whole, samples_max };
-            found.extend(select::labels(&*self.select, &self.ladder, &selection)?);
+            found.extend(select::labels(&*self.select, &self.ladder, &selection, &deadline)?);
+            found.sort_unstable();
+            found.dedup();
         }
-        found.sort();
-        found.dedup();
         Ok(found)
     }
 
-    fn evaluator<'a>(&'a self, grid: &Grid, timeout: Duration, text: &'a str) -> Evaluator<'a> {
-        let deadline = Instant::now().checked_add(timeout.min(self.limits.timeout));
-        Evaluator::new(&*self.select, &self.ladder, &self.limits, grid, deadline, text)
+    fn deadline(&self, options: &QueryOptions) -> Deadline {
+        let timeout = options.timeout.map_or(self.limits.timeout, |timeout| timeout.min(self.limits.timeout));
+        Deadline::new(timeout, &options.is_gone)
+    }
+
+    fn evaluator<'a>(&'a self, grid: &Grid, options: &QueryOptions, text: &'a str) -> Evaluator<'a> {
+        let lookback_ms = options.lookback_ms.unwrap_or(self.limits.lookback_ms).min(TIME_MAX_MS);
+        let limits = Limits { lookback_ms, ..self.limits.clone() };
+        Evaluator::new(&*self.select, &self.ladder, limits, grid, self.deadline(options), text)
     }
 }
 

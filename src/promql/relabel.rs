@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use regex::Regex;
 
 use super::QueryError;
+use super::eval::Evaluator;
 use super::regex::anchored;
 use super::value::{StepSeries, refuse_same_labels};
 
@@ -16,13 +17,21 @@ fn check_label(name: &str, role: &str, function: &str) -> Result<(), QueryError>
 }
 
 /// `label_replace(v, dst, replacement, src, regex)`.
-pub(super) fn replace(mut vector: Vec<StepSeries>, texts: &[&str]) -> Result<Vec<StepSeries>, QueryError> {
+pub(super) fn replace(
+    evaluator: &Evaluator<'_>,
+    mut vector: Vec<StepSeries>,
+    texts: &[&str],
+) -> Result<Vec<StepSeries>, QueryError> {
     let [target, replacement, source, pattern] = texts else { return Ok(vector) };
     let regex: Regex = anchored(pattern)
         .map_err(|_| QueryError::Execution(format!("invalid regular expression in label_replace(): {pattern}")))?;
     check_label(target, "destination", "label_replace")?;
+    let references = replacement.matches('$').count();
     for series in &mut vector {
         let value = series.labels.get(source).unwrap_or("");
+        // At most, before it is made.
+        let made = value.len().saturating_mul(references).saturating_add(replacement.len());
+        evaluator.count_labels(made.saturating_add(series.labels.bytes()))?;
         if let Some(found) = regex.captures(value) {
             let mut text = String::new();
             found.expand(replacement, &mut text);
@@ -34,12 +43,18 @@ pub(super) fn replace(mut vector: Vec<StepSeries>, texts: &[&str]) -> Result<Vec
 }
 
 /// `label_join(v, dst, separator, src...)`.
-pub(super) fn join(mut vector: Vec<StepSeries>, texts: &[&str]) -> Result<Vec<StepSeries>, QueryError> {
+pub(super) fn join(
+    evaluator: &Evaluator<'_>,
+    mut vector: Vec<StepSeries>,
+    texts: &[&str],
+) -> Result<Vec<StepSeries>, QueryError> {
     let [target, separator, sources @ ..] = texts else { return Ok(vector) };
     sources.iter().try_for_each(|source| check_label(source, "source", "label_join"))?;
     check_label(target, "destination", "label_join")?;
     for series in &mut vector {
         let values: Vec<&str> = sources.iter().map(|source| series.labels.get(source).unwrap_or("")).collect();
+        let made: usize = values.iter().map(|value| value.len() + separator.len()).sum();
+        evaluator.count_labels(made + series.labels.bytes())?;
         series.labels = series.labels.with(target, &values.join(separator));
     }
     refuse_same_labels(&vector)?;

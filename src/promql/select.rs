@@ -4,6 +4,8 @@
 //! buckets on the [`Ladder`]. This happens here, before any operator, so that everything else sees
 //! ordinary float series.
 
+use super::QueryError;
+use super::deadline::Deadline;
 use crate::model::{AtMost, ExponentialHistogram, Labels, Ladder, METRIC_NAME, Sample, Value};
 use crate::store::{MatchOp, Matcher, Part, Select, SelectedSeries, Selection, StoreError};
 
@@ -32,16 +34,33 @@ pub(super) fn for_each(
     })
 }
 
-/// The labels of what [`for_each`] would find. Only for a classic name does it take a look at samples.
-pub(super) fn labels(source: &dyn Select, ladder: &Ladder, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
-    if classic_part(&selection.matchers).is_none() {
-        return source.labels(selection);
-    }
-    let mut found = Vec::new();
-    for_each(source, ladder, selection, &mut |series| {
-        found.push(series.labels);
+/// The labels of what [`for_each`] would find, in any order, perhaps twice. Only for a classic name does it take a look at samples.
+pub(super) fn labels(
+    source: &dyn Select,
+    ladder: &Ladder,
+    selection: &Selection,
+    deadline: &Deadline,
+) -> Result<Vec<Labels>, QueryError> {
+    let mut found = source.labels(selection)?;
+    let Some((base, part)) = classic_part(&selection.matchers) else { return Ok(found) };
+    let mut in_time = Ok(());
+    // What has a count is a histogram.
+    let of_base = Selection { matchers: matchers_of_base(selection, base), part: Part::Count, ..*selection };
+    let ended = source.for_each(&of_base, &mut |series| {
+        in_time = deadline.look();
+        if in_time.is_err() {
+            return Err(StoreError::Stopped);
+        }
+        let labels = renamed(&series.labels, base, part);
+        if part == Part::Whole {
+            found.extend(buckets(ladder, selection, &labels).1);
+        } else if selection.matchers.iter().all(|matcher| matcher.matches(&labels)) {
+            found.push(labels);
+        }
         Ok(())
-    })?;
+    });
+    in_time?;
+    ended?;
     Ok(found)
 }
 
@@ -55,6 +74,26 @@ fn classic_part(matchers: &[Matcher]) -> Option<(&str, Part)> {
     (!base.is_empty()).then_some((base, part))
 }
 
+/// What is asked of the base of a classic name: the name and `le` come into being here.
+fn matchers_of_base(selection: &Selection, base: &str) -> Vec<Matcher> {
+    let of_base = |m: &&Matcher| m.name != METRIC_NAME && m.name != LE;
+    let mut matchers: Vec<Matcher> = selection.matchers.iter().filter(of_base).cloned().collect();
+    matchers.push(Matcher::metric(base));
+    matchers
+}
+
+/// The labels of a part of a histogram `base`, but for `le`.
+fn renamed(labels: &Labels, base: &str, part: Part) -> Labels {
+    let suffix = PARTS.into_iter().find(|(_, named)| *named == part).map_or("", |(suffix, _)| suffix);
+    labels.with(METRIC_NAME, &format!("{base}{suffix}"))
+}
+
+/// The wanted buckets, in the order of their bounds: bounds and labels.
+fn buckets(ladder: &Ladder, selection: &Selection, labels: &Labels) -> (Vec<f64>, Vec<Labels>) {
+    let bounds = ladder.bounds().map(|(bound, le)| (bound, labels.with(LE, le)));
+    bounds.filter(|(_, labels)| selection.matchers.iter().all(|m| m.matches(labels))).unzip()
+}
+
 fn for_each_derived(
     source: &dyn Select,
     ladder: &Ladder,
@@ -63,13 +102,9 @@ fn for_each_derived(
     part: Part,
     visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    // The name and `le` come into being below; only the other labels can be asked of the base.
-    let of_base = |m: &&Matcher| m.name != METRIC_NAME && m.name != LE;
-    let mut matchers: Vec<Matcher> = selection.matchers.iter().filter(of_base).cloned().collect();
-    matchers.push(Matcher::metric(base));
+    let matchers = matchers_of_base(selection, base);
     source.for_each(&Selection { matchers, part, ..*selection }, &mut |series| {
-        let Some((suffix, _)) = PARTS.into_iter().find(|(_, named)| *named == part) else { return Ok(()) };
-        let labels = series.labels.with(METRIC_NAME, &format!("{base}{suffix}"));
+        let labels = renamed(&series.labels, base, part);
         if part == Part::Whole {
             return for_each_bucket(ladder, selection, &labels, &series.samples, visit);
         }
@@ -89,9 +124,7 @@ fn for_each_bucket(
     if !samples.iter().any(|s| s.value.as_histogram().is_some()) {
         return Ok(());
     }
-    let bounds = ladder.bounds().map(|(bound, le)| (bound, labels.with(LE, le)));
-    let (bounds, names): (Vec<f64>, Vec<Labels>) =
-        bounds.filter(|(_, labels)| selection.matchers.iter().all(|m| m.matches(labels))).unzip();
+    let (bounds, names) = buckets(ladder, selection, labels);
     if samples.len().saturating_mul(bounds.len()) > selection.samples_max {
         return Err(StoreError::TooManySamples(selection.samples_max));
     }

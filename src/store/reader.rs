@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use roaring::RoaringBitmap;
+
 use super::day::{Day, Summaries};
 use super::shared::{Index, Shared};
-use super::window::{OpenWindow, SealedWindow, Windows};
+use super::window::{OpenWindow, SealedWindow, Windows, day_of};
 use super::{MatchOp, Part, Select, SelectedSeries, Selection, StoreError};
 use crate::model::{Labels, METRIC_NAME, Sample, Value};
 
@@ -66,9 +68,15 @@ fn pair(index: &Index, id: u32, selection: &Selection) -> Option<(Labels, u32)> 
 }
 
 impl Select for Reader {
-    /// Of every series that is kept, whether or not it has a sample in the time asked for: no sample is read.
+    /// Of the series of which a window tells that they were there: no sample is read, so that one counts for all of the two hours in
+    /// which it began or ended.
     fn labels(&self, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
-        Ok(self.matching(selection).into_iter().map(|group| group.labels).collect())
+        let groups = self.matching(selection);
+        let chunks = Chunks::of(&self.shared.windows.read(), &groups, selection);
+        let index = self.shared.index.read();
+        let is_ended = |id: u32| index.series.get(&id).is_none_or(|known| known.is_ended);
+        let was_there = |group: &Group| group.ids.iter().any(|id| chunks.was_there(*id, is_ended));
+        Ok(groups.into_iter().filter(was_there).map(|group| group.labels).collect())
     }
 
     fn for_each(
@@ -112,6 +120,46 @@ impl Select for Reader {
         }
         files.rest()?;
         read.into_iter().try_for_each(visit)
+    }
+}
+
+/// Which series have a chunk in a window that overlaps the time asked for, and in windows of ticks before it, on its first day, and after it.
+#[derive(Default)]
+struct Chunks {
+    within: RoaringBitmap,
+    before: RoaringBitmap,
+    after: RoaringBitmap,
+}
+
+impl Chunks {
+    fn of(windows: &Windows, groups: &[Group], selection: &Selection) -> Self {
+        let mut chunks = Self::default();
+        for window in &windows.sealed {
+            if let Some(found) = chunks.at(window.span, window.is_written, selection) {
+                *found |= &window.present;
+            }
+        }
+        for window in windows.sealing.iter().map(|window| &**window).chain([&windows.open, &windows.written]) {
+            let Some(span) = window.span else { continue };
+            let ids = groups.iter().flat_map(|group| &group.ids).filter(|id| window.streams.contains_key(id));
+            if let Some(found) = chunks.at(span, window.is_written, selection) {
+                found.extend(ids);
+            }
+        }
+        chunks
+    }
+
+    fn at(&mut self, span: (i64, i64), is_written: bool, selection: &Selection) -> Option<&mut RoaringBitmap> {
+        if span.1 < selection.start_ms {
+            let holds = !is_written && day_of(span.0) == day_of(selection.start_ms);
+            return holds.then_some(&mut self.before);
+        }
+        if span.0 <= selection.end_ms { Some(&mut self.within) } else { (!is_written).then_some(&mut self.after) }
+    }
+
+    /// Every day begins with all that is alive; from there a value holds without a chunk until it changes or ends.
+    fn was_there(&self, id: u32, is_ended: impl Fn(u32) -> bool) -> bool {
+        self.within.contains(id) || self.before.contains(id) && (self.after.contains(id) || !is_ended(id))
     }
 }
 

@@ -148,6 +148,74 @@ fn summaries_of_whole_days_tell_first_least_greatest_and_last() {
     }
 }
 
+fn listed(store: &Store, start_ms: i64, end_ms: i64) -> Vec<String> {
+    let selection = Selection { matchers: vec![], start_ms, end_ms, repeats: false, part: Part::Whole, samples_max: 0 };
+    let labels = store.reader().labels(&selection).unwrap();
+    labels.iter().map(|labels| labels.name().to_owned()).collect()
+}
+
+#[test]
+fn labels_are_those_of_the_series_that_were_there() {
+    for is_set_back in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = Store::open(dir.path()).unwrap();
+        four_days(&mut store, is_set_back);
+        for is_sealed in [false, true] {
+            if is_sealed {
+                store.seal_now();
+            }
+            for start in 0..96 {
+                for hours in [0, 1, 2, 3, 24, 96] {
+                    let (start_ms, end_ms) = (start * 3_600_000, (start + hours) * 3_600_000);
+                    let listed = listed(&store, start_ms, end_ms);
+                    for name in ["m1", "m2", "m3", "m4"] {
+                        let is_there = !select(&store, name, start_ms, end_ms).is_empty();
+                        let is_listed = listed.iter().any(|found| found == name);
+                        assert!(is_listed || !is_there, "{name} {start} {hours} {is_sealed} {is_set_back}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn series_that_ended_before_or_began_later_are_not_listed() {
+    const HOUR_MS: i64 = 3_600_000;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    for at in 0..72 {
+        let mut tick = tick(at * HOUR_MS, vec![], vec![]);
+        // m1 is always there, m2 from 5 to 9, m3 from 31 on and quiet, m4 from 29 to 33.
+        for (id, begins, ends) in [(1, 0, 99), (2, 5, 9), (3, 31, 99), (4, 29, 33)] {
+            if at == begins {
+                tick.started.push(started(id, MetricKind::Gauge, at * HOUR_MS));
+                tick.samples.push((SeriesId(id), Value::Float(1.0)));
+            }
+            if at == ends {
+                tick.samples.push((SeriesId(id), Value::stale()));
+            }
+        }
+        store.append(&tick).unwrap();
+    }
+    for is_sealed in [false, true] {
+        if is_sealed {
+            store.seal_now();
+        }
+        let at = |from: i64, to: i64| listed(&store, from * HOUR_MS, to * HOUR_MS).join(" ");
+        assert_eq!(at(0, 3), "m1");
+        assert_eq!(at(0, 71), "m1 m2 m3 m4");
+        assert_eq!(at(6, 7), "m1 m2");
+        assert_eq!(at(7, 7), "m1 m2");
+        assert_eq!(at(12, 13), "m1");
+        assert_eq!(at(25, 27), "m1");
+        assert_eq!(at(36, 37), "m1 m3");
+        assert_eq!(at(49, 99), "m1 m3");
+        assert_eq!(at(73, 99), "");
+        assert_eq!(at(-9, -1), "");
+    }
+}
+
 #[test]
 fn a_store_that_is_opened_again_goes_on_where_it_ended() {
     let dir = tempfile::tempdir().unwrap();

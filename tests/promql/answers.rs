@@ -11,7 +11,7 @@ use std::io::{BufRead, Write};
 use std::sync::Arc;
 
 use cortex_metrics::model::{BucketSpan, ExponentialHistogram, Labels, Sample, Value, format_float};
-use cortex_metrics::promql::{Answer, Engine, Limits, QueryError, QueryValue};
+use cortex_metrics::promql::{Answer, Engine, Limits, QueryError, QueryOptions, QueryValue};
 use cortex_metrics::store::{Select, SelectedSeries, Selection, StoreError};
 use serde_json::{Value as Json, json};
 
@@ -46,11 +46,11 @@ fn main() {
             continue;
         }
         let ms = |key: &str| question[key].as_i64().unwrap();
-        let (query, timeout) = (question["query"].as_str().unwrap(), engine.limits().timeout);
+        let (query, options) = (question["query"].as_str().unwrap(), QueryOptions::default());
         let answer = if question["time"].is_null() {
-            engine.range_within(query, ms("start"), ms("end"), ms("step"), timeout)
+            engine.range_with(query, ms("start"), ms("end"), ms("step"), &options)
         } else {
-            engine.instant_within(query, ms("time"), timeout)
+            engine.instant_with(query, ms("time"), &options)
         };
         let mut out = std::io::stdout().lock();
         writeln!(out, "{}", written(answer)).and_then(|()| out.flush()).expect("somebody reads");

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ use crate::clock::Clock;
 use crate::collector::Published;
 use crate::exposition::help;
 use crate::model::Labels;
-use crate::promql::{Answer as QueryAnswer, Engine, QueryError, QueryValue, STEPS_MAX};
+use crate::promql::{Answer as QueryAnswer, Engine, QueryError, QueryOptions, QueryValue, STEPS_MAX};
 
 /// How many queries run at once unless another number is wanted; the others wait, and their timeout runs meanwhile.
 pub const QUERIES_MAX: usize = 4;
@@ -121,7 +122,7 @@ impl IntoResponse for ApiError {
         let status = match self.kind {
             "bad_data" => StatusCode::BAD_REQUEST,
             "execution" => StatusCode::UNPROCESSABLE_ENTITY,
-            "timeout" => StatusCode::SERVICE_UNAVAILABLE,
+            "timeout" | "canceled" => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, [(header::CONTENT_TYPE, "application/json")], json::error(self.kind, &self.message)).into_response()
@@ -164,34 +165,31 @@ impl HttpBody for Parts {
 }
 
 impl Api {
-    /// Runs `work`, which makes the JSON of an answer, on the blocking pool once there is room, with what is left of `timeout`
-    /// by then.
+    /// Runs `work`, which makes the JSON of an answer, on the blocking pool once there is room, with what is left of the
+    /// timeout by then. Should the client go, `work` is told.
     async fn run(
         &self,
-        timeout: Duration,
-        work: impl FnOnce(&Engine, Duration) -> Result<String, ApiError> + Send + 'static,
+        mut options: QueryOptions,
+        work: impl FnOnce(&Engine, &QueryOptions) -> Result<String, ApiError> + Send + 'static,
     ) -> Answer {
         let asked = Instant::now();
+        let timeout_max = self.engine.limits().timeout;
+        let timeout = options.timeout.map_or(timeout_max, |timeout| timeout.min(timeout_max));
         let permit = tokio::time::timeout(timeout, Arc::clone(&self.permits).acquire_owned())
             .await
             .map_err(|_| ApiError::timeout("query queue"))?;
         let engine = Arc::clone(&self.engine);
+        let _asker = Asker(Arc::clone(&options.is_gone));
         let run = move || {
             // Held until the work is done, also when nobody waits for it any more.
             let _permit = permit;
-            work(&engine, timeout.saturating_sub(asked.elapsed()))
+            options.timeout = Some(timeout.saturating_sub(asked.elapsed()));
+            work(&engine, &options)
         };
         match tokio::task::spawn_blocking(run).await {
             Ok(result) => Ok(respond(result?)),
             Err(error) => Err(ApiError { kind: "internal", message: format!("query failed: {error}") }),
         }
-    }
-
-    /// The timeout that was asked for, at most the engine's.
-    fn timeout(&self, params: &Params) -> Result<Duration, ApiError> {
-        let timeout_max = self.engine.limits().timeout;
-        let Some(timeout_ms) = params.duration_ms("timeout")? else { return Ok(timeout_max) };
-        Ok(Duration::from_millis(u64::try_from(timeout_ms).unwrap_or(0)).min(timeout_max))
     }
 
     /// Answers with what `data` makes of the labels of the series that any `match[]` selects between `start` and `end`, sorted.
@@ -202,43 +200,39 @@ impl Api {
     ) -> Answer {
         let start_ms = params.time_ms("start")?.unwrap_or(i64::MIN);
         let end_ms = params.time_ms("end")?.unwrap_or(i64::MAX);
-        let mut selectors: Vec<Vec<String>> = params.all("match[]").map(|selector| vec![selector.to_owned()]).collect();
-        if selectors.is_empty() {
-            selectors.push(Vec::new()); // all
-        }
-        let work = move |engine: &Engine, timeout: Duration| {
-            let deadline = Instant::now() + timeout;
-            let mut found = Vec::new();
-            // One by one, so that however many there are take no longer, and no more memory, than a query may.
-            for selector in selectors {
-                let of_selector = engine.series(&selector, start_ms, end_ms).map_err(ApiError::of_match)?;
-                if found.is_empty() {
-                    found = of_selector;
-                } else {
-                    found.extend(of_selector);
-                    found.sort_unstable();
-                    found.dedup();
-                }
-                if Instant::now() > deadline {
-                    return Err(QueryError::Timeout.into());
-                }
-            }
+        let selectors: Vec<String> = params.all("match[]").map(str::to_owned).collect();
+        let work = move |engine: &Engine, options: &QueryOptions| {
+            let found = engine.series(&selectors, start_ms, end_ms, options).map_err(ApiError::of_match)?;
             let (data, warnings) = data(found);
             Ok(json::success(&data, &warnings, &[]))
         };
-        self.run(self.engine.limits().timeout, work).await
+        self.run(QueryOptions::default(), work).await
     }
 }
 
-/// What this API does not know must not be taken for done.
-fn refuse_unknown(params: &Params) -> Result<(), ApiError> {
-    let Some(text) = params.get("lookback_delta") else { return Ok(()) };
-    let parsed = params.duration_ms("lookback_delta");
-    parsed.map_err(|_| {
+/// Whoever waits for an answer: when the client goes, this is dropped.
+struct Asker(Arc<AtomicBool>);
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What is wanted of a query beside its text and times.
+fn options(params: &Params) -> Result<QueryOptions, ApiError> {
+    let timeout = params.duration_ms("timeout")?;
+    let lookback = params.duration_ms("lookback_delta").map_err(|_| {
+        let text = params.get("lookback_delta").unwrap_or_default();
         let message = format!("error parsing lookback delta duration: cannot parse {text:?} to a valid duration");
         ApiError::bad_data(message)
     })?;
-    Err(ApiError::bad_data("lookback_delta is not supported: a query looks back 5 minutes".to_owned()))
+    Ok(QueryOptions {
+        timeout: timeout.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))),
+        // As Prometheus: none, or less, is the default.
+        lookback_ms: lookback.filter(|ms| *ms > 0),
+        is_gone: Arc::default(),
+    })
 }
 
 /// Cuts `items` to the limit and says so.
@@ -265,12 +259,12 @@ fn query_json(mut answer: QueryAnswer, limit: Option<usize>) -> String {
 async fn query(State(api): State<Api>, params: Params) -> Answer {
     let limit = params.limit()?;
     let time_ms = params.time_ms("time")?.unwrap_or_else(|| api.clock.now_ms());
-    let timeout = api.timeout(&params)?;
-    refuse_unknown(&params)?;
+    let options = options(&params)?;
     let expression = params.get("query").unwrap_or("").to_owned();
-    let work =
-        move |engine: &Engine, timeout| Ok(query_json(engine.instant_within(&expression, time_ms, timeout)?, limit));
-    api.run(timeout, work).await
+    let work = move |engine: &Engine, options: &QueryOptions| {
+        Ok(query_json(engine.instant_with(&expression, time_ms, options)?, limit))
+    };
+    api.run(options, work).await
 }
 
 async fn query_range(State(api): State<Api>, params: Params) -> Answer {
@@ -292,13 +286,12 @@ async fn query_range(State(api): State<Api>, params: Params) -> Answer {
                 .to_owned(),
         ));
     }
-    let timeout = api.timeout(&params)?;
-    refuse_unknown(&params)?;
+    let options = options(&params)?;
     let expression = params.get("query").unwrap_or("").to_owned();
-    let work = move |engine: &Engine, timeout| {
-        Ok(query_json(engine.range_within(&expression, start_ms, end_ms, step_ms, timeout)?, limit))
+    let work = move |engine: &Engine, options: &QueryOptions| {
+        Ok(query_json(engine.range_with(&expression, start_ms, end_ms, step_ms, options)?, limit))
     };
-    api.run(timeout, work).await
+    api.run(options, work).await
 }
 
 /// There are none: an increment has no place for one.
@@ -308,12 +301,15 @@ async fn query_exemplars(State(api): State<Api>, params: Params) -> Answer {
         return Err(ApiError::bad_data("end timestamp must not be before start timestamp".to_owned()));
     }
     let expression = params.get("query").unwrap_or("").to_owned();
-    let work = move |engine: &Engine, _| match engine.instant_within(&expression, 0, Duration::ZERO) {
+    let work = move |engine: &Engine, options: &QueryOptions| {
         // It is parsed before its time is looked at, and no more than that is wanted.
-        Err(QueryError::BadData(message)) => Err(ApiError::bad_data(message)),
-        _ => Ok(json::success("[]", &[], &[])),
+        let options = QueryOptions { timeout: Some(Duration::ZERO), ..options.clone() };
+        match engine.instant_with(&expression, 0, &options) {
+            Err(QueryError::BadData(message)) => Err(ApiError::bad_data(message)),
+            _ => Ok(json::success("[]", &[], &[])),
+        }
     };
-    api.run(api.engine.limits().timeout, work).await
+    api.run(QueryOptions::default(), work).await
 }
 
 async fn series(State(api): State<Api>, params: Params) -> Answer {

@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
+use tokio::runtime::Runtime;
+
 use super::*;
 use crate::model::{ExponentialHistogram, Sample, Value};
 use crate::promql::Limits;
@@ -39,13 +41,18 @@ impl Select for Fixed {
 
 /// Serves the API on a port of its own and sends it one request each; returns status and body.
 fn ask(requests: &[String]) -> Vec<(u16, String)> {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let engine = Arc::new(Engine::new(Arc::new(Fixed), Limits::default()));
+    let (_runtime, address) = serve(Fixed);
+    requests.iter().map(|request| exchange(address, request)).collect()
+}
+
+fn serve(select: impl Select + 'static) -> (Runtime, SocketAddr) {
+    let runtime = Runtime::new().expect("a runtime");
+    let engine = Arc::new(Engine::new(Arc::new(select), Limits::default()));
     let app = routes(engine, Clock::manual(15_000), Arc::default(), QUERIES_MAX);
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
     let address = listener.local_addr().expect("an address");
     runtime.spawn(async move { axum::serve(listener, app).await });
-    requests.iter().map(|request| exchange(address, request)).collect()
+    (runtime, address)
 }
 
 fn exchange(address: SocketAddr, request: &str) -> (u16, String) {
@@ -118,7 +125,7 @@ fn errors_have_prometheus_kinds_and_codes() {
         ("/api/v1/query?query=up&limit=x", 400, "bad_data", "parsing \\\"x\\\": invalid syntax"),
         ("/api/v1/query?query=up&limit=99999999999999999999", 400, "bad_data", "value out of range"),
         ("/api/v1/query?query=up&timeout=0", 503, "timeout", "query timed out in"),
-        ("/api/v1/query?query=up&lookback_delta=5m", 400, "bad_data", "lookback_delta"),
+        ("/api/v1/query?query=up&lookback_delta=far", 400, "bad_data", "cannot parse \\\"far\\\" to a valid duration"),
         ("/api/v1/query?query=topk(NaN%2Ctime()%3Cbool%200%20or%20up)", 400, "bad_data", "set operator"),
         ("/api/v1/query?query=sum_over_time(vector(1)%5B100y%3A1ms%5D)", 422, "execution", "too many samples"),
         ("/api/v1/query_range?query=up&start=0&end=11001&step=1", 400, "bad_data", "11,000 points"),
@@ -140,6 +147,43 @@ fn errors_have_prometheus_kinds_and_codes() {
         assert_eq!(got_status, status, "{path}: {body}");
         assert!(body.starts_with(&format!(r#"{{"status":"error","errorType":"{kind}","error":""#)), "{path}: {body}");
         assert!(body.contains(message), "{path}: {body}");
+    }
+}
+
+/// Gives the same series for as long as it is visited; says when it begins and when it ends.
+struct Endless(std::sync::mpsc::SyncSender<()>);
+
+impl Select for Endless {
+    fn for_each(
+        &self,
+        selection: &Selection,
+        visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.0.send(()).expect("somebody waits");
+        let mut ended = Ok(());
+        while ended.is_ok() {
+            ended = Fixed.for_each(selection, visit);
+        }
+        self.0.send(()).expect("somebody waits");
+        ended
+    }
+
+    fn labels(&self, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
+        Fixed.labels(selection)
+    }
+}
+
+#[test]
+fn a_query_ends_when_its_client_goes() {
+    let (steps, step) = std::sync::mpsc::sync_channel(1);
+    let wait = || step.recv_timeout(Duration::from_secs(60)).expect("long before the query's time is over");
+    let (_runtime, address) = serve(Endless(steps));
+    for path in ["/api/v1/query?query=count(rate(up[1m]))", "/api/v1/series?match[]=h_count"] {
+        let mut stream = TcpStream::connect(address).expect("connected");
+        stream.write_all(get_request(path).as_bytes()).expect("sent");
+        wait();
+        drop(stream);
+        wait();
     }
 }
 

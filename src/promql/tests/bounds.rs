@@ -1,12 +1,13 @@
 //! What a query may take, and text that means no good.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::super::testing::Memory;
+use super::super::testing::{Memory, lines};
 use super::requests;
-use crate::promql::{Limits, QueryError, QueryValue};
+use crate::promql::{Limits, QueryError, QueryOptions, QueryValue};
 
 #[test]
 fn queries_stay_within_their_budget() {
@@ -21,8 +22,52 @@ fn queries_stay_within_their_budget() {
     assert!(matches!(engine.range("x", 0, 100_000, 9_000), Err(QueryError::TooManySamples)));
     assert!(matches!(engine.instant("sum_over_time(vector(1)[100y:1ms])", 0), Err(QueryError::TooManySamples)));
     assert!(matches!(engine.range("vector(1)", 0, 100_000, 1), Err(QueryError::TooManySamples)));
-    let timeout = engine.instant_within("x", 0, Duration::ZERO);
-    assert_eq!(timeout.expect_err("no time").to_string(), "query timed out in expression evaluation");
+    let no_time = QueryOptions { timeout: Some(Duration::ZERO), ..QueryOptions::default() };
+    let timeout = "query timed out in expression evaluation";
+    assert_eq!(engine.instant_with("x", 0, &no_time).expect_err("no time").to_string(), timeout);
+    for selector in ["x", "x_bucket"] {
+        let found = engine.series(&[selector.to_owned()], 0, 100_000, &no_time);
+        assert_eq!(found.expect_err("no time").to_string(), timeout);
+    }
+}
+
+#[test]
+fn labels_that_a_query_makes_are_bounded() {
+    let one = Memory::default().floats(&[("__name__", "one"), ("l", "v")], &[1.0]);
+    let many = (0..200).fold(one, |all, i| all.floats(&[("__name__", "x"), ("i", &i.to_string())], &[1.0]));
+    let engine = many.engine_within(Limits { samples_max: 100_000, ..Limits::default() });
+    let refused = |expression: &str| matches!(engine.instant(expression, 0), Err(QueryError::TooManySamples));
+    let nested = |depth: usize| {
+        (0..depth)
+            .fold("one".to_owned(), |inner, _| format!("label_replace({inner}, \"l\", \"$1$1\", \"l\", \"(.*)\")"))
+    };
+    assert!(engine.instant(&nested(10), 0).is_ok());
+    assert!(refused(&nested(24)));
+    let long = "v".repeat(30_000);
+    assert!(refused(&format!("label_replace(x, \"l\", \"{long}\", \"\", \"\")")));
+    assert!(engine.instant(&format!("label_replace(one, \"l\", \"{long}\", \"\", \"\")"), 0).is_ok());
+    assert!(refused(&format!("x * on () group_left (l) label_replace(one, \"l\", \"{long}\", \"\", \"\")")));
+    assert!(refused(&format!("label_join(x, \"l\", \"{long}\", \"i\", \"i\")")));
+}
+
+#[test]
+fn a_query_that_nobody_waits_for_ends() {
+    let gone = QueryOptions { is_gone: Arc::new(true.into()), ..QueryOptions::default() };
+    let ended = requests().range_with("rate(req[1m])", 0, 60_000, 10_000, &gone);
+    assert!(matches!(ended, Err(QueryError::Canceled)));
+}
+
+#[test]
+fn a_query_may_look_back_as_far_as_it_wants() {
+    let engine = Memory::default().floats(&[("__name__", "x")], &[1.0, 2.0]).engine();
+    let found = |lookback_ms, time_ms| {
+        let options = QueryOptions { lookback_ms: Some(lookback_ms), ..QueryOptions::default() };
+        lines(&engine.instant_with("x", time_ms, &options).expect("answered").value)
+    };
+    assert!(found(5_000, 15_000).is_empty());
+    assert_eq!(found(5_001, 15_000), ["x 2"]);
+    assert_eq!(found(3_600_000, 3_609_999), ["x 2"]);
+    assert_eq!(found(i64::MAX, 1 << 51), ["x 2"]);
 }
 
 #[test]
