@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
@@ -71,6 +71,9 @@ fn collector() -> SocketAddr {
         labels
     };
     serve(move |path, query| {
+        if path == "/api/v1/status/buildinfo" {
+            return ("200 OK", json!({"status": "success", "data": {"revision": "cortex-metrics-0"}}).to_string());
+        }
         assert_eq!(path, "/api/v1/query");
         if query.contains("api_name=\"") && !query.contains("api_name=\"iris\"") {
             return vector(&[]);
@@ -120,13 +123,14 @@ impl User {
         user
     }
 
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cortex"));
+        command.args(args).env("CORTEX_CONFIG_DIR", self.0.path()).env("http_proxy", "http://127.0.0.1:1");
+        command
+    }
+
     fn run(&self, args: &[&str]) -> Ran {
-        let output = Command::new(env!("CARGO_BIN_EXE_cortex"))
-            .args(args)
-            .env("CORTEX_CONFIG_DIR", self.0.path())
-            .env("http_proxy", "http://127.0.0.1:1")
-            .output()
-            .unwrap();
+        let output = self.command(args).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Ran { out: text(output.stdout), err: text(output.stderr), code: output.status.code() }
     }
@@ -158,6 +162,78 @@ fn get_fails_only_if_nobody_answered() {
     let empty = User::with(&[("local", serve(|_, _| vector(&[])))]).run(&["get"]);
     assert_eq!((empty.out.as_str(), empty.code), ("", Some(0)));
     assert!(empty.err.starts_with("no APIs yet"), "{}", empty.err);
+}
+
+#[test]
+fn the_window_is_the_one_asked_for_and_counts_that_may_go_back_are_asked_otherwise() {
+    let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    // A Prometheus: it says nothing of a collector.
+    let prometheus = serve(move |path, query| {
+        seen.lock().unwrap().push(format!("{path} {query}"));
+        vector(&[])
+    });
+    let user = User::with(&[("local", prometheus)]);
+    assert_eq!(user.run(&["get", "--since", "1h30m"]).code, Some(0));
+    let asked = std::mem::take(&mut *asked.lock().unwrap());
+    let requests = "/api/v1/query sum by (api_name, response_code) ((increase(cortex_api_requests_total[1h30m]) and \
+                    resets(cortex_api_requests_total[1h30m]) > 0) or ";
+    assert!(asked.iter().any(|query| query.starts_with(requests)), "{asked:#?}");
+    assert!(asked.iter().all(|query| !query.contains("14d")), "{asked:#?}");
+    for bad in ["", "0s", "1", "x"] {
+        assert_eq!(user.run(&["get", "--since", bad]).code, Some(2), "{bad:?}");
+    }
+}
+
+#[test]
+fn csv_has_numbers_without_units() {
+    let user = User::with(&[("local", collector())]);
+    for args in [&["get", "-o", "csv"][..], &["get", "iris", "-o", "csv"]] {
+        let ran = user.run(args);
+        let lines: Vec<&str> = ran.out.lines().collect();
+        assert_eq!(
+            lines[0],
+            "env,api,status,up_to_date,stale,requested,last_update_seconds,avg_request_seconds,responses_2xx,responses_4xx,\
+             responses_5xx,endpoint"
+        );
+        let cells: Vec<&str> = lines[1].split(',').collect();
+        assert_eq!(cells[..6], ["local", "iris", "live", "1", "0", "1"]);
+        assert!((1029.0..1040.0).contains(&cells[6].parse::<f64>().unwrap()), "{}", cells[6]);
+        assert_eq!(cells[7..], ["0.024", "1223", "0", "2", "http://10.0.0.7:8000"]);
+    }
+}
+
+#[test]
+fn watching_draws_again_and_what_is_no_table_is_refused() {
+    let user = User::with(&[("local", collector())]);
+    let refused = user.run(&["get", "--watch", "-o", "json"]);
+    assert_eq!((refused.code, refused.out.as_str()), (Some(2), ""));
+    let mut watching = user.command(&["get", "-w"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines().map(Result::unwrap);
+    // Not a terminal: one table after the other, without codes for one.
+    let drawn: Vec<String> = lines.by_ref().take(5).collect();
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+    assert!(drawn[0].starts_with("env     api    status"), "{drawn:?}");
+    assert_eq!((drawn[2].as_str(), &drawn[..2]), ("", &drawn[3..]));
+}
+
+#[test]
+fn a_name_of_metrics_alone_has_its_account_and_metrics() {
+    let task = serve(|path, query| match query {
+        _ if path.ends_with("buildinfo") => ("404 Not Found", String::new()),
+        q if q.contains("client_calls_total") => vector(&[(json!({}), 7.0)]),
+        q if q.contains("__name__!~") => vector(&[(json!({"__name__": "trained", "api_name": "task"}), 7.0)]),
+        _ => vector(&[]),
+    });
+    let ran = User::with(&[("local", task)]).run(&["get", "task"]);
+    assert_eq!(ran.code, Some(0));
+    assert!(
+        ran.out.starts_with("no requests: it has metrics of its own alone\n\naccount of loss: 7 calls"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.out.ends_with("metric    tags   value\ntrained   -      7\n"), "{}", ran.out);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{Exit, env, get, query};
+use super::{Exit, doctor, env, get, query};
 
 /// Shows how your APIs do: requests, response codes and durations over two weeks.
 #[derive(Debug, Parser)]
@@ -22,6 +22,11 @@ enum Command {
         after_help = "Examples:\n  cortex query 'sum by (api_name) (rate(cortex_api_requests_total[5m]))'\n  cortex query my_counter --start -1h --step 1m -o csv"
     )]
     Query(query::QueryArgs),
+    /// Find out why a metric is missing: send a probe as a client would, and follow it
+    #[command(
+        after_help = "Examples:\n  cortex doctor\n  cortex doctor my_counter\n  cortex doctor --url unix:///run/cortex.sock"
+    )]
+    Doctor(doctor::DoctorArgs),
     /// List, add and remove environments: names for query URLs
     #[command(
         after_help = "Example:\n  cortex env add production https://mimir.example.com/prometheus --dashboard-url https://grafana.example.com/d/realtimeapi"
@@ -37,6 +42,7 @@ pub fn run(args: CortexArgs) -> anyhow::Result<Exit> {
     match args.command {
         Command::Get(args) => get::run(&args),
         Command::Query(args) => query::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Env(args) => env::run(&args),
     }
 }

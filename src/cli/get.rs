@@ -1,6 +1,9 @@
 //! `cortex get`: the table, or one API with its account and its custom metrics.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::panic::resume_unwind;
+use std::thread::ScopedJoinHandle;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -9,7 +12,11 @@ use super::Exit;
 use super::environments::{Environment, Environments};
 use super::query_url::{QueryUrl, without_password};
 use crate::clock::Clock;
-use crate::overview::{ApiDetail, ApiRow, AskError, CustomMetric, Table, apis, detail, printable, table_of};
+use crate::config::parse_duration;
+use crate::overview::{ApiDetail, ApiRow, AskError, CustomMetric, Table, WINDOW, apis, detail, printable, table_of};
+
+/// How often `--watch` asks again.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub(super) struct GetArgs {
@@ -18,9 +25,15 @@ pub(super) struct GetArgs {
     /// One environment only [default: all]
     #[arg(short, long, value_name = "ENV")]
     env: Option<String>,
+    /// Counts and averages of so long until now
+    #[arg(long, value_name = "DURATION", value_parser = since, default_value = WINDOW)]
+    since: String,
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
+    /// Ask every 2 s and draw the table anew in its place, until Ctrl-C
+    #[arg(short, long)]
+    watch: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -29,13 +42,40 @@ enum Output {
     Table,
     /// For programs
     Json,
+    /// For spreadsheets
+    Csv,
+}
+
+/// A duration as PromQL takes it.
+fn since(text: &str) -> Result<String, String> {
+    let duration = parse_duration(text)?;
+    if duration < Duration::from_secs(1) {
+        return Err(format!("got {text}, want 1s or more"));
+    }
+    Ok(text.trim().to_owned())
 }
 
 /// What one environment answered.
 struct Found<'a> {
     env: &'a str,
     environment: &'a Environment,
+    source: QueryUrl,
     rows: Vec<ApiRow>,
+}
+
+/// What is to be printed, where, and how it ends.
+#[derive(Default)]
+struct Look {
+    out: String,
+    err: String,
+    has_failed: bool,
+}
+
+impl Look {
+    fn tell(&mut self, line: &str) {
+        self.err.push_str(line);
+        self.err.push('\n');
+    }
 }
 
 pub(super) fn run(args: &GetArgs) -> anyhow::Result<Exit> {
@@ -44,47 +84,121 @@ pub(super) fn run(args: &GetArgs) -> anyhow::Result<Exit> {
         Some(name) => vec![(name.as_str(), environments.get(name)?)],
         None => environments.iter().collect(),
     };
+    let in_color = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if !args.watch {
+        let look = look(args, &asked, in_color)?;
+        io::stdout().write_all(look.out.as_bytes())?;
+        eprint!("{}", look.err);
+        return Ok(if look.has_failed { Exit::Failure } else { Exit::Success });
+    }
+    if args.output != Output::Table {
+        eprintln!("cortex: --watch draws the table: leave --output out, or --watch");
+        return Ok(Exit::Usage);
+    }
+    let mut screen = Screen { is_terminal: io::stdout().is_terminal(), is_drawn: false };
+    loop {
+        let look = look(args, &asked, in_color)?;
+        screen.draw(&format!("{}{}", look.out, look.err))?;
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+/// Where `--watch` draws: a terminal from its first line on, or one table after the other.
+struct Screen {
+    is_terminal: bool,
+    is_drawn: bool,
+}
+
+impl Screen {
+    fn draw(&mut self, text: &str) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        if self.is_terminal {
+            // Line by line over what was there, so that nothing flickers; without wrapping, so that a line is one line.
+            let begin = if self.is_drawn { "\x1b[H" } else { "\x1b[2J\x1b[H" };
+            write!(out, "{begin}\x1b[?7l")?;
+            for line in text.lines() {
+                writeln!(out, "{line}\x1b[K")?;
+            }
+            write!(out, "\x1b[J\x1b[?7h")?;
+        } else {
+            write!(out, "{}{text}", if self.is_drawn { "\n" } else { "" })?;
+        }
+        self.is_drawn = true;
+        out.flush()
+    }
+}
+
+/// Asks all environments at once.
+fn look(args: &GetArgs, asked: &[(&str, &Environment)], in_color: bool) -> anyhow::Result<Look> {
     let now = Clock::System.now_ms() as f64 / 1e3;
-    let mut found = Vec::new();
-    let mut silent: Vec<(&str, AskError)> = Vec::new();
-    for (env, environment) in &asked {
-        match apis(&QueryUrl::new(&environment.url), now, None) {
-            Ok(rows) => found.push(Found { env, environment, rows }),
-            Err(error) => silent.push((env, error)),
+    let answers: Vec<Result<Found<'_>, (&str, AskError)>> = std::thread::scope(|scope| {
+        let asking: Vec<_> = asked
+            .iter()
+            .map(|(env, environment)| {
+                scope.spawn(move || {
+                    let source = QueryUrl::new(&environment.url);
+                    let rows = apis(&source, now, &args.since).map_err(|error| (*env, error))?;
+                    Ok(Found { env, environment, source, rows })
+                })
+            })
+            .collect();
+        let answer = |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        asking.into_iter().map(answer).collect()
+    });
+    let (mut found, mut silent) = (Vec::new(), Vec::new());
+    for answer in answers {
+        match answer {
+            Ok(answer) => found.push(answer),
+            Err(error) => silent.push(error),
         }
     }
-    let none_answered = found.is_empty();
-    let exit = match &args.api_name {
-        _ if none_answered => Exit::Failure,
-        None => all(args.output, &found)?,
-        Some(name) => one(args.output, name, &found, !silent.is_empty())?,
-    };
+    let mut look = Look::default();
+    match &args.api_name {
+        _ if found.is_empty() => look.has_failed = true,
+        None => all(args.output, &found, in_color, &mut look)?,
+        Some(name) => one(args.output, name, &found, !silent.is_empty(), in_color, &mut look)?,
+    }
     for (env, error) in silent {
         let error = printable(&error.to_string());
-        eprintln!(
+        look.tell(&format!(
             "cortex: env {env} does not answer: {error}; is cortex-collector running there? `cortex env list` shows its URL"
-        );
+        ));
     }
-    Ok(exit)
+    Ok(look)
 }
 
-fn all(output: Output, found: &[Found<'_>]) -> anyhow::Result<Exit> {
+fn rendered(table: &Table, in_color: bool) -> String {
+    if in_color { table.render_in_color() } else { table.render() }
+}
+
+fn all(output: Output, found: &[Found<'_>], in_color: bool, look: &mut Look) -> anyhow::Result<()> {
     let rows: Vec<(&str, &ApiRow)> = found.iter().flat_map(|f| f.rows.iter().map(move |row| (f.env, row))).collect();
     match output {
-        Output::Json => print_json(&rows.iter().map(|(env, row)| json_row(env, row)).collect())?,
+        Output::Json => look.out = json_text(&rows.iter().map(|(env, row)| json_row(env, row)).collect())?,
+        Output::Csv => look.out = csv_of(&rows).csv(),
         Output::Table if rows.is_empty() => {
-            eprintln!("no APIs yet: serve one with `cortex-serve predictor.py --api-name NAME` and send it a request");
+            look.tell("no APIs yet: serve one with `cortex-serve predictor.py --api-name NAME` and send it a request");
         }
-        Output::Table => io::stdout().write_all(table_of(&rows).render().as_bytes())?,
+        Output::Table => look.out = rendered(&table_of(&rows), in_color),
     }
-    Ok(Exit::Success)
+    Ok(())
 }
 
-fn one(output: Output, name: &str, found: &[Found<'_>], some_are_silent: bool) -> anyhow::Result<Exit> {
+fn one(
+    output: Output,
+    name: &str,
+    found: &[Found<'_>],
+    some_are_silent: bool,
+    in_color: bool,
+    look: &mut Look,
+) -> anyhow::Result<()> {
     let mut details = Vec::new();
     for f in found {
-        if let Some(row) = f.rows.iter().find(|row| row.api_name == name) {
-            details.push((f, row, detail(&QueryUrl::new(&f.environment.url), name)?));
+        let detail = detail(&f.source, name)?;
+        let row = f.rows.iter().find(|row| row.api_name == name);
+        // A task, or a client alone, has its own metrics and serves no requests.
+        if row.is_some() || detail.calls > 0 || !detail.metrics.is_empty() {
+            details.push((f, row, detail));
         }
     }
     if details.is_empty() {
@@ -92,46 +206,93 @@ fn one(output: Output, name: &str, found: &[Found<'_>], some_are_silent: bool) -
         let known = found.iter().flat_map(|f| &f.rows).map(|row| row.api_name.as_str());
         let hint = nearest(name, known).map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
         let but = if some_are_silent { " of those that answered" } else { "" };
-        eprintln!("cortex: API {name:?} not found in env {}{but}{hint}", envs.join(", "));
-        return Ok(Exit::Failure);
+        look.tell(&format!("cortex: API {name:?} not found in env {}{but}{hint}", envs.join(", ")));
+        look.has_failed = true;
+        return Ok(());
     }
-    if output == Output::Json {
-        let json = details.iter().map(|(f, row, detail)| json_detail(f, row, detail));
-        print_json(&json.collect())?;
-        return Ok(Exit::Success);
+    match output {
+        Output::Json => {
+            look.out = json_text(&details.iter().map(|(f, row, detail)| json_detail(f, name, *row, detail)).collect())?;
+            return Ok(());
+        }
+        Output::Csv => {
+            let rows: Vec<(&str, &ApiRow)> = details.iter().filter_map(|(f, row, _)| Some((f.env, (*row)?))).collect();
+            look.out = csv_of(&rows).csv();
+            return Ok(());
+        }
+        Output::Table => {}
     }
     for (at, (f, row, detail)) in details.iter().enumerate() {
         let mut text = if at > 0 { "\n".to_owned() } else { String::new() };
         if details.len() > 1 {
             text.push_str(&format!("env {}\n", f.env));
         }
-        text.push_str(&table_of(&[(f.env, row)]).without(&["env", "api"]).render());
-        text.push_str(&format!("\nmetrics dashboard: {}\n", printable(&dashboard(f.environment, name))));
-        if let Some(endpoint) = &row.endpoint {
-            text.push_str(&format!("endpoint: {}\n", printable(endpoint)));
+        match row {
+            Some(row) => {
+                text.push_str(&rendered(&table_of(&[(f.env, row)]).without(&["env", "api"]), in_color));
+                text.push_str(&format!("\nmetrics dashboard: {}\n", printable(&dashboard(f.environment, name))));
+                if let Some(endpoint) = &row.endpoint {
+                    text.push_str(&format!("endpoint: {}\n", printable(endpoint)));
+                }
+            }
+            None => text.push_str("no requests: it has metrics of its own alone\n\n"),
         }
         text.push_str(&format!("{}\n", account(detail)));
         if !detail.metrics.is_empty() {
             text.push_str(&format!("\n{}", metrics_table(detail).render()));
         }
-        io::stdout().write_all(text.as_bytes())?;
+        look.out.push_str(&text);
     }
-    Ok(Exit::Success)
-}
-
-fn print_json(rows: &Value) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, rows)?;
-    out.write_all(b"\n")?;
     Ok(())
 }
 
-fn json_detail(found: &Found<'_>, row: &ApiRow, detail: &ApiDetail) -> Value {
+fn json_text(rows: &Value) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(rows)? + "\n")
+}
+
+/// A row as a spreadsheet takes it: numbers without units.
+fn csv_of(rows: &[(&str, &ApiRow)]) -> Table {
+    let headers = [
+        "env",
+        "api",
+        "status",
+        "up_to_date",
+        "stale",
+        "requested",
+        "last_update_seconds",
+        "avg_request_seconds",
+        "responses_2xx",
+        "responses_4xx",
+        "responses_5xx",
+        "endpoint",
+    ];
+    let seconds = |value: Option<f64>| value.map_or_else(String::new, crate::model::format_float);
+    let cells = |(env, row): &(&str, &ApiRow)| {
+        let class = |class| row.responses_of_class(class).to_string();
+        vec![
+            (*env).to_owned(),
+            row.api_name.clone(),
+            row.status.as_str().to_owned(),
+            row.up_to_date.to_string(),
+            row.stale.to_string(),
+            row.requested.map_or_else(String::new, |n| n.to_string()),
+            seconds(row.last_update_seconds),
+            seconds(row.avg_request_seconds),
+            class(2),
+            class(4),
+            class(5),
+            row.endpoint.clone().unwrap_or_default(),
+        ]
+    };
+    Table { headers: headers.map(str::to_owned).to_vec(), rows: rows.iter().map(cells).collect() }
+}
+
+fn json_detail(found: &Found<'_>, name: &str, row: Option<&ApiRow>, detail: &ApiDetail) -> Value {
     let metric = |m: &CustomMetric| json!({ "metric": m.name, "tags": m.tags, "value": m.value, "mean": m.mean });
     let drops =
         |drops: &[(String, u64)]| -> Value { drops.iter().map(|(reason, n)| (reason.clone(), json!(n))).collect() };
     let more = json!({
-        "dashboard": dashboard(found.environment, &row.api_name),
+        "dashboard": dashboard(found.environment, name),
         "account": {
             "calls": detail.calls,
             "dropped": drops(&detail.dropped),
@@ -141,7 +302,8 @@ fn json_detail(found: &Found<'_>, row: &ApiRow, detail: &ApiDetail) -> Value {
         },
         "metrics": detail.metrics.iter().map(metric).collect::<Vec<Value>>(),
     });
-    match (json_row(found.env, row), more) {
+    let row = row.map_or_else(|| json!({ "env": found.env, "api": name }), |row| json_row(found.env, row));
+    match (row, more) {
         (Value::Object(mut row), Value::Object(more)) => {
             row.extend(more);
             Value::Object(row)
@@ -223,7 +385,7 @@ fn short(value: f64) -> String {
 }
 
 /// The name nearest to `name`, if one is near enough to be a slip of the finger.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let best = known.map(|other| (distance(name, other), other)).min()?;
     (best.0 <= name.chars().count().max(3) / 2).then_some(best.1)
 }

@@ -2,6 +2,7 @@
 
 pub mod collector;
 pub mod cortex;
+mod doctor;
 mod env;
 mod environments;
 mod get;

@@ -158,7 +158,7 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<Exit> {
     let printed = match args.output {
         Output::Json => format!("{}\n", text.trim_end()),
         Output::Table => table(data).render(),
-        Output::Csv => csv(&table(data)),
+        Output::Csv => table(data).csv(),
     };
     if args.output != Output::Json && printed.lines().count() < 2 {
         eprintln!("cortex: no series matches, or none has a sample then");
@@ -217,15 +217,6 @@ fn table(data: Data) -> Table {
     Table { headers, rows }
 }
 
-/// As RFC 4180 wants it: quotes where they are needed.
-fn csv(table: &Table) -> String {
-    let cell = |text: &String| {
-        if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.clone() }
-    };
-    let line = |cells: &Vec<String>| cells.iter().map(cell).collect::<Vec<String>>().join(",") + "\n";
-    std::iter::once(&table.headers).chain(&table.rows).map(line).collect()
-}
-
 /// Milliseconds as the API takes seconds.
 fn seconds(ms: i64) -> String {
     format!("{}{}.{:03}", if ms < 0 { "-" } else { "" }, ms.unsigned_abs() / 1000, ms.unsigned_abs() % 1000)
@@ -276,7 +267,7 @@ mod tests {
             {"metric":{"zone":"x"},"histogram":[1,{"count":"3","sum":"0.5","buckets":[[0,"1","2","3"]]}]}]}}"#,
         );
         assert_eq!(table.headers, ["__name__", "job", "zone", "value", "count", "sum"]);
-        assert_eq!(csv(&table), "__name__,job,zone,value,count,sum\nup,\"a,\"\"b\"\"\",,1,,\n,,x,,3,0.5\n");
+        assert_eq!(table.csv(), "__name__,job,zone,value,count,sum\nup,\"a,\"\"b\"\"\",,1,,\n,,x,,3,0.5\n");
     }
 
     #[test]

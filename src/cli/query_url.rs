@@ -1,8 +1,10 @@
 //! Asks a query URL: the HTTP API of Prometheus, wherever it is.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 use ureq::Body;
 use ureq::http::{Response, StatusCode};
 
@@ -23,6 +25,7 @@ pub(super) struct QueryUrl {
     /// The URL as it may be shown: without a password.
     shown: String,
     agent: ureq::Agent,
+    is_collector: OnceLock<bool>,
 }
 
 /// The part of Prometheus's JSON that an instant query returns.
@@ -73,7 +76,12 @@ impl QueryUrl {
             // A proxy of the environment would look on its own machine.
             config = config.proxy(None);
         }
-        Self { url: url.to_owned(), shown: without_password(url), agent: config.build().into() }
+        Self {
+            url: url.to_owned(),
+            shown: without_password(url),
+            agent: config.build().into(),
+            is_collector: OnceLock::new(),
+        }
     }
 
     /// Posts a form to an endpoint of the API; gives the status and the answer.
@@ -101,7 +109,32 @@ pub(super) fn without_password(url: &str) -> String {
     format!("{scheme}://{}{path}", host.rsplit('@').next().unwrap_or(host))
 }
 
+impl QueryUrl {
+    /// The JSON at a path of the server.
+    pub(super) fn json(&self, path: &str) -> Result<Value, AskError> {
+        let (status, text) = self.text(path)?;
+        let json = serde_json::from_str(&text);
+        json.map_err(|_| self.unreachable(&format_args!("{path}: {status}, and the answer is not JSON")))
+    }
+
+    /// The status and the text at a path of the server.
+    pub(super) fn text(&self, path: &str) -> Result<(StatusCode, String), AskError> {
+        self.read(self.agent.get(format!("{}{path}", self.url)).call())
+    }
+
+    /// Whether a collector answers there, from what it says it is built from; not, if nobody tells.
+    fn asks_collector(&self) -> bool {
+        let info = self.json("/api/v1/status/buildinfo").ok();
+        let revision = info.as_ref().and_then(|info| info.pointer("/data/revision")?.as_str());
+        revision.is_some_and(|revision| revision.starts_with("cortex-metrics-"))
+    }
+}
+
 impl Ask for QueryUrl {
+    fn is_collector(&self) -> bool {
+        *self.is_collector.get_or_init(|| self.asks_collector())
+    }
+
     fn ask(&self, expr: &str) -> Result<Vec<Answer>, AskError> {
         let url = format!("{}/api/v1/query", self.url);
         let (status, text) = self.read(self.agent.get(&url).query("query", expr).call())?;

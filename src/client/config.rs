@@ -63,30 +63,33 @@ impl Endpoint {
         (!host.is_empty() && host.chars().all(is_name)).then(|| Self::Udp { host: host.to_owned(), port })
     }
 
-    /// The endpoint that the environment names: `CORTEX_METRICS_URL`, then `DD_DOGSTATSD_URL`, then `DD_AGENT_HOST` with
-    /// `DD_DOGSTATSD_PORT`, then the default. A variable that names none is returned as an error beside the default.
-    pub fn from_env(var: impl Fn(&str) -> Option<String>) -> (Self, Option<MetricsUrlError>) {
+    /// The variable of the environment that names the endpoint, and the URL that it stands for: `CORTEX_METRICS_URL`, then
+    /// `DD_DOGSTATSD_URL`, then `DD_AGENT_HOST` with `DD_DOGSTATSD_PORT`. `None`: none does.
+    pub fn variable(var: impl Fn(&str) -> Option<String>) -> Option<(&'static str, String)> {
+        let set = |name: &str| var(name).filter(|value| !value.is_empty());
         for name in ["CORTEX_METRICS_URL", "DD_DOGSTATSD_URL"] {
-            if let Some(url) = var(name).filter(|url| !url.is_empty()) {
-                return match Self::parse(&url) {
-                    Some(endpoint) => (endpoint, None),
-                    None => (Self::default(), Some(MetricsUrlError { name: name.to_owned(), got: url })),
-                };
+            if let Some(url) = set(name) {
+                return Some((name, url));
             }
         }
-        let host = var("DD_AGENT_HOST").filter(|host| !host.is_empty());
-        let port = var("DD_DOGSTATSD_PORT").filter(|port| !port.is_empty());
+        let (host, port) = (set("DD_AGENT_HOST"), set("DD_DOGSTATSD_PORT"));
         if host.is_none() && port.is_none() {
-            return (Self::default(), None);
+            return None;
         }
         let host = host.unwrap_or_else(|| "127.0.0.1".to_owned());
         let port = port.unwrap_or_else(|| "8125".to_owned()); // Datadog's own default
         let url = if host.contains(':') { format!("udp://[{host}]:{port}") } else { format!("udp://{host}:{port}") };
-        if let Some(endpoint) = Self::parse(&url) {
-            return (endpoint, None);
+        Some(("DD_AGENT_HOST and DD_DOGSTATSD_PORT", url))
+    }
+
+    /// The endpoint that the environment names ([`Endpoint::variable`]), or the default. A variable that names none is
+    /// returned as an error beside the default.
+    pub fn from_env(var: impl Fn(&str) -> Option<String>) -> (Self, Option<MetricsUrlError>) {
+        let Some((name, url)) = Self::variable(var) else { return (Self::default(), None) };
+        match Self::parse(&url) {
+            Some(endpoint) => (endpoint, None),
+            None => (Self::default(), Some(MetricsUrlError { name: name.to_owned(), got: url })),
         }
-        let name = "DD_AGENT_HOST and DD_DOGSTATSD_PORT".to_owned();
-        (Self::default(), Some(MetricsUrlError { name, got: url }))
     }
 
     /// The largest payload that goes in one datagram: 1432 bytes fit an Ethernet frame with UDP and IPv6 headers to

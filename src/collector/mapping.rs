@@ -47,7 +47,7 @@ pub(super) fn series_of(message: &Message<'_>, mapped: Option<&Mapped>) -> (Labe
 }
 
 /// The metric name for the name in a message, which is not empty.
-pub(super) fn metric_name(name: &[u8]) -> String {
+pub fn metric_name(name: &[u8]) -> String {
     identifier(name)
 }
 

@@ -18,7 +18,7 @@ mod socket_account;
 pub(crate) use intake::printable;
 pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
 pub use listener::{Listener, Place};
-pub use mapping::{Mapping, MappingError};
+pub use mapping::{Mapping, MappingError, metric_name};
 pub use published::{Health, Published};
 pub use recorder::{Recorder, RecorderConfig, RemoteWriteError, RemoteWriter, WriteBatch};
 pub use registry::{Limit, Limits, Overflow, Refusal, Registry};

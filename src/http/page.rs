@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::{App, SECURITY_HEADERS};
 use crate::model::Value;
-use crate::overview::{Answer, AnswerValue, Ask, AskError, Table, apis, table_of};
+use crate::overview::{Answer, AnswerValue, Ask, AskError, Table, WINDOW, apis, table_of};
 use crate::promql::{Engine, QueryValue};
 
 /// The engine of this process as something that can be asked, now.
@@ -42,7 +42,7 @@ pub(super) async fn index(State(app): State<App>) -> Response {
     let page = tokio::task::spawn_blocking(move || {
         let now_ms = app.clock.now_ms();
         let source = Here { engine: &app.engine, now_ms };
-        apis(&source, now_ms as f64 / 1e3, None).map(|rows| {
+        apis(&source, now_ms as f64 / 1e3, WINDOW).map(|rows| {
             let rows: Vec<_> = rows.iter().map(|row| ("", row)).collect();
             html(&table_of(&rows).without(&["env"]), app.published.health().store_error.as_deref())
         })

@@ -17,6 +17,11 @@ pub use table::{Table, age, milliseconds, printable, table_of};
 pub trait Ask: Sync {
     /// The newest value of each series that `expr` gives.
     fn ask(&self, expr: &str) -> Result<Vec<Answer>, AskError>;
+
+    /// Whether its counters never go back, and its histograms answer to their classic names: as a collector's do.
+    fn is_collector(&self) -> bool {
+        true
+    }
 }
 
 /// The answers to all of `exprs`, asked at once: whoever is far away is waited for once.

@@ -1,14 +1,15 @@
 //! The rows: one per API, from a handful of questions asked once for all of them.
 //!
-//! Counts are levels, never `increase()`, which extrapolates. Counters are monotone and begin with an explicit zero, so a
-//! series has grown in the window by its last value less its least.
+//! Counts are levels, never `increase()`, which extrapolates. A collector's counters are monotone and begin with an explicit zero, so a
+//! series has grown in the window by its last value less its least. What a Prometheus scraped may lack that zero, or go back:
+//! [`growth_of_scrapes`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Answer, Ask, AskError, ask_all};
 use crate::model::{Labels, METRIC_NAME};
 
-/// The window of counts and of the average, as PromQL writes it.
+/// The window of counts and of the average unless another is asked for, as PromQL writes it.
 pub const WINDOW: &str = "14d";
 
 /// How an API does.
@@ -71,22 +72,39 @@ struct Replica {
     started: f64,
 }
 
-/// The rows of all APIs, or of one, sorted by name. `now` is in seconds since the Unix epoch.
-pub fn apis(source: &dyn Ask, now: f64, api_name: Option<&str>) -> Result<Vec<ApiRow>, AskError> {
-    let only = api_name.map_or_else(String::new, |name| format!("{{api_name={}}}", quote(name)));
-    let last = |name: &str| format!("last_over_time({name}{only}[{WINDOW}])");
-    let growth =
-        |name: &str, by: &str| format!("sum by ({by}) ({} - min_over_time({name}{only}[{WINDOW}]))", last(name));
+/// The rows of all APIs, sorted by name. `now` is in seconds since the Unix epoch, `window` a duration of PromQL.
+pub fn apis(source: &dyn Ask, now: f64, window: &str) -> Result<Vec<ApiRow>, AskError> {
+    let is_collector = source.is_collector();
+    let last = |name: &str| format!("last_over_time({name}[{window}])");
+    let growth = |name: &str, by: &str| {
+        let in_window = format!("{name}[{window}]");
+        let grown = if is_collector {
+            format!("{} - min_over_time({in_window})", last(name))
+        } else {
+            growth_of_scrapes(name, &in_window, window)
+        };
+        format!("sum by ({by}) ({grown})")
+    };
+    let duration = |part: &str| {
+        const NAME: &str = "cortex_api_request_duration_seconds";
+        let classic = growth(&format!("{NAME}_{part}"), "api_name");
+        if is_collector {
+            return classic;
+        }
+        // Whoever scraped native histograms alone has no classic names.
+        let grown = format!("({} - ({NAME} offset {window})) or {}", last(NAME), last(NAME));
+        format!("({classic}) or sum by (api_name) (histogram_{part}({grown}))")
+    };
     let [requests, sums, counts, live, known, wanted, info, known_info] = ask_all(
         source,
         &[
             growth("cortex_api_requests_total", "api_name, response_code"),
-            growth("cortex_api_request_duration_seconds_sum", "api_name"),
-            growth("cortex_api_request_duration_seconds_count", "api_name"),
-            format!("cortex_api_replica_start_timestamp_seconds{only}"),
+            duration("sum"),
+            duration("count"),
+            "cortex_api_replica_start_timestamp_seconds".to_owned(),
             last("cortex_api_replica_start_timestamp_seconds"),
-            format!("cortex_api_replicas_requested{only}"),
-            format!("cortex_api_info{only}"),
+            "cortex_api_replicas_requested".to_owned(),
+            "cortex_api_info".to_owned(),
             last("cortex_api_info"),
         ],
     )?;
@@ -139,6 +157,20 @@ pub fn apis(source: &dyn Ask, now: f64, api_name: Option<&str>) -> Result<Vec<Ap
         }
     });
     Ok(rows.collect())
+}
+
+/// How much a counter grew where it was scraped: from its level at the window's start on. One that is not there then began at zero,
+/// be it scraped later, unless it was there when the collector was scraped first: then it is from that level on. One that went back is
+/// asked for its increase.
+fn growth_of_scrapes(name: &str, in_window: &str, window: &str) -> String {
+    // Always there, as often as the collector was scraped.
+    const OF_EACH_SCRAPE: &str = "cortex_collector_datagrams_total";
+    let last = format!("last_over_time({in_window})");
+    let scrapes = format!("max by (instance, job) (count_over_time({OF_EACH_SCRAPE}[{window}]))");
+    let from_the_first = format!("count_over_time({in_window}) >= on (instance, job) group_left () {scrapes}");
+    let level =
+        format!("({name} offset {window}) or (min_over_time({in_window}) and ({from_the_first})) or 0 * {last}");
+    format!("(increase({in_window}) and resets({in_window}) > 0) or ({last} - ({level}))")
 }
 
 /// `text` as a PromQL string.
@@ -228,7 +260,7 @@ mod tests {
             ("cortex_api_replicas_requested", iris(&[("api_id", "a")]), 0.0, 1.0, true),
             ("cortex_api_info", iris(&[("api_id", "a"), ("endpoint", "http://x")]), 0.0, 1.0, true),
         ]);
-        let rows = apis(&source, 1000.0, None).unwrap();
+        let rows = apis(&source, 1000.0, WINDOW).unwrap();
         assert_eq!(
             rows,
             [ApiRow {
@@ -253,7 +285,7 @@ mod tests {
                 (START, iris(&[("api_id", "a"), ("replica", "1")]), 0.0, old, true),
                 (START, iris(&[("api_id", "b"), ("replica", "2")]), 0.0, new, true),
             ]);
-            let row = apis(&source, 1000.0, None).unwrap().remove(0);
+            let row = apis(&source, 1000.0, WINDOW).unwrap().remove(0);
             (row.status, row.up_to_date, row.stale, row.last_update_seconds)
         };
         assert_eq!(roll(100.0, 200.0), (Status::Updating, 1, 1, Some(800.0)));
@@ -266,9 +298,9 @@ mod tests {
             (START, iris(&[("replica", "1")]), 0.0, 1.0, true),
             ("cortex_api_replicas_requested", iris(&[]), 0.0, 2.0, true),
         ]);
-        assert_eq!(apis(&source, 1.0, None).unwrap()[0].status, Status::Updating);
+        assert_eq!(apis(&source, 1.0, WINDOW).unwrap()[0].status, Status::Updating);
         let source = Fake(vec![(START, iris(&[("replica", "1")]), 0.0, 1.0, false)]);
-        let row = &apis(&source, 1.0, None).unwrap()[0];
+        let row = &apis(&source, 1.0, WINDOW).unwrap()[0];
         assert_eq!((row.status, row.up_to_date, row.last_update_seconds), (Status::Down, 0, None));
     }
 
@@ -280,7 +312,7 @@ mod tests {
                 ("cortex_api_info", iris(&[("endpoint", "http://old")]), 0.0, 1.0, false),
                 ("cortex_api_info", iris(&[("endpoint", "http://now")]), 0.0, 1.0, is_up),
             ]);
-            apis(&source, 1.0, None).unwrap().remove(0).endpoint
+            apis(&source, 1.0, WINDOW).unwrap().remove(0).endpoint
         };
         assert_eq!(of(true).as_deref(), Some("http://now"));
         assert_eq!(of(false).as_deref(), Some("http://old"));
@@ -295,7 +327,7 @@ mod tests {
             (START, iris(&[("replica", "1")]), 0.0, -1e300, true),
             (START, iris(&[("replica", "2")]), 0.0, 1e300, true),
         ]);
-        let row = apis(&source, 1000.0, None).unwrap().remove(0);
+        let row = apis(&source, 1000.0, WINDOW).unwrap().remove(0);
         assert_eq!((row.responses_of_class(2), row.up_to_date, row.status), (u64::MAX, 0, Status::Down));
     }
 

@@ -1,5 +1,7 @@
 //! The look of the table: lower-case headers, columns three spaces apart, as the original's.
 
+use unicode_width::UnicodeWidthStr as _;
+
 use super::rows::ApiRow;
 
 /// Cells in rows, the headers first.
@@ -38,24 +40,50 @@ pub fn table_of(rows: &[(&str, &ApiRow)]) -> Table {
 impl Table {
     /// The table as text, each line ended. Control characters in cells, which come from outside, are escaped.
     pub fn render(&self) -> String {
+        self.rendered(|_, _| None)
+    }
+
+    /// As [`Table::render`], with the status in green, yellow or red, as a terminal takes it.
+    pub fn render_in_color(&self) -> String {
+        self.rendered(|header, cell| match (header, cell) {
+            ("status", "live") => Some("\x1b[32m"),
+            ("status", "updating") => Some("\x1b[33m"),
+            ("status", "down") => Some("\x1b[31m"),
+            _ => None,
+        })
+    }
+
+    fn rendered(&self, color: impl Fn(&str, &str) -> Option<&'static str>) -> String {
         let lines: Vec<Vec<String>> = std::iter::once(&self.headers)
             .chain(&self.rows)
             .map(|row| row.iter().map(|cell| printable(cell)).collect())
             .collect();
-        let width =
-            |at: usize| lines.iter().filter_map(|line| line.get(at)).map(|c| c.chars().count()).max().unwrap_or(0);
+        let width = |at: usize| lines.iter().filter_map(|line| line.get(at)).map(|c| c.width()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.headers.len()).map(width).collect();
         let mut out = String::new();
         for line in &lines {
             let mut text = String::new();
-            for (cell, width) in line.iter().zip(&widths) {
-                text.push_str(cell);
-                text.extend(std::iter::repeat_n(' ', width + 3 - cell.chars().count()));
+            for ((cell, width), header) in line.iter().zip(&widths).zip(&self.headers) {
+                match color(header, cell) {
+                    Some(color) => text.extend([color, cell.as_str(), "\x1b[0m"]),
+                    None => text.push_str(cell),
+                }
+                text.extend(std::iter::repeat_n(' ', width + 3 - cell.width()));
             }
             out.push_str(text.trim_end());
             out.push('\n');
         }
         out
+    }
+
+    /// The table as RFC 4180 wants it: quotes where they are needed.
+    pub fn csv(&self) -> String {
+        let cell = |text: &String| {
+            let is_quoted = text.contains(['"', ',', '\n', '\r']);
+            if is_quoted { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.clone() }
+        };
+        let line = |cells: &Vec<String>| cells.iter().map(cell).collect::<Vec<String>>().join(",") + "\n";
+        std::iter::once(&self.headers).chain(&self.rows).map(line).collect()
     }
 
     /// The table without the columns named.
@@ -134,6 +162,19 @@ env     api               status   up-to-date   requested   last update   avg re
 local   iris-classifier   live     1            1           17m           24ms          1223
 "
         );
+    }
+
+    #[test]
+    fn the_status_has_a_color_and_the_columns_stay_where_they_are() {
+        let (mut wide, iris) = (row("分類器"), row("iris"));
+        wide.status = Status::Down;
+        let table = table_of(&[("local", &wide), ("local", &iris)]);
+        let text = table.render_in_color();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].starts_with("local   分類器   \x1b[31mdown\x1b[0m     1 "), "{text:?}");
+        assert!(lines[2].starts_with("local   iris     \x1b[32mlive\x1b[0m     1 "), "{text:?}");
+        let plain = text.replace("\x1b[31m", "").replace("\x1b[32m", "").replace("\x1b[0m", "");
+        assert_eq!(plain, table.render());
     }
 
     #[test]
