@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-client bench-exposition bench-ingest bench-store bench-instructions demo hot-shots node test test-rust test-python test-matrix torture fuzz lint fmt wheel check-rust clean
+.PHONY: help bench bench-client bench-requests bench-exposition bench-ingest bench-store bench-instructions demo hot-shots node test test-rust test-python test-matrix torture fuzz deny lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,6 +47,10 @@ torture: $(VENV)/.test ## the long tests: 1,000 kills and 100,000 damaged files 
 	TORTURE_FLIPS=100000 cargo test --locked --release --lib any_flipped -- --nocapture
 	$(BIN)/python -m pytest -m torture
 
+deny: check-rust ## licences, sources and advisories of every dependency, as deny.toml says
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: installing it, which takes some minutes"; cargo install --locked cargo-deny; }
+	cargo deny check
+
 fuzz: check-rust ## look for input that breaks the datagram's encoding or decoding, or PromQL, FUZZ_SECONDS=60 for each target
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: installing it"; cargo install --locked cargo-fuzz; }
 	@rustup toolchain list | grep -q nightly || { echo "the nightly toolchain is missing: installing it"; rustup toolchain install nightly --profile minimal; }
@@ -57,10 +61,13 @@ fuzz: check-rust ## look for input that breaks the datagram's encoding or decodi
 	done
 
 bench: ## all benchmarks but the instructions, one after the other: some ten minutes on a machine that does nothing else
-	@$(MAKE) bench-client bench-ingest bench-exposition bench-store
+	@$(MAKE) bench-client bench-requests bench-ingest bench-exposition bench-store
 
 bench-client: $(VENV)/.bench target/bench/python/empty_method.abi3.so ## what a call of the client costs, beside an empty method and today's clients
 	PYTHONPATH=target/bench/python $(BIN)/python benches/client.py $(BENCH)
+
+bench-requests: $(VENV)/.bench ## what the middlewares add to a request, beside others (BENCH=quick for a look)
+	$(BIN)/python benches/requests.py $(BENCH)
 
 bench-ingest: check-rust ## what the collector takes to receive, beside a loop that only counts (BENCH=quick for a look)
 	cargo bench --locked --bench ingest -- $(BENCH)
@@ -131,8 +138,8 @@ $(VENV)/.demo: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.installed
-	@echo "installing the clients that ours is measured beside"
-	@$(PIP) install --quiet "$$(ls dist/*.whl)[bench]"
+	@echo "installing the clients and middlewares that ours are measured beside"
+	@$(PIP) install --quiet "$$(ls dist/*.whl)[bench,serve]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed

@@ -3,8 +3,8 @@
 ``atexit`` covers the end of an interpreter. Children of ``multiprocessing`` that were forked skip it: they run the
 finalizers of ``multiprocessing.util`` instead, and forget those that they inherited, so one is made in each child.
 
-From Python 3.12 on, ``os.fork`` warns when the process has a second thread of any kind. So the flushers' threads end
-before a fork and start again when it has returned; what they know of the collector stays.
+From Python 3.12 on, ``os.fork`` warns when the process has a second thread of any kind. So the flushers' threads, and
+those that ``watch_forks`` is told of, end before a fork and start again when it has returned; what they know stays.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ TYPE_CHECKING = False  # importing typing would cost more than all of this packa
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
-    class _Hooks(Protocol):
+    class _Threads(Protocol):
+        def before_fork(self) -> None: ...
+        def after_fork(self) -> None: ...
+
+    class _Hooks(_Threads, Protocol):
         @property
         def is_alive(self) -> bool: ...
         def at_exit(self, is_final: bool, timeout: float) -> None: ...
         def tell(self) -> None: ...
-        def before_fork(self) -> None: ...
-        def after_fork(self) -> None: ...
 
 
 # How many seconds the end of a process waits for all its clients together.
@@ -34,6 +36,7 @@ TIMEOUT = 0.1
 
 
 _watched: list[_Hooks] = []
+_threads: list[_Threads] = []
 _finalizer: Any = None
 _is_after_fork_registered = False
 
@@ -108,15 +111,20 @@ def _flush(is_final: bool = False) -> None:
 atexit.register(_flush, is_final=True)
 
 
+def watch_forks(threads: _Threads) -> None:
+    """Has other threads of ours end before a fork and start again after it."""
+    _threads.append(threads)
+
+
 def _before_fork() -> None:
-    for hooks in list(_watched):
-        hooks.before_fork()
+    for threads in (*_threads, *_watched):
+        threads.before_fork()
 
 
 def after_fork() -> None:
     """Starts the threads of this process again; called once ``os.fork`` has returned."""
-    for hooks in list(_watched):
-        hooks.after_fork()
+    for threads in (*_watched, *_threads):
+        threads.after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from ._requests import RequestMetrics
+from ._requests import Middleware
 from ._types import Metrics
 
 __all__ = ["MetricsMiddleware"]
@@ -24,17 +24,20 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
+# When the request began, for what is inside.
+_BEGAN = "cortex_metrics.began"
 _CLIENT_CLOSED_REQUEST = 499
 _SERVER_ERROR = 500
 
 
-class MetricsMiddleware:
+class MetricsMiddleware(Middleware):
     """Counts and times each request of an ASGI app.
 
     A request lasts from its first byte to the last byte of its response, however that is streamed. A client that
     disconnects before is counted as ``499``, an exception in the app as ``500``; the app sees and raises both as ever.
     That a client is gone shows when the app asks for it or when the server refuses to send; an app that does neither
-    until its last byte has answered. Websockets and the lifespan pass through.
+    until its last byte has answered. Websockets and the lifespan pass through. What is recorded, and how:
+    ``docs/requests.md``.
 
     Args:
         app: The ASGI app.
@@ -44,6 +47,9 @@ class MetricsMiddleware:
         endpoint: Where the API answers, shown by ``cortex get API_NAME``.
         replicas_requested: How many replicas the operator asked for; without it ``CORTEX_REPLICAS_REQUESTED``.
         exclude: Paths that are never counted.
+        route_label: Whether a label ``route`` tells the template of the route that FastAPI, Starlette or Litestar took
+            (``/items/{item_id}``), or a function that takes the scope, once the response has begun, and returns the
+            template or ``None``.
 
     Raises:
         TypeError: ``exclude`` is one string.
@@ -67,16 +73,38 @@ class MetricsMiddleware:
         endpoint: str | None = None,
         replicas_requested: int | None = None,
         exclude: Iterable[str] = ("/healthz",),
+        route_label: bool | Callable[[Any], str | None] = False,
     ) -> None:
         """Wraps an app; nothing is recorded before its lifespan or its first request begins."""
-        self.app = app
-        self._metrics = RequestMetrics(
-            client, api_name=api_name, api_id=api_id, endpoint=endpoint, replicas_requested=replicas_requested
+        super().__init__(
+            client,
+            api_name=api_name,
+            api_id=api_id,
+            endpoint=endpoint,
+            replicas_requested=replicas_requested,
+            exclude=exclude,
+            route_label=route_label,
+            route_of=_route_of,
         )
-        if isinstance(exclude, str):
-            msg = f"exclude: got {exclude!r}, want several paths, like ({exclude!r},)"
-            raise TypeError(msg)
-        self._exclude = frozenset(exclude)
+        self.app = app
+
+    def queued(self, scope: Any) -> None:
+        """Records that the request of this scope is being worked on from now on: how long it waited.
+
+        Args:
+            scope: The scope that the app got.
+
+        Example:
+            >>> from cortex_metrics import MetricsClient
+            >>> from cortex_metrics.asgi import MetricsMiddleware
+            >>> async def app(scope, receive, send):
+            ...     ...  # waits for its turn
+            ...     measured.queued(scope)
+            >>> measured = MetricsMiddleware(app, MetricsClient(), api_name="hello")
+        """
+        began = scope.get(_BEGAN)
+        if began is not None:
+            self._metrics.queued(began, self._route(scope))
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serves one connection scope."""
@@ -90,22 +118,35 @@ class MetricsMiddleware:
             await self.app(scope, receive, send)
         else:
             self._metrics.start()
-            await _Request(self._metrics).serve(self.app, scope, receive, send)
+            await _Request(self, scope).serve(receive, send)
 
 
 class _Request:
     """One request on its way through the app."""
 
-    __slots__ = ("_began", "_has_trailers", "_is_disconnected", "_is_ended", "_metrics", "_status")
+    __slots__ = (
+        "_began",
+        "_has_trailers",
+        "_is_disconnected",
+        "_is_ended",
+        "_middleware",
+        "_route",
+        "_scope",
+        "_status",
+    )
 
-    def __init__(self, metrics: RequestMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, middleware: MetricsMiddleware, scope: Any) -> None:
+        self._middleware = middleware
+        self._scope = scope
+        self._route: str | None = None
         self._status = 0
         self._has_trailers = False
         self._is_ended = False
         self._is_disconnected = False
 
-    async def serve(self, app: App, scope: Any, receive: Receive, send: Send) -> None:
+    async def serve(self, receive: Receive, send: Send) -> None:
+        middleware, metrics, scope = self._middleware, self._middleware._metrics, self._scope
+
         async def receive_and_see() -> Message:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -122,14 +163,15 @@ class _Request:
             if message["type"] == "http.response.start":
                 self._status = message["status"]
                 self._has_trailers = message.get("trailers", False)
-                self._metrics.first_byte(self._began)
+                self._route = middleware._route(scope)
+                metrics.first_byte(self._began, self._route)
             elif self._is_last(message):
                 # Here, and not when the app returns: what it does after the last byte is nobody's wait.
                 self._end(_CLIENT_CLOSED_REQUEST if self._is_disconnected else self._status)
 
-        self._began = self._metrics.began()
+        self._began = scope[_BEGAN] = metrics.began()
         try:
-            await app(scope, receive_and_see, send_and_see)
+            await middleware.app(scope, receive_and_see, send_and_see)
         except asyncio.CancelledError:
             self._end(_CLIENT_CLOSED_REQUEST)
             raise
@@ -151,4 +193,13 @@ class _Request:
     def _end(self, code: int) -> None:
         if not self._is_ended:
             self._is_ended = True
-            self._metrics.ended(self._began, code)
+            if self._route is None:
+                self._route = self._middleware._route(self._scope)
+            self._middleware._metrics.ended(self._began, code, self._route)
+
+
+def _route_of(scope: Any) -> str | None:
+    """What Litestar, FastAPI and Starlette leave in the scope."""
+    route = scope.get("route")
+    template = scope.get("path_template") or getattr(route, "path_format", None) or getattr(route, "path", None)
+    return str(template) if template else None

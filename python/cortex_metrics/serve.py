@@ -1,14 +1,14 @@
-"""``cortex-serve``: serves a predictor class over HTTP, with request metrics.
+"""``cortex-serve``: serves a predictor class over HTTP, with request metrics, or runs a task once.
 
-The class gets ``config`` and ``metrics_client`` by the names of its constructor's arguments; ``predict`` gets
-``payload``, ``headers`` and ``query_params`` the same way. Needs the extra ``cortex-metrics[serve]``.
+The class gets ``config``, ``metrics_client`` and what ``--provide`` names by the names of its constructor's arguments;
+``predict`` gets ``payload``, ``headers`` and ``query_params`` the same way, ``post_predict`` also ``response``. Needs
+the extra ``cortex-metrics[serve]``.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -19,189 +19,48 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from . import MetricsClient, __version__
-from ._types import Metrics
-from .asgi import App, MetricsMiddleware, Receive, Send
-from .predictor import PredictorError, build, check, load, predict_arguments
+from .asgi import App, Receive, Send
+from .predictor import (
+    PredictorError,
+    build,
+    call_factory,
+    check,
+    factory,
+    is_task,
+    load,
+    post_predict_arguments,
+    predict_arguments,
+)
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
+    from ._serving import create_app
 
 __all__ = ["create_app", "main"]
 
 logger = logging.getLogger("cortex_metrics.serve")
 
 _SETTINGS = "CORTEX_SERVE_SETTINGS"
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _EXIT_FAILURE = 1
 _EXIT_USAGE = 2
 # What uvicorn's supervisor, since 0.50, does not start again.
 _EXIT_STARTUP = 3
 
-_CLIENT_CLOSED_REQUEST = 499
 
+def __getattr__(name: str) -> object:
+    # Later: without the extra, the command still says what is missing.
+    if name != "create_app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ._serving import create_app
 
-def create_app(
-    predictor: Any,
-    client: Metrics,
-    *,
-    api_name: str,
-    api_id: str = "",
-    endpoint: str | None = None,
-    replicas_requested: int | None = None,
-    threads: int = 1,
-) -> App:
-    """An ASGI app that serves a predictor and records its requests.
-
-    Args:
-        predictor: The built predictor: it has a method ``predict``.
-        client: Where the request metrics go. The app closes it at its shutdown.
-        api_name: The API's name.
-        api_id: Its version.
-        endpoint: Where the API answers.
-        replicas_requested: How many replicas the operator asked for.
-        threads: How many predictions run at once in this process; further requests wait. An ``async`` predict is not
-            held back.
-
-    Returns:
-        POST ``/`` and ``/predict`` predict, GET ``/`` says what is served, GET ``/healthz`` that it is.
-
-    Raises:
-        PredictorError: ``predict`` wants an argument that a request cannot give.
-
-    Example:
-        >>> from cortex_metrics import MetricsClient
-        >>> from cortex_metrics.serve import create_app
-        >>> class PythonPredictor:
-        ...     def predict(self, payload):
-        ...         return {"label": payload["text"].upper()}
-        >>> app = create_app(PythonPredictor(), MetricsClient(), api_name="shout")
-    """
-    from anyio import CapacityLimiter, to_thread
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect
-    from starlette.responses import JSONResponse, PlainTextResponse, Response
-    from starlette.routing import Route
-
-    wanted = predict_arguments(type(predictor))
-    is_async = inspect.iscoroutinefunction(predictor.predict)
-    limiter: list[CapacityLimiter] = []
-
-    async def predict(request: Request) -> Response:
-        arguments: dict[str, Any] = {}
-        if "payload" in wanted:
-            try:
-                arguments["payload"] = await _payload(request)
-            except ClientDisconnect:
-                return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        if "headers" in wanted:
-            arguments["headers"] = dict(request.headers)
-        if "query_params" in wanted:
-            arguments["query_params"] = dict(request.query_params)
-        try:
-            if is_async:
-                result = await predictor.predict(**arguments)
-            else:
-                if not limiter:
-                    limiter.append(CapacityLimiter(threads))
-                result = await to_thread.run_sync(lambda: predictor.predict(**arguments), limiter=limiter[0])
-        except HTTPException:
-            raise
-        except Exception:
-            logger.exception("%s: predict raised", api_name)
-            return PlainTextResponse("internal server error", 500)
-        if await request.is_disconnected():
-            # Asked through the middleware, which counts it so: nobody reads this response.
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        try:
-            return _response(result)
-        except (TypeError, ValueError) as error:
-            logger.error("%s: the prediction of type %s is not JSON: %s", api_name, type(result).__name__, error)
-            return PlainTextResponse("internal server error", 500)
-
-    async def about(_request: Request) -> Response:
-        return JSONResponse({"api_name": api_name, "api_id": api_id, "predictor": type(predictor).__name__})
-
-    async def healthz(_request: Request) -> Response:
-        return PlainTextResponse("ok")
-
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        yield
-        client.flush()
-
-    app = Starlette(
-        routes=[
-            Route("/", about, methods=["GET"]),
-            Route("/", predict, methods=["POST"]),
-            Route("/predict", predict, methods=["POST"]),
-            Route("/healthz", healthz, methods=["GET"]),
-        ],
-        lifespan=lifespan,
-    )
-    return MetricsMiddleware(
-        app, client, api_name=api_name, api_id=api_id, endpoint=endpoint, replicas_requested=replicas_requested
-    )
-
-
-async def _payload(request: Request) -> Any:
-    """The body by its content type: JSON, text, form or bytes. What is not the JSON it says it is raises a 400."""
-    from starlette.exceptions import HTTPException
-
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
-        return await request.form()
-    body = await request.body()
-    if kind == "application/json" or kind.endswith("+json"):
-        try:
-            return json.loads(body)
-        except json.JSONDecodeError as error:
-            detail = f"malformed JSON: {error.msg} at line {error.lineno} column {error.colno}"
-            raise HTTPException(400, detail) from None
-        except UnicodeDecodeError as error:
-            raise HTTPException(400, f"malformed JSON: not {error.encoding} at byte {error.start}") from None
-        except RecursionError:
-            raise HTTPException(400, "malformed JSON: nested too deeply") from None
-        except ValueError:
-            # Python's limit, 4,300 digits unless told otherwise.
-            raise HTTPException(400, "malformed JSON: a number has too many digits") from None
-    if kind.startswith("text/"):
-        try:
-            return body.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise HTTPException(400, f"malformed text: not utf-8 at byte {error.start}") from None
-    return body
-
-
-def _response(result: Any) -> Response:
-    """What ``predict`` returned as a response. Raises ``TypeError`` or ``ValueError`` for what has no JSON form."""
-    from starlette.responses import PlainTextResponse
-    from starlette.responses import Response as StarletteResponse
-
-    if isinstance(result, StarletteResponse):
-        return result
-    if isinstance(result, str):
-        return PlainTextResponse(result)
-    if isinstance(result, bytes):
-        return StarletteResponse(result, media_type="application/octet-stream")
-    text = json.dumps(result, default=_plain, allow_nan=False)
-    return StarletteResponse(text, media_type="application/json")
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and scalars of numpy and its like as lists and numbers."""
-    for method in ("tolist", "item"):
-        convert = getattr(value, method, None)
-        if callable(convert):
-            return convert()
-    raise TypeError(f"an object of type {type(value).__name__} has no JSON form")
+    return create_app
 
 
 class _AccessLog:
@@ -235,7 +94,7 @@ class _AccessLog:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cortex-serve",
-        description="Serves a predictor class over HTTP, with request metrics.",
+        description="Serves a predictor class over HTTP, with request metrics, or runs a Task once.",
         epilog="example: cortex-serve predictor.py --api-name text-generator --config config.yaml",
     )
     parser.add_argument("predictor", metavar="predictor.py[:ClassName]", help="the file, and the class in it")
@@ -247,6 +106,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", default=1, type=_positive, help="processes (default: %(default)s)")
     parser.add_argument(
         "--threads", default=1, type=_positive, help="predictions at once in each process (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--provide",
+        action="append",
+        default=[],
+        type=_provided,
+        metavar="NAME=MODULE:FACTORY",
+        help="an argument of the constructor, and the function that makes it of those of config and metrics_client "
+        "that it names; may be repeated",
     )
     parser.add_argument("--replicas-requested", type=_positive, metavar="N", help="how many replicas you asked for")
     parser.add_argument("--collector-url", metavar="URL", help="udp://host:port or unix:///path of the collector")
@@ -260,6 +128,14 @@ def _name(text: str) -> str:
     if not text.strip() or not text.isprintable() or any(char in text for char in ",|"):
         raise argparse.ArgumentTypeError(f"got {text!r}, want text that is not empty and has no comma or |")
     return text
+
+
+def _provided(text: str) -> tuple[str, str]:
+    name, _, place = text.partition("=")
+    if not name.isidentifier() or name in ("config", "metrics_client") or ":" not in place:
+        wanted = "want name=module:factory, like onnx_client=clients:onnx_client"
+        raise argparse.ArgumentTypeError(f"got {text!r}, {wanted}")
+    return name, place
 
 
 def _port(text: str) -> int:
@@ -337,21 +213,15 @@ def app_from_settings() -> App:
 
 
 class _NotBuiltError(Exception):
-    """The predictor's constructor raised; that is in the log."""
+    """The predictor's constructor, or what makes an argument of it, raised; that is in the log."""
 
 
 def _app(settings: dict[str, Any], cls: type[Any]) -> App:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
     client = MetricsClient(settings["collector_url"])
-    config = _config(Path(settings["config"]) if settings["config"] else None)
-    try:
-        predictor = build(cls, config=config, metrics_client=client)
-    except PredictorError:
-        raise
-    except Exception as error:
-        logger.exception("the predictor's constructor raised")
-        told = f"{settings['path']}: the predictor's constructor raised {type(error).__name__}: {error}"
-        raise _NotBuiltError(told) from error
+    predictor = _built(settings, cls, client)
+    from ._serving import create_app
+
     app = create_app(
         predictor,
         client,
@@ -364,6 +234,42 @@ def _app(settings: dict[str, Any], cls: type[Any]) -> App:
     return _AccessLog(app) if settings["access_log"] else app
 
 
+def _built(settings: dict[str, Any], cls: type[Any], client: MetricsClient) -> Any:
+    config = _config(Path(settings["config"]) if settings["config"] else None)
+    provided: dict[str, Any] = {}
+    what = ""
+    try:
+        for name, place in settings["provide"]:
+            what = f"--provide {name}={place}: the factory"
+            provided[name] = call_factory(place, {"config": config, "metrics_client": client})
+        what = f"{settings['path']}: the constructor of {cls.__name__}"
+        return build(cls, config=config, metrics_client=client, **provided)
+    except PredictorError:
+        raise
+    except Exception as error:
+        logger.exception("%s raised", what)
+        raise _NotBuiltError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def _run_task(settings: dict[str, Any], cls: type[Any]) -> NoReturn:
+    """Runs a task once and sends its metrics."""
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
+    with MetricsClient(settings["collector_url"]) as client:
+        try:
+            task = _built(settings, cls, client)
+        except (PredictorError, _NotBuiltError) as error:
+            _fail(_EXIT_USAGE, str(error))
+        began = time.perf_counter()
+        logger.info("running %s of %s", cls.__name__, settings["path"])
+        try:
+            task(_config(Path(settings["config"]) if settings["config"] else None))
+        except Exception:
+            logger.exception("%s raised", cls.__name__)
+            raise SystemExit(_EXIT_FAILURE) from None
+        logger.info("%s ended after %.3f s", cls.__name__, time.perf_counter() - began)
+    raise SystemExit(0)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command ``cortex-serve``.
 
@@ -371,8 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line without the program's name; that of the process if none is given.
 
     Raises:
-        SystemExit: 2 for a command line or a predictor that cannot be used, 1 for a port that cannot be had, 0 after a
-            signal.
+        SystemExit: 2 for a command line or a predictor that cannot be used, 1 for a port that cannot be had or a task
+            that raised, 0 after a signal or a task.
     """
     try:
         import multipart  # noqa: F401
@@ -403,22 +309,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.collector_url:
         os.environ["CORTEX_METRICS_URL"] = args.collector_url
     # Found out here, before a port is taken and, with several workers, before each of them fails.
-    cls = _predictor_class(path, class_name or None)
-    listener = _bind(args.host, args.port)
-    host, port = listener.getsockname()[:2]
-    endpoint = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-    settings = {
+    cls = _predictor_class(path, class_name or None, args.provide)
+    settings: dict[str, Any] = {
         "path": str(Path(path).resolve()),
         "class_name": class_name or None,
         "config": str(args.config.resolve()) if args.config else None,
         "api_name": args.api_name,
         "api_id": api_id,
-        "endpoint": endpoint,
+        "provide": args.provide,
         "replicas_requested": args.replicas_requested,
         "threads": args.threads,
         "collector_url": args.collector_url,
         "access_log": args.access_log,
     }
+    if is_task(cls):
+        _run_task(settings, cls)
+    listener = _bind(args.host, args.port)
+    host, port = listener.getsockname()[:2]
+    settings["endpoint"] = endpoint = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
     ready = f"serving {args.api_name} at {endpoint} (POST JSON to / or /predict), metrics through {client!r}"
     options: dict[str, Any] = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 10}
     if args.workers > 1:
@@ -437,11 +345,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     server.run(sockets=[listener])
 
 
-def _predictor_class(path: str, class_name: str | None) -> type[Any]:
+def _predictor_class(path: str, class_name: str | None, provide: list[tuple[str, str]]) -> type[Any]:
     try:
         cls = load(path, class_name)
-        check(cls, {"config": None, "metrics_client": None})
-        predict_arguments(cls)
+        for _, place in provide:
+            factory(place)
+        check(cls, dict.fromkeys(["config", "metrics_client", *(name for name, _ in provide)]))
+        if not is_task(cls):
+            predict_arguments(cls)
+            post_predict_arguments(cls)
     except PredictorError as error:
         if error.__cause__ is not None:
             logging.basicConfig()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cortex_metrics import MetricsClient
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -79,6 +80,43 @@ class Udp:
                 lines += self.socket.recv(65536).decode().splitlines()
             except BlockingIOError:
                 return lines
+
+
+class Recorded:
+    """What a middleware has sent since the last look, decoded."""
+
+    def __init__(self, udp: Udp, client: MetricsClient | None = None) -> None:
+        if client is not None:
+            client.flush()
+        self.requests: collections.Counter[str] = collections.Counter()
+        self.durations = 0
+        self.first_bytes = 0
+        self.queued = 0
+        self.cpu_seconds = 0.0
+        self.gauges: dict[str, float] = {}
+        self.labels: dict[str, dict[str, str]] = {}
+        self.routes: set[str] = set()
+        for line in udp.messages():
+            match = re.fullmatch(r"([^:]+):([^|]+)\|(\w+)(?:\|@([^|]+))?(?:\|#(.*))?", line)
+            assert match, line
+            name, values, kind, rate, tags = match.groups()
+            labels = dict(tag.split(":", 1) for tag in tags.split(","))
+            self.labels[name] = labels
+            self.routes |= {labels["route"]} if "route" in labels else set()
+            weight = round(1 / float(rate)) if rate else 1
+            if name == "cortex_api_requests_total":
+                self.requests[labels["response_code"]] += int(float(values))
+            elif name == "cortex_api_request_duration_seconds":
+                self.durations += weight * len(values.split(":"))
+            elif name == "cortex_api_request_first_byte_seconds":
+                self.first_bytes += weight * len(values.split(":"))
+            elif name == "cortex_api_request_queue_seconds":
+                self.queued += weight * len(values.split(":"))
+            elif name == "cortex_api_process_cpu_seconds_total":
+                self.cpu_seconds += float(values)
+            else:
+                assert kind == "g", line
+                self.gauges[name] = float(values)
 
 
 class Tally:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
-import re
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cortex_metrics import MetricsClient
 from cortex_metrics.asgi import MetricsMiddleware
-from support import Udp
+from support import Recorded, Udp
 
 Message = MutableMapping[str, Any]
 OK: list[Message] = [
@@ -45,34 +45,6 @@ def answering(messages: list[Message]) -> Callable[..., Awaitable[None]]:
             await send(message)
 
     return app
-
-
-class Recorded:
-    """What the middleware has sent, decoded."""
-
-    def __init__(self, udp: Udp, client: MetricsClient) -> None:
-        client.flush()
-        self.requests: Counter[str] = Counter()
-        self.durations = 0
-        self.first_bytes = 0
-        self.gauges: dict[str, float] = {}
-        self.labels: dict[str, dict[str, str]] = {}
-        for line in udp.messages():
-            match = re.fullmatch(r"([^:]+):([^|]+)\|(\w+)(?:\|@([^|]+))?(?:\|#(.*))?", line)
-            assert match, line
-            name, values, kind, rate, tags = match.groups()
-            labels = dict(tag.split(":", 1) for tag in tags.split(","))
-            self.labels[name] = labels
-            weight = round(1 / float(rate)) if rate else 1
-            if name == "cortex_api_requests_total":
-                self.requests[labels["response_code"]] += int(float(values))
-            elif name == "cortex_api_request_duration_seconds":
-                self.durations += weight * len(values.split(":"))
-            elif name == "cortex_api_request_first_byte_seconds":
-                self.first_bytes += weight * len(values.split(":"))
-            else:
-                assert kind == "g", line
-                self.gauges[name] = float(values)
 
 
 def test_a_request_is_counted_and_timed_and_the_codes_begin_at_zero(udp: Udp) -> None:
@@ -188,9 +160,95 @@ def test_in_flight_is_zero_again_whatever_happened_and_its_peak_is_true(udp: Udp
         assert Recorded(udp, client).gauges["cortex_api_in_flight_requests_peak"] == 0
 
 
+def test_in_flight_is_zero_after_a_hundred_thousand_requests_that_are_cancelled_raise_or_stream(udp: Udp) -> None:
+    dice = random.Random(11)
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await asyncio.sleep(0)
+        what = dice.random()
+        if what < 0.1:
+            raise LookupError
+        await send(OK[0])
+        if what < 0.4:
+            for _ in range(3):
+                await asyncio.sleep(0)
+                await send({"type": "http.response.body", "body": b"o", "more_body": True})
+        elif what < 0.5:
+            return
+        await send(OK[1])
+
+    async def many(wrapped: Any) -> None:
+        for _ in range(100):
+            tasks = [asyncio.ensure_future(run(wrapped)) for _ in range(1000)]
+            for turns in range(4):
+                await asyncio.sleep(0)
+                for task in dice.sample(tasks, 50 * turns):
+                    task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        wrapped = MetricsMiddleware(app, client, api_name="a")
+        asyncio.run(many(wrapped))
+        wrapped._metrics.record()
+        recorded = Recorded(udp, client)
+    assert recorded.gauges["cortex_api_in_flight_requests"] == 0
+    # A task that was cancelled before its first step never called the app.
+    assert sum(recorded.requests.values()) == recorded.durations > 95_000
+    assert min(recorded.requests[code] for code in ("200", "499", "500")) > 1000
+
+
 def test_one_path_to_exclude_that_is_no_list_is_told(udp: Udp) -> None:
     with MetricsClient(udp.url) as client, pytest.raises(TypeError, match=r"want several paths, like \('/live',\)"):
         MetricsMiddleware(answering(OK), client, exclude="/live")
+
+
+def test_the_route_is_a_template_and_never_a_path(udp: Udp, caplog: pytest.LogCaptureFixture) -> None:
+    from fastapi import FastAPI
+    from litestar import Litestar, get
+    from litestar.params import FromPath
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    async def item(item_id: int) -> int:
+        return 1 // item_id
+
+    async def litestar_item(item_id: FromPath[int]) -> int:
+        return item_id
+
+    async def starlette_item(_request: Any) -> PlainTextResponse:
+        return PlainTextResponse("1")
+
+    fast = FastAPI()
+    fast.get("/items/{item_id}")(item)
+    apps = (
+        fast,
+        Starlette(routes=[Route("/items/{item_id:int}", starlette_item)]),
+        Litestar([get("/items/{item_id:int}")(litestar_item)], logging_config=None),
+    )
+
+    def routes(app: Any, route_label: Any, *paths: str) -> set[str]:
+        with MetricsClient(udp.url, flush_interval=60) as client:
+            wrapped = MetricsMiddleware(app, client, api_name="a", route_label=route_label)
+            for path in paths:
+                scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "headers": []}
+                more = {"query_string": b"", "root_path": "", "scheme": "http", "server": ("x", 80), "state": {}}
+                with contextlib.suppress(ZeroDivisionError):
+                    asyncio.run(run(wrapped, {**scope, **more}))
+            recorded = Recorded(udp, client)
+            assert recorded.durations == len(paths)
+            return recorded.routes
+
+    for app in apps:
+        assert routes(app, True, "/items/1", "/items/2") == {"/items/{item_id}"}
+        assert routes(app, True, "/none") == {"unmatched"}
+        assert routes(app, False, "/items/1") == set()
+    assert routes(fast, True, "/items/0") == {"/items/{item_id}"}, "an exception too"
+    assert routes(answering(OK), True, "/items/1") == {"unmatched"}
+    assert routes(answering(OK), lambda scope: scope["path"][:3], "/items/1") == {"/it"}
+    assert routes(answering(OK), lambda scope: scope["no such"], "/items/1", "/items/2") == {"unmatched"}
+    assert caplog.text.count("route_label raised") == 1, "told once"
 
 
 def test_other_scopes_and_excluded_paths_pass_through_uncounted(udp: Udp) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
+import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import CONFIG, PREDICTOR, Process, Udp, post, until
+from support import CONFIG, PREDICTOR, Collector, Process, Recorded, Udp, post, until
 
 Serve = Callable[..., Process]
 
@@ -32,7 +34,7 @@ class Echo:
         if payload == "bytes":
             return b"\\x00\\x01"
         return {"payload": payload.decode() if isinstance(payload, bytes) else dict(payload) if hasattr(payload, "items") else payload,
-                "q": query_params, "x": headers.get("x-test")}
+                "q": dict(query_params), "x": headers.get("X-Test")}
 class Text:
     async def predict(self, payload):
         return f"got {payload}"
@@ -48,6 +50,43 @@ class PredictWants:
 class Slow:
     def predict(self, payload):
         time.sleep(payload)
+class After:
+    def predict(self, payload):
+        return {"got": payload}
+    def post_predict(self, response, payload, query_params):
+        print("after", response, payload, dict(query_params), flush=True)
+        raise LookupError("in post_predict")
+class Pieces:
+    def predict(self, payload):
+        yield from payload["before"]
+        if payload.get("raise"):
+            raise LookupError("in the stream")
+        while payload.get("for ever"):
+            time.sleep(0.01)
+            yield "x" * 1000
+        print("the stream ended", flush=True)
+    def post_predict(self):
+        print("after the stream", flush=True)
+class AsyncPieces:
+    async def predict(self, payload):
+        for piece in payload:
+            yield piece
+class Answers:
+    def predict(self, payload):
+        from starlette.responses import JSONResponse
+        return JSONResponse({"status": payload}, status_code=payload)
+class Busy:
+    def predict(self, payload):
+        time.sleep(0.3)
+        return payload
+class ONNXPredictor:
+    def __init__(self, onnx_client, config, metrics_client):
+        self.client = onnx_client
+    def predict(self, payload):
+        return self.client(payload)
+class WantsAfter:
+    def predict(self): ...
+    def post_predict(self, prediction): ...
 class OwnClient:
     def __init__(self):
         # One of its own, never flushed and never closed.
@@ -75,7 +114,11 @@ def test_bodies_are_read_by_their_content_type_and_results_written_by_theirs(
     url = address(process)
     assert post(url + "predict?a=b", b'{"k": [1]}') == (200, '{"payload": {"k": [1]}, "q": {"a": "b"}, "x": null}')
     assert json.loads(post(url, b"hello", "text/plain; charset=utf-8")[1])["payload"] == "hello"
-    assert json.loads(post(url, b"raw", "application/octet-stream")[1])["payload"] == "raw"
+    assert json.loads(post(url, "olé".encode("latin-1"), "text/plain; charset=latin-1")[1])["payload"] == "olé"
+    for kind in ("application/octet-stream", "text/csv", "", "application/vnd.api+json"):
+        assert json.loads(post(url, b"raw", kind)[1])["payload"] == "raw", kind
+    form = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n'
+    assert json.loads(post(url, form, "multipart/form-data; boundary=x")[1])["payload"] == {"a": "1"}
     assert json.loads(post(url, b"a=1&b=2", "application/x-www-form-urlencoded")[1])["payload"] == {"a": "1", "b": "2"}
     assert post(url, b'"numpy"') == (200, '{"a": [0, 1, 2], "b": 0.5}')
     assert post(url, b'"bytes"') == (200, "\x00\x01")
@@ -96,6 +139,8 @@ def test_bad_bodies_are_400_with_the_position_and_bad_results_500_with_the_reaso
     assert post(url, b"\xff")[0] == 400
     assert post(url, b"[" * 100_000)[0] == 400
     assert post(url, b"1" * 5000) == (400, "malformed JSON: a number has too many digits")
+    assert post(url, b"\xff", "text/plain") == (400, "malformed text: not utf-8 at byte 0")
+    assert post(url, b"a", "text/plain; charset=none") == (400, "malformed text: its charset is not known")
     for body, reason in (
         (b'"raise"', "LookupError: on purpose"),
         (b'"object"', "has no JSON form"),
@@ -108,6 +153,110 @@ def test_bad_bodies_are_400_with_the_position_and_bad_results_500_with_the_reaso
 def test_an_async_predict_is_awaited_and_its_text_is_text(serve: Serve, file: Path, udp: Udp) -> None:
     process = serve(f"{file}:Text", "--api-name", "text", "--collector-url", udp.url)
     assert post(address(process), b"[1]") == (200, "got [1]")
+
+
+def test_what_is_provided_is_made_of_config_and_client_and_injected_by_name(
+    serve: Serve, file: Path, tmp_path: Path, udp: Udp
+) -> None:
+    (tmp_path / "clients.py").write_text(
+        "def onnx(config, metrics_client):\n"
+        "    metrics_client.increment('made')\n"
+        "    return lambda payload: payload * config['factor']\n"
+    )
+    (tmp_path / "c.yaml").write_text("factor: 3\n")
+    more = ("--provide", "onnx_client=clients:onnx", "--config", tmp_path / "c.yaml", "--collector-url", udp.url)
+    process = serve(file, "--api-name", "x", *more)
+    assert post(address(process), b"14") == (200, "42")
+    process.stop()
+    assert "made:1|c|#api_name:x" in udp.messages()
+
+
+def test_post_predict_runs_after_the_response_and_its_errors_are_in_the_log(serve: Serve, file: Path, udp: Udp) -> None:
+    process = serve(f"{file}:After", "--api-name", "x", "--collector-url", udp.url)
+    assert post(address(process) + "?a=b", b"[1]") == (200, '{"got": [1]}')
+    assert process.line(r"(after .*)") == "after {'got': [1]} [1] {'a': 'b'}"
+    process.line("(LookupError: in post_predict)")
+    assert post(address(process), b"2")[0] == 200
+    process.stop()
+    counted = [m for m in udp.messages() if m.startswith("cortex_api_requests_total:") and ":0|" not in m]
+    assert {m.rpartition("response_code:")[2] for m in counted} == {"200"}
+
+
+def test_what_a_generator_gives_is_streamed(serve: Serve, file: Path, udp: Udp) -> None:
+    process = serve(f"{file}:Pieces", "--api-name", "x", "--collector-url", udp.url)
+    url = address(process)
+    assert post(url, b'{"before": ["a", "b", ""]}') == (200, "ab")
+    assert post(url, b'{"before": [{"a": 1}, [2]]}') == (200, '{"a": 1}\n[2]\n')
+    assert post(url, b'{"before": []}') == (200, "")
+    process.line("(after the stream)")
+    assert post(url, b'{"before": [], "raise": true}') == (500, "internal server error")
+    with pytest.raises(http.client.IncompleteRead):
+        post(url, b'{"before": ["a"], "raise": true}')
+    process.line("(LookupError: in the stream)")
+    # A client that goes ends the stream, and with it the thread is free for the next.
+    body = b'{"before": [], "for ever": true}'
+    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        client.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert post(url, b'{"before": ["a"]}') == (200, "a")
+    process.stop()
+    counted = Recorded(udp)
+    assert +counted.requests == {"200": 4, "500": 2, "499": 1}
+    assert counted.first_bytes == counted.queued == 7
+
+
+def test_an_async_generator_is_streamed_and_a_response_is_the_response(serve: Serve, file: Path, udp: Udp) -> None:
+    process = serve(f"{file}:AsyncPieces", "--api-name", "x", "--collector-url", udp.url)
+    assert post(address(process), b'["a", "b"]') == (200, "ab")
+    process = serve(f"{file}:Answers", "--api-name", "x", "--collector-url", udp.url)
+    assert post(address(process), b"418") == (418, '{"status":418}')
+
+
+def test_requests_that_wait_for_a_thread_are_seen(serve: Serve, file: Path, collector: Collector) -> None:
+    process = serve(f"{file}:Busy", "--api-name", "busy", "--threads", "2", "--collector-url", collector.url)
+    url = address(process)
+    asking = [threading.Thread(target=post, args=(url, b"1")) for _ in range(6)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    until(lambda: collector.query("sum(cortex_api_requests_total)") == {"": 6})
+    queue = "histogram_count(cortex_api_request_queue_seconds)"
+    assert collector.query(queue) == {"api_name=busy": 6}
+    # Two at once, 0.3 s each: the second pair waited that long, the third twice that.
+    assert collector.query("histogram_sum(cortex_api_request_queue_seconds)")["api_name=busy"] > 4 * 0.3
+    assert collector.query("histogram_fraction(0.5, Inf, cortex_api_request_queue_seconds)")["api_name=busy"] >= 0.3
+    assert collector.query("sum(cortex_api_process_resident_memory_bytes)")[""] > 1e7
+    assert collector.query("sum(cortex_api_process_cpu_seconds_total)")[""] > 0.1
+
+
+TASK = """
+class Task:
+    def __init__(self, metrics_client):
+        self.metrics = metrics_client
+    def __call__(self, config):
+        print("task with", config, flush=True)
+        self.metrics.increment("trained", config.get("models", 1))
+        if config.get("raise"):
+            raise LookupError("no data")
+"""
+
+
+def test_a_task_runs_once_and_its_metrics_are_sent(serve: Serve, tmp_path: Path, udp: Udp) -> None:
+    (tmp_path / "task.py").write_text(TASK)
+    (tmp_path / "c.json").write_text('{"models": 7}')
+    task = ("--api-name", "train", "--collector-url", udp.url)
+    process = serve(tmp_path / "task.py", *task, "--config", tmp_path / "c.json")
+    assert process.process.wait(30) == 0, process.text()
+    assert process.text().count("task with {'models': 7}") == 1
+    assert "trained:7|c|#api_name:train" in udp.messages()
+    (tmp_path / "c.json").write_text('{"raise": 1}')
+    process = serve(tmp_path / "task.py", *task, "--config", tmp_path / "c.json")
+    assert process.process.wait(30) == 1
+    assert "LookupError: no data" in process.text()
+    assert "trained:1|c|#api_name:train" in udp.messages(), "also what it counted before it failed"
 
 
 def test_the_predictor_of_the_readme_is_served_unchanged(serve: Serve, udp: Udp) -> None:
@@ -132,8 +281,17 @@ def test_the_predictor_of_the_readme_is_served_unchanged(serve: Serve, udp: Udp)
         (["none.py", "--api-name", "x"], "none.py: no such file"),
         (["{file}:Nobody", "--api-name", "x"], "want a class named Nobody"),
         (["{file}:Wants", "--api-name", "x"], "class Wants: its constructor wants 'bucket'"),
-        (["{file}:Raises", "--api-name", "x"], "the predictor's constructor raised TypeError: no weights"),
+        (["{file}:Raises", "--api-name", "x"], "predictors.py: the constructor of Raises raised TypeError: no weights"),
         (["{file}:Raises", "--api-name", "x", "--workers", "2"], "raised TypeError: no weights"),
+        (["{file}:WantsAfter", "--api-name", "x"], "class WantsAfter: post_predict wants 'prediction', which nobody"),
+        (["{file}", "--api-name", "x"], "class ONNXPredictor: its constructor wants 'onnx_client', which nobody"),
+        (["{file}", "--api-name", "x", "--provide", "onnx_client"], "got 'onnx_client', want name=module:factory"),
+        (["{file}", "--api-name", "x", "--provide", "onnx_client=none:f"], "none:f: cannot be imported: Module"),
+        (["{file}", "--api-name", "x", "--provide", "onnx_client=json:none"], "json:none: json has no function none"),
+        (
+            ["{file}", "--api-name", "x", "--provide", "onnx_client=json:loads"],
+            "json:loads: it wants 's', which nobody provides: have config, metrics_client",
+        ),
         (["{file}:PredictWants", "--api-name", "x"], "class PredictWants: predict wants 'data', which nobody provides"),
         (["{file}:Text", "--api-name", " "], "--api-name: got ' ', want text"),
         (["{file}:Text", "--api-name", "a|b"], "--api-name: got 'a|b', want text"),
@@ -188,7 +346,9 @@ def test_a_client_that_left_counts_as_499_and_leaves_no_traceback(
     process = serve(f"{file}:Slow", "--api-name", "slow", "--collector-url", udp.url)
     host, port = address(process).removeprefix("http://").rstrip("/").split(":")
     with socket.create_connection((host, int(port))) as client:
-        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n" + sent)
+        client.sendall(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\r\n" + sent
+        )
     messages: list[str] = []
 
     def counted() -> list[str]:

@@ -1,0 +1,5 @@
+import onnxruntime
+
+
+def onnx_client(config):
+    return onnxruntime.InferenceSession(config["model"])
