@@ -45,7 +45,7 @@ test-matrix: $(VENV)/.test ## the client's tests under each CPython of pyenv, 3.
 torture: $(VENV)/.test ## the long tests: 1,000 kills and 100,000 damaged files of the store, 20,000 questions to Prometheus and to us, 10,000 forks under each Python, 10 million lines with tags that never repeat
 	TORTURE_KILLS=1000 cargo test --locked --release --test torture -- --nocapture
 	TORTURE_FLIPS=100000 cargo test --locked --release --lib any_flipped -- --nocapture
-	$(BIN)/python -m pytest -m torture
+	$(BIN)/python -m pytest -m torture --timeout 14400
 
 deny: check-rust ## licences, sources and advisories of every dependency, as deny.toml says
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: installing it, which takes some minutes"; cargo install --locked cargo-deny; }

@@ -277,7 +277,7 @@ assert threads == [1 if sys.version_info >= (3, 12) else 2] * 3, threads
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda python: python.parents[1].name)
 def test_a_fork_finds_no_thread_of_ours_and_the_record_goes_on(udp: Udp, tmp_path: Path, python: Path) -> None:
-    command = [python, "-W", "error", "-c", FORKS, udp.url]
+    command: list[str | Path] = [python, "-W", "error", "-c", FORKS, udp.url]
     env = {**os.environ, "PYTHONPATH": package_path(tmp_path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
