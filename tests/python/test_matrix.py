@@ -41,7 +41,7 @@ def test_the_client_works_under_every_python(python: Path) -> None:
     pip = (interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     if not (venv / "complete").exists():
         run(python, "-m", "venv", "--clear", venv)
-        run(*pip, "numpy", "pytest")
+        run(*pip, "numpy", "pytest", "pytest-timeout")
         (venv / "complete").touch()
     (wheel,) = (ROOT / "dist").glob("*.whl")
     run(*pip, "--no-index", "--no-deps", "--force-reinstall", wheel)

@@ -263,7 +263,7 @@ from cortex_metrics import MetricsClient, _requests
 from cortex_metrics.wsgi import MetricsMiddleware
 _requests.RECORD_SECONDS = 0.05
 client = MetricsClient(sys.argv[1], flush_interval=0.05)
-MetricsMiddleware(lambda *_: [], client, api_name="a")
+app = MetricsMiddleware(lambda *_: [], client, api_name="a")
 for _ in range(3):
     child = os.fork()
     if child == 0:
