@@ -27,7 +27,7 @@ from promql_judge import Sample, Series, floats, histogram, remote_write
 from support import ROOT, Collector, Process, free_port, of_debian, until
 
 GRAFANA = ROOT / "grafana"
-SCHEMA = ROOT / "tests" / "grafana"
+SCHEMA = ROOT / "tests" / "grafana-schema"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}
 REALTIME, CUSTOM = DASHBOARDS["realtime-api"], DASHBOARDS["custom-metrics"]
 #: Names of which one is the other's regular expression, unless that is escaped.
@@ -188,7 +188,7 @@ class Live(threading.Thread):
             sent += 1
 
     def send(self, number: int) -> None:
-        own = self.client._system  # type: ignore[attr-defined]
+        own = self.client._system
         for api, codes in CODES.items():
             tags = {"api_name": api, "api_id": "v2"}
             for code, count in codes.items():
@@ -377,7 +377,7 @@ def test_prometheus_and_docker_compose_take_their_files(promtool: Path) -> None:
     done = run(promtool, "check", "config", GRAFANA / "prometheus.yml")
     assert done.returncode == 0, done.stdout + done.stderr
     plugin = of_debian("docker-compose").parents[1] / "usr/libexec/docker/cli-plugins/docker-compose"
-    command = [plugin, "-f", GRAFANA / "compose.yaml", "config", "--format", "json"]
+    command: list[str | Path] = [plugin, "-f", GRAFANA / "compose.yaml", "config", "--format", "json"]
     env = {key: value for key, value in os.environ.items() if key != "GRAFANA_ADMIN_PASSWORD"}
     refused = run(*command, env=env)
     assert refused.returncode != 0, "the password has no default"
@@ -635,12 +635,12 @@ def test_custom_metrics_are_found_by_what_they_are_and_drawn(live: Live, engine:
                         slow = sum(float(count) for _, low, _, count in found["buckets"] if float(low) > 1500)
                         assert slow / float(found["count"]) == pytest.approx(17 / rate, rel=0.01)
                 elif name == "$counter":
-                    want = {"orders small": 5, "orders large": 2} if by == "model" else {"orders ": 7}
-                    assert got == pytest.approx(want, rel=0.1)
+                    rates = {"orders small": 5, "orders large": 2} if by == "model" else {"orders ": 7}
+                    assert got == pytest.approx(rates, rel=0.1)
                 elif name == "$gauge":
                     # The name is a label of gauges, if they are split by it.
-                    one = {"queue_depth small": 50, "queue_depth large": 20}
-                    assert got == (one if by == "model" else {"queue_depth queue_depth": 35})
+                    lines = {"queue_depth small": 50.0, "queue_depth large": 20.0}
+                    assert got == (lines if by == "model" else {"queue_depth queue_depth": 35.0})
                 else:
                     q = {"A": 0.99, "B": 0.9, "C": 0.5}[target["refId"]]
                     p = f"p{q:.2g}".replace("0.", "").ljust(3, "0")
