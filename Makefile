@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-client bench-requests bench-exposition bench-ingest bench-store bench-instructions demo hot-shots node test test-rust test-python test-matrix torture fuzz deny lint fmt wheel check-rust clean
+.PHONY: help bench bench-client bench-requests bench-exposition bench-ingest bench-store bench-instructions demo grafana-schema hot-shots node test test-rust test-python test-matrix torture fuzz deny lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,20 +22,22 @@ test: test-rust test-python ## everything that the tests need, then all tests
 test-rust: check-rust
 	cargo test --locked
 
-test-python: $(VENV)/.test hot-shots
+test-python: $(VENV)/.test hot-shots grafana-schema
 	$(BIN)/python -m pytest
 
 # In CI what is missing is installed; elsewhere whoever wants it says so.
 hot-shots: ## install the npm package hot-shots beside its test, if npm is there
+grafana-schema: ## install the npm package @grafana/schema beside its test, if npm is there
+hot-shots grafana-schema:
 	@command -v npm >/dev/null || [ "$(CI)" != true ] || $(MAKE) node
-	@if command -v npm >/dev/null; then $(MAKE) -s tests/hot-shots/node_modules/.installed; \
-	else echo "npm is missing; make node installs it"; false; fi || echo "the test with hot-shots will be skipped, or fail in CI"
+	@if command -v npm >/dev/null; then $(MAKE) -s tests/$@/node_modules/.installed; \
+	else echo "npm is missing; make node installs it"; false; fi || echo "the test with $@ will be skipped, or fail in CI"
 
-tests/hot-shots/node_modules/.installed: tests/hot-shots/package.json tests/hot-shots/package-lock.json
-	@cd tests/hot-shots && npm ci --ignore-scripts --omit=optional --no-audit --no-fund
+tests/%/node_modules/.installed: tests/%/package.json tests/%/package-lock.json
+	@cd tests/$* && npm ci --ignore-scripts --omit=optional --no-audit --no-fund
 	@touch $@
 
-node: ## install Node.js and npm with apt-get, for the test with hot-shots; needs root
+node: ## install Node.js and npm with apt-get, for the tests with hot-shots and @grafana/schema; needs root
 	@command -v apt-get >/dev/null || { echo "there is no apt-get here: install Node.js 18 or newer with npm"; exit 1; }
 	apt-get update -qq && apt-get install -y --no-install-recommends nodejs npm
 

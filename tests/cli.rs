@@ -316,7 +316,14 @@ fn environments_are_listed_added_and_removed() {
         user.run(&["env", "list"]).out,
         "env     url                     dashboard\nlocal   http://127.0.0.1:9102   -\n"
     );
-    user.run(&["env", "add", "prod", "https://me:secret@mimir/prometheus/", "--dashboard-url", "https://grafana/d/x"]);
+    user.run(&[
+        "env",
+        "add",
+        "prod",
+        "https://me:secret@mimir/prometheus/",
+        "--dashboard-url",
+        "https://me:secret@grafana/d/x",
+    ]);
     let want = "\
 env     url                        dashboard
 local   http://127.0.0.1:9102      -

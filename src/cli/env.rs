@@ -45,7 +45,7 @@ pub(super) fn run(args: &EnvArgs) -> anyhow::Result<Exit> {
                 vec![
                     name.to_owned(),
                     without_password(&env.url),
-                    env.dashboard_url.clone().unwrap_or_else(|| "-".to_owned()),
+                    env.dashboard_url.as_deref().map_or_else(|| "-".to_owned(), without_password),
                 ]
             };
             let table = Table { headers, rows: environments.iter().map(row).collect() };

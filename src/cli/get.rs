@@ -339,10 +339,16 @@ fn dashboard(environment: &Environment, api_name: &str) -> String {
             }
         })
         .collect();
-    match &environment.dashboard_url {
-        Some(url) => format!("{url}{}var-api_name={name}", if url.contains('?') { '&' } else { '?' }),
-        None => format!("{}/#/api/{name}", without_password(&environment.url)),
-    }
+    let Some(url) = &environment.dashboard_url else {
+        return format!("{}/#/api/{name}", without_password(&environment.url));
+    };
+    let url = without_password(url);
+    let (page, fragment) = url.split_at(url.find('#').unwrap_or(url.len()));
+    let (path, query) = page.split_once('?').unwrap_or((page, ""));
+    // What was copied from a browser names the API that was looked at.
+    let is_other = |parameter: &&str| !parameter.is_empty() && parameter.split('=').next() != Some("var-api_name");
+    let others: String = query.split('&').filter(is_other).map(|parameter| format!("{parameter}&")).collect();
+    format!("{path}?{others}var-api_name={name}{fragment}")
 }
 
 /// The account of loss in one line.
@@ -434,7 +440,18 @@ mod tests {
     fn a_dashboard_link_keeps_the_name_a_name() {
         let own = Environment { url: "http://c".into(), dashboard_url: None };
         assert_eq!(dashboard(&own, "a b/ü"), "http://c/#/api/a%20b%2F%C3%BC");
-        let grafana = Environment { url: "http://c".into(), dashboard_url: Some("http://g/d/x?orgId=1".into()) };
-        assert_eq!(dashboard(&grafana, "iris"), "http://g/d/x?orgId=1&var-api_name=iris");
+        for (url, link) in [
+            ("http://g/d/x/realtimeapi", "http://g/d/x/realtimeapi?var-api_name=a%20b%2F%C3%BC%26%23"),
+            ("http://g/d/x?orgId=1", "http://g/d/x?orgId=1&var-api_name=a%20b%2F%C3%BC%26%23"),
+            ("http://g/d/x?", "http://g/d/x?var-api_name=a%20b%2F%C3%BC%26%23"),
+            ("http://g/d/x?&kiosk#top", "http://g/d/x?kiosk&var-api_name=a%20b%2F%C3%BC%26%23#top"),
+            (
+                "http://me:secret@g/d/x?var-api_name=iris&from=now-1h&var-api_name=digit",
+                "http://g/d/x?from=now-1h&var-api_name=a%20b%2F%C3%BC%26%23",
+            ),
+        ] {
+            let grafana = Environment { url: "http://c".into(), dashboard_url: Some(url.into()) };
+            assert_eq!(dashboard(&grafana, "a b/ü&#"), link);
+        }
     }
 }

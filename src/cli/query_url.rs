@@ -105,7 +105,7 @@ impl QueryUrl {
 /// A URL without the user and password before its host.
 pub(super) fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     format!("{scheme}://{}{path}", host.rsplit('@').next().unwrap_or(host))
 }
 
@@ -168,6 +168,7 @@ mod tests {
     fn a_password_is_never_shown() {
         assert_eq!(without_password("https://me:se@cret@mimir/p?a=b@c"), "https://mimir/p?a=b@c");
         assert_eq!(without_password("http://127.0.0.1:9102"), "http://127.0.0.1:9102");
+        assert_eq!(without_password("http://me:se@g?a=b@c"), "http://g?a=b@c");
     }
 
     #[test]
