@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
 FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
-SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
+SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python dashboard/dist -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-client bench-requests bench-exposition bench-ingest bench-store bench-instructions demo hot-shots node test test-rust test-python test-matrix torture fuzz deny lint fmt wheel check-rust clean
+.PHONY: help bench bench-client bench-requests bench-exposition bench-ingest bench-store bench-instructions dashboard dashboard-tools demo hot-shots node test test-rust test-python test-matrix torture fuzz deny lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,7 +22,7 @@ test: test-rust test-python ## everything that the tests need, then all tests
 test-rust: check-rust
 	cargo test --locked
 
-test-python: $(VENV)/.test hot-shots
+test-python: $(VENV)/.test hot-shots dashboard-tools
 	$(BIN)/python -m pytest
 
 # In CI what is missing is installed; elsewhere whoever wants it says so.
@@ -35,7 +35,20 @@ tests/hot-shots/node_modules/.installed: tests/hot-shots/package.json tests/hot-
 	@cd tests/hot-shots && npm ci --ignore-scripts --omit=optional --no-audit --no-fund
 	@touch $@
 
-node: ## install Node.js and npm with apt-get, for the test with hot-shots; needs root
+dashboard: dashboard/node_modules/.installed ## bundle the page anew, from dashboard/src to dashboard/dist (needs npm)
+	cd dashboard && npm run --silent check && npm run --silent build
+
+# As with hot-shots: in CI what is missing is installed, elsewhere what needs it is skipped and says so.
+dashboard-tools:
+	@command -v npm >/dev/null || [ "$(CI)" != true ] || $(MAKE) node
+	@if command -v npm >/dev/null; then $(MAKE) -s dashboard/node_modules/.installed; \
+	else echo "npm is missing; make node installs it"; false; fi || echo "the checks of the page will be skipped, or fail in CI"
+
+dashboard/node_modules/.installed: dashboard/package.json dashboard/package-lock.json
+	@cd dashboard && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+node: ## install Node.js and npm with apt-get, for the page and the test with hot-shots; needs root
 	@command -v apt-get >/dev/null || { echo "there is no apt-get here: install Node.js 18 or newer with npm"; exit 1; }
 	apt-get update -qq && apt-get install -y --no-install-recommends nodejs npm
 
