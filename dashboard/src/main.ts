@@ -27,8 +27,14 @@ const main = h("main", { id: "main", tabindex: -1 });
 const top_ = toolbar(go, () => void load());
 document.body.append(top_.element, connection.connectionBanner(() => void load()), main);
 
-function go(hash: string): void {
-  location.hash = hash;
+function go(hash: string, replaces = false): void {
+  if (!replaces) {
+    location.hash = hash;
+    return;
+  }
+  history.replaceState(null, "", hash);
+  route = parseRoute(location.hash);
+  top_.show(route);
 }
 
 function make(route: Route): Page {

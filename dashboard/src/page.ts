@@ -27,8 +27,8 @@ export interface Page {
   destroy: () => void;
 }
 
-/** Shows what address; replaces the history's newest entry if it is no step of the user's. */
-export type Go = (hash: string) => void;
+/** Shows an address. One that replaces the newest of the history only notes what the page shows already. */
+export type Go = (hash: string, replaces?: boolean) => void;
 
 /** From when to when is shown; newer ends at the newest tick that there may be. */
 export function edges(load: Load): [number, number] {
@@ -45,27 +45,47 @@ export class Panels {
     specs: PanelSpec[],
     private readonly route: () => Route,
     private readonly go: Go,
+    /** Where a title leads, if not to its panel alone. */
+    private readonly link?: (title: string) => string,
   ) {
-    this.only = route().params.get("panel");
+    this.only = link === undefined ? route().params.get("panel") : null;
     this.element.className = this.only === null ? "panels" : "panels one";
     this.add(specs);
   }
 
   /** Puts further panels after those that are there. */
-  add(specs: PanelSpec[]): void {
-    for (const spec of specs) {
-      if (this.only !== null && this.only !== spec.title) continue;
+  add(specs: PanelSpec[]): HTMLElement[] {
+    const added = specs.filter((spec) => this.only === null || this.only === spec.title);
+    return added.map((spec) => {
       const panel = new Panel(spec, this.frame());
       this.panels.push({ spec, panel, window: null });
       this.element.append(panel.element);
-    }
+      return panel.element;
+    });
+  }
+
+  /** Puts them in the order of their titles. */
+  sort(): void {
+    this.panels.sort((a, b) => (a.spec.title < b.spec.title ? -1 : 1));
+    this.panels.forEach(({ panel }, at) => {
+      // What is in its place is not moved: a moved element loses the focus.
+      if (this.element.children[at] !== panel.element) this.element.insertBefore(panel.element, this.element.children[at] ?? null);
+    });
+  }
+
+  /** Hides all others. */
+  show(wanted: (title: string) => boolean): void {
+    for (const { spec, panel } of this.panels) panel.element.hidden = !wanted(spec.title);
   }
 
   private frame(): Frame {
     return {
       zoom: (from, to) => this.go(linkWith(this.route(), zoomTo(from, to))),
       back: () => this.go(linkWith(this.route(), { from: null, to: null })),
-      panelLink: (title) => (this.only === null ? linkWith(this.route(), { panel: title }) : null),
+      panelLink: (title) => {
+        if (this.link !== undefined) return this.link(title);
+        return this.only === null ? linkWith(this.route(), { panel: title }) : null;
+      },
       exploreLink: (expr) => linkTo(this.route(), ["explore"], { expr }),
     };
   }
@@ -83,6 +103,11 @@ export class Panels {
 
   redraw(): void {
     for (const { panel, window } of this.panels) if (window !== null) panel.redraw(window);
+  }
+
+  clear(): void {
+    this.destroy();
+    this.element.replaceChildren();
   }
 
   destroy(): void {

@@ -51,7 +51,7 @@ export interface Frame {
   exploreLink: (expr: string) => string;
 }
 
-/** So many lines are drawn; questions that may give more say so themselves. */
+/** So many lines of a question are drawn. */
 export const LINES_MAX = 24;
 
 export class Panel {
@@ -70,7 +70,6 @@ export class Panel {
   private lines: Line[] = [];
   private grid: Grid | null = null;
   private span: [number, number] = [0, 1];
-  private left = 0;
   private readonly hidden = new Set<string>();
   private values: HTMLElement[] = [];
   private legendShape = "";
@@ -94,7 +93,7 @@ export class Panel {
       h(
         "header",
         {},
-        h("h2", { id }, link === null ? spec.title : h("a", { href: link, title: "This panel alone" }, spec.title)),
+        h("h2", { id }, link === null ? spec.title : h("a", { href: link }, spec.title)),
         spec.unit === "" ? null : h("span", { class: "unit" }, spec.unit === "s" ? "seconds" : spec.unit),
         this.at,
       ),
@@ -116,12 +115,15 @@ export class Panel {
     this.showQueries(queries);
     setText(this.note, this.spec.note(window));
     try {
-      const answers = await Promise.all(queries.map((query) => prom.range(query.expr, window, signal, query.lookback)));
+      const answers = await Promise.all(queries.map((query) => prom.range(query.expr, window, signal, { lookback: query.lookback, limit: LINES_MAX })));
       this.span = span;
       this.times = timesOf(window);
       if (this.spec.kind === "heatmap") this.takeGrid(answers[0]?.data ?? [], window);
       else this.takeLines(queries, answers.map((answer) => answer.data), window);
-      const warnings = [...new Set(answers.flatMap((answer) => answer.warnings))];
+      const warnings = [...new Set(answers.flatMap((answer) => answer.warnings))].map((warning) =>
+        // The API's words for that there is more than was asked for.
+        warning === "results truncated due to limit" ? `There are more: the first ${LINES_MAX} are drawn` : warning,
+      );
       if (warnings.length > 0) setText(this.note, `${this.spec.note(window)}. ${warnings.join(". ")}`);
       this.draw(window);
     } catch (error) {
@@ -136,9 +138,8 @@ export class Panel {
 
   private takeLines(queries: Query[], answers: RangeSeries[][], window: TimeWindow): void {
     const all = answers.flatMap((series, query) => series.map((one) => ({ series: one, query: queries[query] })));
-    this.left = Math.max(all.length - LINES_MAX, 0);
     const used = new Map<string, number>();
-    this.lines = all.slice(0, LINES_MAX).map(({ series, query }, at) => {
+    this.lines = all.map(({ series, query }, at) => {
       let name = query?.name(series.metric) ?? "";
       const before = used.get(name) ?? 0;
       used.set(name, before + 1);
@@ -238,8 +239,7 @@ export class Panel {
           this.values[at],
         );
       });
-      const more = this.left > 0 ? h("span", { class: "hint" }, `and ${this.left} more, which Explore lists`) : null;
-      fill(this.legend, ...keys, more);
+      fill(this.legend, ...keys);
     }
     this.showValues(null);
   }

@@ -104,7 +104,7 @@ export function range(
   expr: string,
   window: TimeWindow,
   signal: AbortSignal,
-  lookback?: string,
+  { lookback, limit }: { lookback?: string | undefined; limit?: number } = {},
 ): Promise<Answer<RangeSeries[]>> {
   const form = new URLSearchParams({
     query: expr,
@@ -113,6 +113,7 @@ export function range(
     step: String(window.step),
   });
   if (lookback !== undefined) form.set("lookback_delta", lookback);
+  if (limit !== undefined) form.set("limit", String(limit));
   return inTurn(signal, async () => {
     const answer = await fetchJson<{ result: RangeSeries[] }>("api/v1/query_range", signal, form);
     return { ...answer, data: answer.data.result };
@@ -123,10 +124,12 @@ export function range(
 export type InstantData =
   | { resultType: "vector"; result: InstantSeries[] }
   | { resultType: "matrix"; result: RangeSeries[] }
-  | { resultType: "scalar" | "string"; result: [number, string] };
+  | { resultType: "scalar"; result: [number, string] }
+  | { resultType: "string"; result: [number, string] };
 
-export function instant(expr: string, time: number, signal: AbortSignal): Promise<Answer<InstantData>> {
+export function instant(expr: string, time: number, signal: AbortSignal, limit?: number): Promise<Answer<InstantData>> {
   const form = new URLSearchParams({ query: expr, time: String(time) });
+  if (limit !== undefined) form.set("limit", String(limit));
   return inTurn(signal, () => fetchJson<InstantData>("api/v1/query", signal, form));
 }
 

@@ -1,5 +1,6 @@
 // One API: the panels of Cortex's dashboard in their order, and what lies beyond them.
 
+import { customNames } from "../custom.ts";
 import { fill, h, refill } from "../dom.ts";
 import type { Child } from "../dom.ts";
 import { age, count, format } from "../format.ts";
@@ -7,7 +8,7 @@ import type { Go, Load, Page } from "../page.ts";
 import { Panels, tableWindow } from "../page.ts";
 import type { PanelSpec, Query } from "../panel.ts";
 import { GAUGE_LOOKBACK, overText } from "../panel.ts";
-import { isCustom, quote, selector } from "../promql.ts";
+import { quote, selector } from "../promql.ts";
 import * as prom from "../prom.ts";
 import type { ApiRow } from "../prom.ts";
 import type { Route } from "../route.ts";
@@ -211,8 +212,7 @@ function unknown(name: string, rows: ApiRow[], route: Route): HTMLElement {
 
 /** The API's own metrics, by name: their pictures are on pages of their own. */
 async function customMetrics(name: string, section: HTMLElement, load: Load): Promise<void> {
-  const { data } = await prom.labelValues("__name__", tableWindow(load), load.signal, `{api_name=${quote(name)}}`);
-  const names = data.filter(isCustom);
+  const names = await customNames(tableWindow(load), load.signal, name);
   refill(
     section,
     h("h2", {}, "Custom metrics"),
