@@ -101,6 +101,16 @@ function share(counts: number[], bands: Band[], cell: Cell): void {
   });
 }
 
+/** Where a value is on an axis of bands: 1.5 is the middle of the second. */
+export function placeOf(grid: Grid, value: number): number {
+  const { bands, isLogarithmic } = grid;
+  const at = bands.findIndex((band) => value <= band.high);
+  const band = bands[at];
+  if (band === undefined) return bands.length;
+  const share = isLogarithmic && band.low > 0 ? Math.log(value / band.low) / Math.log(band.high / band.low) : (value - band.low) / (band.high - band.low);
+  return at + Math.min(Math.max(share, 0), 1);
+}
+
 /** The band that holds a value, -1 if none does. */
 export function bandAt(bands: Band[], value: number): number {
   let [first, last] = [0, bands.length - 1];

@@ -1,10 +1,11 @@
 // A heatmap over time: how much fell into which band of values.
 
 import uPlot from "uplot";
+import { placeOf } from "./buckets.ts";
 import type { Grid } from "./buckets.ts";
 import type { Unit } from "./format.ts";
 import { format } from "./format.ts";
-import { moveCursor, options, widthOf } from "./plot.ts";
+import { fit, moveCursor, options } from "./plot.ts";
 import type { PlotEvents } from "./plot.ts";
 import { rampColor, theme } from "./theme.ts";
 
@@ -41,18 +42,21 @@ export class HeatmapPlot {
     const bands = () => this.data?.grid.bands ?? [];
     const range: uPlot.Scale.Range = () => [0, Math.max(bands().length, 1)];
     const axis = {
-      splits: () => {
-        const every = Math.max(Math.ceil(bands().length / 5), 1);
-        return Array.from({ length: Math.floor(bands().length / every) + 1 }, (_, at) => at * every);
-      },
-      values: (_u: uPlot, splits: number[]) =>
-        splits.map((at) => {
-          const edge = at === 0 ? bands()[0]?.low : bands()[at - 1]?.high;
-          return edge === undefined ? "" : format(Number(edge.toPrecision(2)), this.data?.unit ?? "");
-        }),
+      grid: { show: false },
+      splits: () => this.marks().map(([, place]) => place),
+      values: () => this.marks().map(([value]) => format(value, this.data?.unit ?? "")),
     };
-    // Cells first, then axes and grid above them.
+    // Cells first, then the axes.
     return options(this.host, () => this.span, { axis, range }, [{ show: false }], this.events, { drawClear: [(u) => this.cells(u)] });
+  }
+
+  /** Round values of the axis, and where among the bands they are. */
+  private marks(): [number, number][] {
+    const grid = this.data?.grid;
+    const [lowest, highest] = [grid?.bands[0], grid?.bands.at(-1)];
+    if (grid === undefined || lowest === undefined || highest === undefined) return [];
+    const values = grid.isLogarithmic ? roundLogarithmic(grid.bands.find((band) => band.low > 0)?.low ?? 1, highest.high) : roundLinear(lowest.low, highest.high);
+    return values.map((value): [number, number] => [value, placeOf(grid, value)]);
   }
 
   private cells(u: uPlot): void {
@@ -93,11 +97,40 @@ export class HeatmapPlot {
   }
 
   resize(): void {
-    if (this.plot !== null && this.plot.width !== widthOf(this.host)) this.plot.setSize({ width: widthOf(this.host), height: this.plot.height });
+    fit(this.plot, this.host);
   }
 
   destroy(): void {
     this.plot?.destroy();
     this.plot = null;
   }
+}
+
+/** At most so many labels of the value axis. */
+const MARKS_MAX = 5;
+
+/** 1, 2 and 5 times powers of ten, or fewer of them, between two values. */
+function roundLogarithmic(low: number, high: number): number[] {
+  const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+  const within = (digits: number[], every: number) => {
+    const found: number[] = [];
+    for (let power = first; power <= last; power += 1) {
+      if (power % every !== 0) continue;
+      for (const digit of digits) found.push(Number(`${digit}e${power}`));
+    }
+    return found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+  };
+  for (const digits of [[1, 2, 5], [1, 3], [1]]) {
+    const found = within(digits, 1);
+    if (found.length <= MARKS_MAX) return found;
+  }
+  return within([1], Math.ceil((last - first) / MARKS_MAX));
+}
+
+function roundLinear(low: number, high: number): number[] {
+  const least = (high - low) / MARKS_MAX || 1;
+  const power = 10 ** Math.floor(Math.log10(least));
+  const step = [1, 2, 5, 10].map((digit) => digit * power).find((step) => step >= least) ?? least;
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, at) => (first + at) * step);
 }

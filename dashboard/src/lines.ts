@@ -3,7 +3,7 @@
 import uPlot from "uplot";
 import type { Unit } from "./format.ts";
 import { axisValues } from "./format.ts";
-import { moveCursor, options, widthOf } from "./plot.ts";
+import { fit, moveCursor, options } from "./plot.ts";
 import type { PlotEvents } from "./plot.ts";
 
 export type Value = number | null;
@@ -61,10 +61,11 @@ export class LinePlot {
     const series = this.data.lines.map((line): uPlot.Series => ({
       label: line.name,
       stroke: line.color,
-      width: 1.5,
+      // A total shows beside a part that is nearly all of it.
+      width: line.isFilled ? 2.5 : 1.5,
       show: !(line.isHidden ?? false),
       ...(line.dash ? { dash: line.dash } : {}),
-      ...(line.isFilled ? { fill: `${line.color}22` } : {}),
+      ...(line.isFilled ? { fill: `${line.color}20` } : {}),
       spanGaps: false,
       points: { size: 4, width: 0, fill: line.color, show: true, filter: alone },
     }));
@@ -84,7 +85,7 @@ export class LinePlot {
   }
 
   resize(): void {
-    if (this.plot !== null && this.plot.width !== widthOf(this.host)) this.plot.setSize({ width: widthOf(this.host), height: this.plot.height });
+    fit(this.plot, this.host);
   }
 
   destroy(): void {

@@ -46,7 +46,7 @@ export class Panels {
     private readonly route: () => Route,
     private readonly go: Go,
     /** Where a title leads, if not to its panel alone. */
-    private readonly link?: (title: string) => string,
+    private readonly link?: (title: string) => string | null,
   ) {
     this.only = link === undefined ? route().params.get("panel") : null;
     this.element.className = this.only === null ? "panels" : "panels one";
@@ -71,6 +71,15 @@ export class Panels {
       // What is in its place is not moved: a moved element loses the focus.
       if (this.element.children[at] !== panel.element) this.element.insertBefore(panel.element, this.element.children[at] ?? null);
     });
+  }
+
+  /** The titles of those that are in the window, or no farther from it. */
+  visible(margin: number): string[] {
+    const isVisible = ({ panel }: { panel: Panel }) => {
+      const { top, bottom } = panel.element.getBoundingClientRect();
+      return !panel.element.hidden && top < window.innerHeight + margin && bottom > -margin;
+    };
+    return this.panels.filter(isVisible).map(({ spec }) => spec.title);
   }
 
   /** Hides all others. */

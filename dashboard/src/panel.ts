@@ -22,6 +22,8 @@ export interface Query {
   lookback?: string;
   /** The area below is filled: a total beside its parts. */
   isFilled?: boolean;
+  /** What is wanted, beside what is. */
+  isDashed?: boolean;
 }
 
 /** Three ticks: one may be missing, a collector that is down may not be passed over. */
@@ -149,7 +151,7 @@ export class Panel {
         name,
         values: aligned(series, window, this.times.length),
         color: lineColor(place),
-        dash: lineDash(place),
+        dash: query?.isDashed ? [5, 4] : lineDash(place),
         isFilled: query?.isFilled,
         isHidden: this.hidden.has(name),
       };

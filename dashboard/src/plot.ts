@@ -4,8 +4,6 @@ import uPlot from "uplot";
 import { axisLabels } from "./time.ts";
 import { theme } from "./theme.ts";
 
-/** The same height whatever is drawn: nothing jumps. */
-export const HEIGHT = 190;
 /** The same width of all value axes, so that panels below each other have the same time at the same place. */
 export const AXIS_WIDTH = 62;
 const FONT = "11px system-ui, sans-serif";
@@ -19,7 +17,7 @@ export interface PlotEvents {
   onCursor: (at: number | null) => void;
 }
 
-export type AxisPart = Pick<uPlot.Axis, "values" | "splits" | "incrs" | "space">;
+export type AxisPart = Pick<uPlot.Axis, "values" | "splits" | "incrs" | "space" | "grid">;
 
 /** The options of a plot in which `from` to `to` is shown. */
 export function options(
@@ -33,8 +31,7 @@ export function options(
   const { text, grid } = theme();
   const line = { stroke: grid, width: 1 };
   return {
-    width: widthOf(host),
-    height: HEIGHT,
+    ...sizeOf(host),
     series: [{}, ...series],
     legend: { show: false },
     padding: [8, 12, 0, 0],
@@ -80,8 +77,15 @@ function color(u: uPlot, at: number): string {
   return typeof stroke === "function" ? String(stroke(u, at)) : String(stroke);
 }
 
-export function widthOf(host: HTMLElement): number {
-  return Math.max(Math.floor(host.clientWidth), 120);
+/** The size that the style sheet gives the picture: its height is the same whatever is drawn, so that nothing jumps. */
+export function sizeOf(host: HTMLElement): { width: number; height: number } {
+  return { width: Math.max(Math.floor(host.clientWidth), 120), height: Math.max(host.clientHeight, 120) };
+}
+
+/** Fits a plot to its place, should that have changed. */
+export function fit(plot: uPlot | null, host: HTMLElement): void {
+  const size = sizeOf(host);
+  if (plot !== null && (plot.width !== size.width || plot.height !== size.height)) plot.setSize(size);
 }
 
 /** Moves the cursor of the plot, and with it that of all others, by the arrow keys. */

@@ -3,7 +3,7 @@
 import { svg } from "./dom.ts";
 import type { Value } from "./lines.ts";
 
-const WIDTH = 120;
+const WIDTH = 104;
 const HEIGHT = 28;
 
 /** A sparkline from zero to its highest value. Gaps stay gaps; the newest value has a dot. */

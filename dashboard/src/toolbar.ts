@@ -86,7 +86,7 @@ function controls(route: Route, go: Go, refresh: () => void): HTMLElement[] {
     ? h(
         "span",
         { class: "fixed" },
-        `${clock(span.from, true)} – ${clock(span.to, true)} `,
+        spanText(span.from, span.to),
         h("a", { class: "choice", "data-control": "back", href: linkWith(route, { from: null, to: null }) }, `back to last ${range}`),
       )
     : null;
@@ -96,6 +96,13 @@ function controls(route: Route, go: Go, refresh: () => void): HTMLElement[] {
     h("span", { class: "group" }, select, button("refresh-now", "↻", "Refresh now", refresh)),
     ...(fixed ? [fixed] : []),
   ];
+}
+
+/** From when to when; the day once, if it is one. */
+function spanText(from: number, to: number): string {
+  const [first, last] = [clock(from, true), clock(to, true)];
+  const isOneDay = first.slice(0, -9) === last.slice(0, -9);
+  return `${first} – ${isOneDay ? last.slice(-8) : last} `;
 }
 
 /** From when to when, typed. */
@@ -113,8 +120,10 @@ function custom(route: Route, go: Go): HTMLElement {
       onsubmit: (event: SubmitEvent) => {
         event.preventDefault();
         const [first, last] = [new Date(from.value).getTime() / 1000, new Date(to.value).getTime() / 1000];
-        if (first < last) go(linkWith(route, zoomTo(first, last)));
-        else wrong.textContent = "The end is not after the beginning.";
+        if (first < last) {
+          details.open = false;
+          go(linkWith(route, zoomTo(first, last)));
+        } else wrong.textContent = "The end is not after the beginning.";
       },
     },
     h("label", {}, "from", from),

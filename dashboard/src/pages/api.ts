@@ -46,7 +46,7 @@ export function apiPanels(name: string): PanelSpec[] {
       note: () => "replicas up, beside how many were requested",
       queries: () => [
         { expr: `count(${of("cortex_api_replica_start_timestamp_seconds")})`, name: () => "up", lookback: GAUGE_LOOKBACK, isFilled: true },
-        { expr: `max(${of("cortex_api_replicas_requested")})`, name: () => "requested", lookback: GAUGE_LOOKBACK },
+        { expr: `max(${of("cortex_api_replicas_requested")})`, name: () => "requested", lookback: GAUGE_LOOKBACK, isDashed: true },
       ],
       empty: `No replica of ${name} was up in this time: start one with cortex-serve, or put the middleware around your app.`,
     },

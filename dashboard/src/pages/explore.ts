@@ -97,7 +97,7 @@ export function explorePage(route: () => Route, go: Go): Page {
         if (kind !== shape || panels === null) {
           shape = kind;
           panels?.destroy();
-          panels = new Panels([panel(expr, kind)], route, go, () => linkWith(route(), {}));
+          panels = new Panels([panel(expr, kind)], route, go, () => null);
           panels.element.classList.add("one");
           fill(graph, panels.element);
         }

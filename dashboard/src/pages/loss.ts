@@ -202,7 +202,7 @@ function accountOf(numbers: Numbers, ingest: Ingest, load: Load): Child[] {
       "div",
       { class: "cards" },
       card("called", count(numbers.calls), "calls of clients that name themselves", "calls"),
-      card("received", count(numbers.messages), `messages in ${count(numbers.datagrams)} datagrams; one message sums up many calls`, "messages"),
+      card("received", count(numbers.messages), `messages in ${count(numbers.datagrams)} datagrams; one sums up many calls`, "messages"),
       card("stored", count(numbers.messages - refused), "messages received less those refused", "stored"),
     ),
     placesTable(places),

@@ -11,6 +11,8 @@ import { linkTo, linkWith } from "../route.ts";
 
 /** So many pictures at once; the search finds the others, or the button. */
 const SHOWN = 60;
+/** What is so near to the window is asked for too. */
+const MARGIN = 200;
 
 export function metricsPage(route: () => Route, go: Go): Page {
   const api = route().params.get("api");
@@ -34,6 +36,7 @@ export function metricsPage(route: () => Route, go: Go): Page {
   const kinds = new Map<string, Kind>();
   const seen = new Set<string>();
   const loaded = new Set<string>();
+  let pending: Promise<unknown> = Promise.resolve();
   const observer = new IntersectionObserver(
     (entries) => {
       for (const entry of entries) {
@@ -41,16 +44,16 @@ export function metricsPage(route: () => Route, go: Go): Page {
         if (entry.isIntersecting) seen.add(name);
         else seen.delete(name);
       }
-      void loadSeen();
+      loadSeen();
     },
-    { rootMargin: "200px" },
+    { rootMargin: `${MARGIN}px` },
   );
   /** Asks for what is seen and was not asked for since the last load. */
-  const loadSeen = async () => {
+  const loadSeen = () => {
     if (newest === null) return;
     const wanted = [...seen].filter((name) => !loaded.has(name));
     for (const name of wanted) loaded.add(name);
-    await panels.load(newest, (title) => wanted.includes(title));
+    pending = Promise.all([pending, panels.load(newest, (title) => wanted.includes(title))]);
   };
   /** Shows the panels of the names that the search finds, and makes those that were never shown. */
   const filter = async () => {
@@ -85,13 +88,15 @@ export function metricsPage(route: () => Route, go: Go): Page {
     load: async (load) => {
       newest = load;
       loaded.clear();
+      pending = Promise.resolve();
       try {
         names = await customNames(tableWindow(load), load.signal, api);
         fill(message, names.length === 0 ? nothing() : null);
         await filter();
-        // What is seen is known a frame after it is there.
-        await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 0)));
-        await loadSeen();
+        // The observer tells a while after it is so what can be seen now.
+        for (const name of panels.visible(MARGIN)) seen.add(name);
+        loadSeen();
+        await pending;
       } catch (error) {
         if (load.signal.aborted || error instanceof prom.Unreachable) return;
         fill(message, h("p", { class: "message", role: "alert" }, error instanceof Error ? error.message : String(error)));
