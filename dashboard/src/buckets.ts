@@ -1,7 +1,7 @@
 // Histograms over time as a grid: exponential buckets merged to bands of which as many fit into a picture.
 
+import { number } from "./format.ts";
 import type { Histogram } from "./prom.ts";
-import { number } from "./prom.ts";
 
 /** As many bands as can be told apart. */
 export const BANDS_MAX = 40;

@@ -1,6 +1,18 @@
-// Numbers as people read them.
+// Numbers as the API writes them, and as people read them.
 
 export type Unit = "req/s" | "/s" | "s" | "ms" | "bytes" | "bytes/s" | "cores" | "replicas" | "requests" | "";
+
+/** A number of the API; NaN and the infinities as JavaScript has them. */
+export function number(text: string): number {
+  switch (text) {
+    case "+Inf":
+      return Infinity;
+    case "-Inf":
+      return -Infinity;
+    default:
+      return Number(text);
+  }
+}
 
 /** A scale of units: each with how many of the smallest it is, ascending. */
 type Scale = readonly (readonly [string, number])[];

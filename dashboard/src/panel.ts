@@ -3,7 +3,7 @@
 import { gridOf } from "./buckets.ts";
 import type { Band, Grid } from "./buckets.ts";
 import { fill, h, setText, uniqueId } from "./dom.ts";
-import { format } from "./format.ts";
+import { format, number } from "./format.ts";
 import type { Unit } from "./format.ts";
 import { HeatmapPlot } from "./heatmap.ts";
 import { LinePlot } from "./lines.ts";
@@ -337,7 +337,7 @@ function aligned(series: RangeSeries, window: TimeWindow, length: number): Value
   const values = new Array<Value>(length).fill(null);
   for (const [time, text] of series.values ?? []) {
     const at = Math.round((time - window.start) / window.step);
-    const value = prom.number(text);
+    const value = number(text);
     if (at >= 0 && at < length && Number.isFinite(value)) values[at] = value;
   }
   return values;

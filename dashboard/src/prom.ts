@@ -219,15 +219,3 @@ export interface Client {
 export function clients(signal: AbortSignal): Promise<Answer<Client[]>> {
   return fetchJson<Client[]>("api/v1/status/clients", signal);
 }
-
-/** A number of the API; NaN and the infinities as JavaScript has them. */
-export function number(text: string): number {
-  switch (text) {
-    case "+Inf":
-      return Infinity;
-    case "-Inf":
-      return -Infinity;
-    default:
-      return Number(text);
-  }
-}

@@ -4,7 +4,7 @@ import { FOLDS, growth, kindsOf, labelsText, pictures } from "../custom.ts";
 import type { Fold, Kind, Metric } from "../custom.ts";
 import { fill, h, refill } from "../dom.ts";
 import type { Child } from "../dom.ts";
-import { count, format, unitOf } from "../format.ts";
+import { count, format, number, unitOf } from "../format.ts";
 import type { Go, Load, Page } from "../page.ts";
 import { edges, Panels, tableWindow } from "../page.ts";
 import { LINES_MAX } from "../panel.ts";
@@ -81,7 +81,7 @@ async function factsOf(metric: Metric, told: Kind, load: Load, matchers: Record<
   if (told === "gauge" || !isCustom(metric.name)) {
     const { data } = await prom.instant(of, to, load.signal, 2);
     const [only, other] = data.resultType === "vector" ? data.result : [];
-    if (only?.value && other === undefined) facts.push(fact("now", `${format(prom.number(only.value[1]), unitOf(metric.name))} ${labelsText(only.metric)}`));
+    if (only?.value && other === undefined) facts.push(fact("now", `${format(number(only.value[1]), unitOf(metric.name))} ${labelsText(only.metric)}`));
     return facts;
   }
   const grown = (series: string) => prom.vector(`sum(${growth(series, to - from)})`, to, load.signal);

@@ -2,7 +2,7 @@
 
 import { fill, h, refill, setText } from "../dom.ts";
 import type { Child } from "../dom.ts";
-import { age, count, format } from "../format.ts";
+import { age, count, format, number } from "../format.ts";
 import type { Value } from "../lines.ts";
 import type { Go, Load, Page } from "../page.ts";
 import * as prom from "../prom.ts";
@@ -78,7 +78,7 @@ function byApi(series: RangeSeries[], window: TimeWindow): Map<string, Value[]> 
     series.map(({ metric, values }) => {
       const line = new Array<Value>(length).fill(null);
       for (const [time, text] of values ?? []) {
-        const value = prom.number(text);
+        const value = number(text);
         if (Number.isFinite(value)) line[Math.round((time - window.start) / window.step)] = value;
       }
       return [metric["api_name"] ?? "", line];
