@@ -103,7 +103,7 @@ target/bench/python/empty_method.abi3.so: benches/empty_method/Cargo.toml benche
 	CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --manifest-path benches/empty_method/Cargo.toml --target-dir target/bench
 	@mkdir -p $(@D) && cp target/bench/release/libempty_method.$(LIB) $@
 
-lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
+lint: check-rust $(VENV)/.test dashboard-tools ## formatting, clippy, ruff, mypy, and the page's types where npm is there
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --no-default-features --features python -- -D warnings
@@ -111,6 +111,8 @@ lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest cortex_metrics --mypy-config-file pyproject.toml
+	@if [ -e dashboard/node_modules/.installed ]; then cd dashboard && npm run --silent check; \
+	else echo "the page's types were not checked: npm is missing (make node)"; [ "$(CI)" != true ]; fi
 
 fmt: $(VENV)/.test ## format everything
 	cargo fmt

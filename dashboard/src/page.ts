@@ -48,7 +48,9 @@ export class Panels {
     /** Where a title leads, if not to its panel alone. */
     private readonly link?: (title: string) => string | null,
   ) {
-    this.only = link === undefined ? route().params.get("panel") : null;
+    // A panel that is not among these: all of them.
+    const only = link === undefined ? route().params.get("panel") : null;
+    this.only = specs.length === 0 || specs.some((spec) => spec.title === only) ? only : null;
     this.element.className = this.only === null ? "panels" : "panels one";
     this.add(specs);
   }

@@ -218,6 +218,11 @@ async function customMetrics(name: string, section: HTMLElement, load: Load): Pr
     h("h2", {}, "Custom metrics"),
     names.length === 0
       ? h("p", { class: "hint" }, "None with this API's name in this time. ", h("code", {}, 'metrics_client.increment("my_counter")'), " in the predictor makes one.")
-      : h("ul", { class: "links" }, ...names.map((metric) => h("li", {}, h("a", { href: linkTo(load.route, ["metrics", metric], { api: name }) }, metric)))),
+      : h(
+          "ul",
+          { class: "links" },
+          ...names.map((metric) => h("li", {}, h("a", { href: linkTo(load.route, ["metrics", metric], { api: name }) }, metric))),
+          h("li", {}, h("a", { href: linkTo(load.route, ["metrics"], { api: name }) }, "all with pictures")),
+        ),
   );
 }
