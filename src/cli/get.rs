@@ -316,7 +316,9 @@ fn json_detail(found: &Found<'_>, name: &str, row: Option<&ApiRow>, detail: &Api
 
 fn json_row(env: &str, row: &ApiRow) -> Value {
     let mut object = row_json(row);
-    object["env"] = json!(env);
+    if let Value::Object(fields) = &mut object {
+        fields.insert("env".to_owned(), json!(env));
+    }
     object
 }
 

@@ -11,7 +11,7 @@ use super::App;
 use super::api::{ApiError, Params, answer};
 use crate::config::parse_duration;
 use crate::model::Value;
-use crate::overview::{Answer, AnswerValue, Ask, AskError, WINDOW, apis};
+use crate::overview::{Answer, AnswerValue, Ask, AskError, WINDOW, apis, row_json};
 use crate::promql::{Engine, QueryValue};
 
 /// Rows of this age are as good as new ones: a tick comes every 10 s.
@@ -71,7 +71,7 @@ pub(super) async fn status(State(app): State<App>, params: Params) -> Result<Res
         let now_ms = app.clock.now_ms();
         let source = Here { engine: &app.engine, now_ms };
         let rows = apis(&source, now_ms as f64 / 1e3, &since)?;
-        let json = serde_json::Value::from_iter(rows.iter().map(crate::overview::row_json)).to_string();
+        let json = rows.iter().map(row_json).collect::<serde_json::Value>().to_string();
         *newest = Some(Made { since, at: Instant::now(), json: json.clone() });
         Ok::<_, AskError>(json)
     };
