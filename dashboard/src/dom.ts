@@ -58,6 +58,6 @@ export function refill(element: Element, ...children: Child[]): void {
   const name = element.contains(document.activeElement) ? nameOf(document.activeElement) : null;
   fill(element, ...children);
   if (name === null) return;
-  const same = [...element.querySelectorAll<HTMLElement>("a, button, select, summary, input")].find((one) => nameOf(one) === name);
+  const same = [...element.querySelectorAll<HTMLElement>("a, button, select, summary, input, textarea")].find((one) => nameOf(one) === name);
   same?.focus({ preventScroll: true });
 }

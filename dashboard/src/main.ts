@@ -3,7 +3,7 @@
 import "uplot/dist/uPlot.min.css";
 import "./style.css";
 import * as connection from "./connection.ts";
-import { fill, h } from "./dom.ts";
+import { h, refill } from "./dom.ts";
 import type { Page } from "./page.ts";
 import { loadOf } from "./page.ts";
 import { apiPage } from "./pages/api.ts";
@@ -66,7 +66,7 @@ function show(isFirst: boolean): void {
     page?.destroy();
     page = make(route);
     document.title = page.title === "" ? "cortex-metrics" : `${page.title} · cortex-metrics`;
-    fill(main, page.element);
+    refill(main, page.element);
     if (isOther && !isFirst) {
       window.scrollTo(0, 0);
       main.focus({ preventScroll: true });

@@ -3,13 +3,14 @@
 import { labelsText } from "../custom.ts";
 import { fill, h } from "../dom.ts";
 import type { Go, Load, Page } from "../page.ts";
-import { edges, Panels } from "../page.ts";
+import { edges, loadOf, Panels, tableWindow } from "../page.ts";
 import type { PanelSpec } from "../panel.ts";
 import { parseError } from "../promql.ts";
 import * as prom from "../prom.ts";
 import type { InstantData, InstantSeries, Labels } from "../prom.ts";
 import type { Route } from "../route.ts";
 import { linkWith } from "../route.ts";
+import { suggestions } from "../suggest.ts";
 import { clock, duration } from "../time.ts";
 
 /** Rows of the table. */
@@ -34,6 +35,8 @@ export function explorePage(route: () => Route, go: Go): Page {
     if (hash === location.hash) window.dispatchEvent(new HashChangeEvent("hashchange"));
     else go(hash);
   };
+  const gone = new AbortController();
+  const proposals = suggestions(input, () => tableWindow(loadOf(route(), gone.signal)), gone.signal);
   input.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
@@ -48,7 +51,7 @@ export function explorePage(route: () => Route, go: Go): Page {
         run();
       },
     },
-    input,
+    h("div", { class: "field" }, input, proposals),
     h("button", { type: "submit" }, "Run"),
   );
   const element = h(
@@ -56,7 +59,7 @@ export function explorePage(route: () => Route, go: Go): Page {
     {},
     h("h1", {}, "Explore"),
     form,
-    h("p", { class: "hint" }, "Enter runs it, Shift and Enter begin a line."),
+    h("p", { class: "hint" }, "Enter runs it, Shift and Enter begin a line, Tab takes a proposal."),
     error,
     graph,
     table,
@@ -107,7 +110,10 @@ export function explorePage(route: () => Route, go: Go): Page {
       }
     },
     redraw: () => panels?.redraw(),
-    destroy: () => panels?.destroy(),
+    destroy: () => {
+      gone.abort();
+      panels?.destroy();
+    },
   };
 }
 

@@ -49,9 +49,9 @@ export function metricPage(name: string, route: () => Route, go: Go): Page {
         // A name that nobody counts any more may have been a counter: whoever knows says so.
         const kind: Kind = told !== "histogram" && params.get("as") === "rate" ? "counter" : told;
         const tags = labels.data.filter((label) => label !== "__name__" && !(label === "api_name" && api !== undefined));
-        refill(splits, ...split(route(), tags, by), ...(kind === "gauge" ? folds(route(), fold, by) : []));
         const metric: Metric = { name, kind, api, by, fold, isMany: (values?.data.length ?? 0) > LINES_MAX };
         const isThere = labels.data.length > 0;
+        refill(splits, ...split(route(), tags, by), ...(isThere && kind === "gauge" ? folds(route(), fold, by) : []));
         fill(message, isThere ? null : h("div", { class: "nothing" }, h("p", {}, h("strong", {}, "Nothing of this name in this time."), " Choose a longer one, or ask ", h("code", {}, `cortex doctor ${name}`), " where it goes.")));
         const wanted = JSON.stringify([metric, isThere]);
         if (wanted !== shape) {
@@ -60,6 +60,10 @@ export function metricPage(name: string, route: () => Route, go: Go): Page {
           if (isThere) panels.add(pictures(metric));
         }
         const isSplit = by !== undefined && metric.isMany;
+        if (!isThere) {
+          fill(facts);
+          return;
+        }
         await Promise.all([panels.load(load), factsOf(metric, told, load, matchers, isSplit ? (values?.data.length ?? 0) : 0).then((all) => refill(facts, ...all))]);
       } catch (error) {
         if (load.signal.aborted || error instanceof prom.Unreachable) return;
