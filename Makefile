@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
 FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
-SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python -type f -not -name '*.pyc' 2>/dev/null)
+NPM := dashboard tests/hot-shots tests/grafana-schema
+SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python dashboard/dist -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-client bench-requests bench-exposition bench-ingest bench-store bench-instructions demo grafana-schema hot-shots node test test-rust test-python test-matrix torture fuzz deny lint fmt wheel check-rust clean
+.PHONY: help bench bench-client bench-requests bench-exposition bench-ingest bench-store bench-instructions dashboard demo npm node test test-rust test-python test-matrix torture fuzz deny lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,22 +23,24 @@ test: test-rust test-python ## everything that the tests need, then all tests
 test-rust: check-rust
 	cargo test --locked
 
-test-python: $(VENV)/.test hot-shots grafana-schema
+test-python: $(VENV)/.test npm
 	$(BIN)/python -m pytest
 
 # In CI what is missing is installed; elsewhere whoever wants it says so.
-hot-shots: ## install the npm package hot-shots beside its test, if npm is there
-grafana-schema: ## install the npm package @grafana/schema beside its test, if npm is there
-hot-shots grafana-schema:
+npm: ## install the npm packages of the page and of tests (tests/hot-shots, tests/grafana-schema), if npm is there
 	@command -v npm >/dev/null || [ "$(CI)" != true ] || $(MAKE) node
-	@if command -v npm >/dev/null; then $(MAKE) -s tests/$@/node_modules/.installed; \
-	else echo "npm is missing; make node installs it"; false; fi || echo "the test with $@ will be skipped, or fail in CI"
+	@if command -v npm >/dev/null; then $(MAKE) -s $(NPM:%=%/node_modules/.installed); \
+	else echo "npm is missing; make node installs it"; false; fi || echo "what needs npm packages will be skipped, or fail in CI"
 
-tests/%/node_modules/.installed: tests/%/package.json tests/%/package-lock.json
-	@cd tests/$* && npm ci --ignore-scripts --omit=optional --no-audit --no-fund
+# The bundler comes as an optional package, one a platform; what tests need has none.
+%/node_modules/.installed: %/package.json %/package-lock.json
+	@cd $* && npm ci --ignore-scripts $(if $(filter dashboard,$*),,--omit=optional) --no-audit --no-fund
 	@touch $@
 
-node: ## install Node.js and npm with apt-get, for the tests with hot-shots and @grafana/schema; needs root
+dashboard: dashboard/node_modules/.installed ## bundle the page anew, from dashboard/src to dashboard/dist (needs npm)
+	cd dashboard && npm run --silent check && npm run --silent build
+
+node: ## install Node.js and npm with apt-get, for the page and the tests that need them; needs root
 	@command -v apt-get >/dev/null || { echo "there is no apt-get here: install Node.js 18 or newer with npm"; exit 1; }
 	apt-get update -qq && apt-get install -y --no-install-recommends nodejs npm
 
@@ -92,7 +95,7 @@ target/bench/python/empty_method.abi3.so: benches/empty_method/Cargo.toml benche
 	CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --manifest-path benches/empty_method/Cargo.toml --target-dir target/bench
 	@mkdir -p $(@D) && cp target/bench/release/libempty_method.$(LIB) $@
 
-lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
+lint: check-rust $(VENV)/.test npm ## formatting, clippy, ruff, mypy, and the page's types where npm is there
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --no-default-features --features python -- -D warnings
@@ -100,6 +103,8 @@ lint: check-rust $(VENV)/.test ## formatting, clippy, ruff, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest cortex_metrics --mypy-config-file pyproject.toml
+	@if [ -e dashboard/node_modules/.installed ]; then cd dashboard && npm run --silent check; \
+	else echo "the page's types were not checked: npm is missing (make node)"; [ "$(CI)" != true ]; fi
 
 fmt: $(VENV)/.test ## format everything
 	cargo fmt

@@ -13,7 +13,9 @@ use super::environments::{Environment, Environments};
 use super::query_url::{QueryUrl, without_password};
 use crate::clock::Clock;
 use crate::config::parse_duration;
-use crate::overview::{ApiDetail, ApiRow, AskError, CustomMetric, Table, WINDOW, apis, detail, printable, table_of};
+use crate::overview::{
+    ApiDetail, ApiRow, AskError, CustomMetric, Table, WINDOW, apis, detail, printable, row_json, table_of,
+};
 
 /// How often `--watch` asks again.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -313,18 +315,11 @@ fn json_detail(found: &Found<'_>, name: &str, row: Option<&ApiRow>, detail: &Api
 }
 
 fn json_row(env: &str, row: &ApiRow) -> Value {
-    json!({
-        "env": env,
-        "api": row.api_name,
-        "status": row.status.as_str(),
-        "up_to_date": row.up_to_date,
-        "stale": row.stale,
-        "requested": row.requested,
-        "last_update_seconds": row.last_update_seconds,
-        "avg_request_seconds": row.avg_request_seconds,
-        "responses": row.responses,
-        "endpoint": row.endpoint,
-    })
+    let mut object = row_json(row);
+    if let Value::Object(fields) = &mut object {
+        fields.insert("env".to_owned(), json!(env));
+    }
+    object
 }
 
 /// Where the API is shown: the environment's Grafana, or the collector's own page.

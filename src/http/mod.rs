@@ -1,9 +1,10 @@
-//! What the collector serves over HTTP: `/metrics`, the query API, health, status, and a page.
+//! What the collector serves over HTTP: `/metrics`, the query API, health, status, and the page.
 //!
 //! Everything here reads what the recorder has published or committed; nothing waits for the intake.
 
 pub mod api;
-mod page;
+mod apis;
+mod dashboard;
 mod serve;
 mod status;
 mod write;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http_body::Frame;
@@ -46,8 +47,8 @@ pub struct App {
     pub intake: Arc<Intake>,
     /// The time of queries that name none: now, but never before the newest tick, should the clock have gone back.
     pub clock: Clock,
-    /// One page is made at a time: each asks for two weeks of every API.
-    page_permit: Arc<Semaphore>,
+    /// The rows of `cortex get` that were made last.
+    rows: apis::Rows,
     /// The bounds of classic buckets.
     ladder: Ladder,
     /// A scraper that reads slowly holds the snapshot that it reads.
@@ -86,13 +87,13 @@ impl App {
     pub fn new(engine: Arc<Engine>, published: Arc<Published>, intake: Arc<Intake>, ladder: Ladder) -> Self {
         let clock = published.clock();
         let permits = |most| Arc::new(Semaphore::new(most));
-        let (page_permit, scrape_permits, self_permits) = (permits(1), permits(SCRAPES_MAX), permits(SELF_SCRAPES_MAX));
+        let (scrape_permits, self_permits) = (permits(SCRAPES_MAX), permits(SELF_SCRAPES_MAX));
         Self {
             engine,
             published,
             intake,
             clock,
-            page_permit,
+            rows: apis::Rows::default(),
             ladder,
             scrape_permits,
             self_permits,
@@ -154,13 +155,6 @@ impl App {
     }
 }
 
-/// Scripts, frames and foreign content have no place on our pages: names and tags in them come from outside.
-const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
-    (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
-    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    (header::REFERRER_POLICY, "no-referrer"),
-];
-
 /// All routes of the collector.
 pub fn router(app: App) -> Router {
     let mut queries = api::routes(app.engine.clone(), app.clock.clone(), Arc::clone(&app.published), app.queries_max);
@@ -169,13 +163,14 @@ pub fn router(app: App) -> Router {
         queries = queries.layer(cors.allow_headers([header::ACCEPT, header::CONTENT_TYPE]));
     }
     Router::new()
-        .route("/", get(page::index))
         .route("/metrics", get(metrics).layer(CompressionLayer::new()))
         .route("/metrics/self", get(metrics_self).layer(CompressionLayer::new()))
         .route("/healthz", get(healthz))
         .route("/api/v1/status/ingest", get(status::ingest))
         .route("/api/v1/status/clients", get(status::clients))
+        .route("/api/v1/status/apis", get(apis::status).layer(CompressionLayer::new()))
         .with_state(app.clone())
+        .merge(dashboard::routes())
         .merge(write::routes(app.receiver))
         .merge(queries)
 }

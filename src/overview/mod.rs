@@ -1,15 +1,17 @@
 //! What `cortex get` means: the row of an API, computed from PromQL answers, wherever they come from.
 //!
-//! The command asks a query URL, the collector's own page asks its engine; both get the same rows. The questions are in
+//! The command asks a query URL, the collector's own page its engine; both get the same rows. The questions are in
 //! [`apis`] and `docs/get.md`.
 
 mod detail;
+mod json;
 mod rows;
 mod table;
 
 use crate::model::Labels;
 
 pub use detail::{ApiDetail, CustomMetric, detail};
+pub use json::row_json;
 pub use rows::{ApiRow, Status, WINDOW, apis};
 pub use table::{Table, age, milliseconds, printable, table_of};
 

@@ -123,8 +123,8 @@ def test_get_shows_the_api_its_endpoint_its_account_and_its_metrics(serve: Serve
     missing = collector.cortex("get", "text-generater")
     assert missing.returncode == 1
     assert 'API "text-generater" not found in env local; did you mean "text-generator"?' in missing.stderr
-    page = collector.get("/")
-    assert "<td>text-generator</td>" in page
+    assert [row["api"] for row in collector.status("apis")] == ["text-generator"]
+    assert "app.js" in collector.get("/")
 
 
 @pytest.mark.parametrize("sender", ["cortex_metrics", "datadog"])

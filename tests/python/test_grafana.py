@@ -330,7 +330,7 @@ def tsc(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str | Path], Pat
     program, compiler = shutil.which("node"), SCHEMA / "node_modules" / "typescript" / "bin" / "tsc"
     if program is None or not compiler.exists():
         reason = (
-            "Node.js is missing: make node" if program is None else "@grafana/schema is missing: make grafana-schema"
+            "Node.js is missing: make node" if program is None else "@grafana/schema is missing: make npm"
         )
         assert os.environ.get("CI") != "true", reason
         pytest.skip(reason)

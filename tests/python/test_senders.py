@@ -194,7 +194,7 @@ def node() -> str:
     """The program, with hot-shots beside the script; `make test` has seen to that where it could."""
     program = shutil.which("node")
     if program is None or not (HOT_SHOTS / "node_modules" / "hot-shots").exists():
-        reason = "Node.js is missing: make node" if program is None else "hot-shots is missing: make hot-shots"
+        reason = "Node.js is missing: make node" if program is None else "hot-shots is missing: make npm"
         assert os.environ.get("CI") != "true", reason
         pytest.skip(reason)
     return program

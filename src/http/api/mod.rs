@@ -27,7 +27,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::Semaphore;
 use tower_http::compression::CompressionLayer;
 
-use self::params::Params;
+pub(super) use self::params::Params;
 pub(crate) use self::params::parse_time_ms;
 use crate::clock::Clock;
 use crate::collector::Published;
@@ -76,7 +76,7 @@ struct Api {
 }
 
 /// An error as the API answers it.
-struct ApiError {
+pub(super) struct ApiError {
     kind: &'static str,
     message: String,
 }
@@ -86,8 +86,12 @@ impl ApiError {
         Self { kind: "bad_data", message }
     }
 
-    fn invalid(parameter: &str, message: &str) -> Self {
+    pub(super) fn invalid(parameter: &str, message: &str) -> Self {
         Self::bad_data(format!("invalid parameter {parameter:?}: {message}"))
+    }
+
+    pub(super) fn internal(message: String) -> Self {
+        Self { kind: "internal", message }
     }
 
     /// What is wrong with a `match[]`.
@@ -131,7 +135,7 @@ impl IntoResponse for ApiError {
 
 type Answer = Result<Response, ApiError>;
 
-fn answer(data: &str, warnings: &[String], infos: &[String]) -> Response {
+pub(super) fn answer(data: &str, warnings: &[String], infos: &[String]) -> Response {
     respond(json::success(data, warnings, infos))
 }
 

@@ -8,7 +8,7 @@ use crate::clock::days_from_civil;
 use crate::promql::parse_duration_ms;
 
 /// The parameters in order, those of the body first.
-pub(super) struct Params(Vec<(String, String)>);
+pub(in crate::http) struct Params(Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequest<S> for Params {
     type Rejection = ApiError;
@@ -35,7 +35,7 @@ impl<S: Send + Sync> FromRequest<S> for Params {
 
 impl Params {
     /// The first value of that name, `None` if there is none or it is empty.
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub(in crate::http) fn get(&self, name: &str) -> Option<&str> {
         let (_, value) = self.0.iter().find(|(n, _)| n == name)?;
         Some(value.as_str()).filter(|value| !value.is_empty())
     }

@@ -1,0 +1,241 @@
+// One API: the panels of Cortex's dashboard in their order, and what lies beyond them.
+
+import { customNames } from "../custom.ts";
+import { fill, h, refill } from "../dom.ts";
+import type { Child } from "../dom.ts";
+import { age, count, format } from "../format.ts";
+import type { Go, Load, Page } from "../page.ts";
+import { edges, Panels, tableWindow } from "../page.ts";
+import type { PanelSpec, Query } from "../panel.ts";
+import { GAUGE_LOOKBACK, overText, threeQuantiles } from "../panel.ts";
+import type { Mark } from "../plot.ts";
+import { quote, selector } from "../promql.ts";
+import * as prom from "../prom.ts";
+import type { ApiRow } from "../prom.ts";
+import type { Route } from "../route.ts";
+import { linkTo } from "../route.ts";
+import { duration, TICK } from "../time.ts";
+import type { TimeWindow } from "../time.ts";
+import { ofClass, statusPill } from "./overview.ts";
+
+/** How exact: the width of a bucket of schema 5. */
+const EXACT = "exponential histograms, exact to 2.2 %";
+
+/** The panels of an API. The first ten are Cortex's, with its titles. */
+export function apiPanels(name: string): PanelSpec[] {
+  const of = (metric: string, ...more: string[]) => selector(metric, { api_name: name }, more);
+  const duration_ = of("cortex_api_request_duration_seconds");
+  const noRequests = `No requests in this time. Send one to ${name}; it is here 10 s later.`;
+  return [
+    {
+      title: "Request Rate",
+      unit: "req/s",
+      note: (w) => `requests per second, ${overText(w)}`,
+      queries: (w) => [{ expr: `sum(rate(${of("cortex_api_requests_total")}[${duration(w.over)}]))`, name: () => "requests", isFilled: true }],
+      empty: noRequests,
+    },
+    {
+      title: "In Flight Request",
+      unit: "requests",
+      note: (w) => (w.step > TICK ? `recorded every 10 s: mean and peak of each ${duration(w.step)}` : "recorded every 10 s, and the peak in between"),
+      queries: inFlight(of("cortex_api_in_flight_requests"), of("cortex_api_in_flight_requests_peak")),
+      empty: `No replica of ${name} was up in this time.`,
+    },
+    {
+      title: "Active Replicas",
+      unit: "replicas",
+      note: () => "replicas up, beside how many were requested",
+      queries: () => [
+        { expr: `count(${of("cortex_api_replica_start_timestamp_seconds")})`, name: () => "up", lookback: GAUGE_LOOKBACK, isFilled: true },
+        { expr: `max(${of("cortex_api_replicas_requested")})`, name: () => "requested", lookback: GAUGE_LOOKBACK, isDashed: true },
+      ],
+      empty: `No replica of ${name} was up in this time: start one with cortex-serve, or put the middleware around your app.`,
+    },
+    ...["2", "4", "5"].map((klass, at): PanelSpec => ({
+      title: `${klass}XX Responses`,
+      unit: "req/s",
+      note: (w) => `responses per second, ${overText(w)}, by code`,
+      queries: (w) => byCode(of("cortex_api_requests_total", `response_code=~"${klass}.."`), w, `${klass}XX`),
+      color: [0, 1, 7][at] ?? 0,
+      empty: `No ${klass}XX responses in this time.`,
+    })),
+    ...[0.99, 0.9, 0.5].map((q): PanelSpec => ({
+      title: `p${Math.round(q * 100)} Latency`,
+      unit: "s",
+      note: (w) => `${overText(w)}, from ${EXACT}`,
+      queries: (w) => [{ expr: `histogram_quantile(${q}, sum(rate(${duration_}[${duration(w.over)}])))`, name: () => `p${Math.round(q * 100)}` }],
+      empty: noRequests,
+    })),
+    {
+      title: "Average Latency",
+      unit: "s",
+      note: (w) => `mean of the requests, ${overText(w)}: exact`,
+      queries: (w) => [
+        {
+          // Count and sum alone: of weeks they are read many times as fast as the buckets.
+          expr: ["sum", "count"].map((part) => `sum(rate(${of(`cortex_api_request_duration_seconds_${part}`)}[${duration(w.over)}]))`).join(" / "),
+          name: () => "average",
+        },
+      ],
+      empty: noRequests,
+    },
+    {
+      title: "Time to First Byte",
+      unit: "s",
+      note: (w) => `to the first byte of the response: streaming shows here; ${overText(w)}, ${EXACT}`,
+      queries: quantiles(of("cortex_api_request_first_byte_seconds")),
+      empty: noRequests,
+    },
+    {
+      title: "Queue Time",
+      unit: "s",
+      note: (w) => `from accepting a request to its prediction, ${overText(w)}, ${EXACT}`,
+      queries: quantiles(of("cortex_api_request_queue_seconds")),
+      empty: "No queue times in this time: cortex-serve records them, and apps that call the ASGI middleware's queued(scope).",
+    },
+    {
+      title: "Latency Heatmap",
+      unit: "s",
+      kind: "heatmap",
+      note: (w) => `requests per second by how long they took, ${overText(w)}`,
+      queries: (w) => [{ expr: `sum(rate(${duration_}[${duration(w.over)}]))`, name: () => "requests" }],
+      empty: noRequests,
+    },
+    {
+      title: "CPU per Replica",
+      unit: "cores",
+      note: (w) => `processor time of all processes of a replica, ${overText(w)}`,
+      queries: (w) => [
+        { expr: `sum by (replica) (rate(${of("cortex_api_process_cpu_seconds_total")}[${duration(w.over)}]))`, name: (l) => l["replica"] ?? "" },
+      ],
+      empty: "No processor time was recorded: it needs psutil beside the client (pip install psutil).",
+    },
+    {
+      title: "Memory per Replica",
+      unit: "bytes",
+      note: () => "resident memory of all processes of a replica",
+      queries: () => [
+        {
+          expr: `sum by (replica) (${of("cortex_api_process_resident_memory_bytes")})`,
+          name: (l) => l["replica"] ?? "",
+          lookback: GAUGE_LOOKBACK,
+        },
+      ],
+      empty: "No memory was recorded: it needs psutil beside the client (pip install psutil).",
+    },
+  ];
+}
+
+function inFlight(now: string, peak: string): (w: TimeWindow) => Query[] {
+  // Between two points of a longer step no record is left out: the mean of the sums of each tick, and the highest of them.
+  const each = (w: TimeWindow, of: string, expr: string) => (w.step > TICK ? `${of}_over_time(sum(${expr})[${duration(w.step)}:${TICK}s])` : `sum(${expr})`);
+  return (w) => [
+    { expr: each(w, "avg", now), name: () => "in flight", lookback: GAUGE_LOOKBACK, isFilled: true },
+    { expr: each(w, "max", peak), name: () => "peak", lookback: GAUGE_LOOKBACK },
+  ];
+}
+
+function byCode(requests: string, w: TimeWindow, klass: string): Query[] {
+  const rate = `rate(${requests}[${duration(w.over)}])`;
+  return [
+    { expr: `sum(${rate})`, name: () => klass, isFilled: true },
+    { expr: `sum by (response_code) (${rate})`, name: (labels) => labels["response_code"] ?? "" },
+  ];
+}
+
+/** p50, p90 and p99 of a histogram in one picture. */
+export function quantiles(histogram: string): (w: TimeWindow) => Query[] {
+  return (w) => [threeQuantiles(`sum(rate(${histogram}[${duration(w.over)}]))`)];
+}
+
+export function apiPage(name: string, route: () => Route, go: Go): Page {
+  const facts = h("div", { class: "facts" });
+  const message = h("div", {});
+  const panels = new Panels(apiPanels(name), route, go);
+  const own = h("section", { class: "own" });
+  const only = route().params.get("panel");
+  const element = h(
+    "div",
+    {},
+    h("p", { class: "crumbs" }, h("a", { href: linkTo(route(), []) }, "APIs"), ...(only === null ? [] : [" / ", h("a", { href: linkTo(route(), ["api", name]) }, name)])),
+    h("h1", {}, name),
+    facts,
+    message,
+    panels.element,
+    only === null ? own : null,
+  );
+  return {
+    title: name,
+    element,
+    load: async (load) => {
+      const rows = prom.apis("2w", load.signal).then((answer) => {
+        const row = answer.data.find((row) => row.api === name);
+        refill(facts, ...(row ? factsOf(row) : []));
+        fill(message, row ? null : unknown(name, answer.data, route()));
+      });
+      const versions = versionsOf(name, load).then((marks) => panels.mark(marks));
+      await Promise.all([panels.load(load), quietly(rows, load), quietly(versions, load), only === null ? quietly(customMetrics(name, own, load), load) : null]);
+    },
+    redraw: () => panels.redraw(),
+    destroy: () => panels.destroy(),
+  };
+}
+
+/** What is beside the panels may fail by itself; a collector that is gone is told by the banner. */
+async function quietly(work: Promise<void>, load: Load): Promise<void> {
+  try {
+    await work;
+  } catch (error) {
+    if (!load.signal.aborted && !(error instanceof prom.Unreachable)) console.error(error);
+  }
+}
+
+/** When each version of the API came up, of those that came up in the time that is shown. */
+async function versionsOf(name: string, load: Load): Promise<Mark[]> {
+  const [from, to] = edges(load);
+  const starts = selector("cortex_api_replica_start_timestamp_seconds", { api_name: name });
+  const expr = `min by (api_id) (last_over_time(${starts}[${Math.max(Math.ceil(to - from), TICK)}s]))`;
+  const found = await prom.vector(expr, Math.min(to, load.now), load.signal);
+  return found.map(({ metric, value }) => ({ time: value, text: metric["api_id"] ?? "" })).filter(({ time }) => time > from && time < to);
+}
+
+function factsOf(row: ApiRow): Child[] {
+  const fact = (name: string, value: Child) => h("span", { class: "fact" }, h("span", { class: "name" }, name), " ", h("span", { class: "value" }, value));
+  const isLink = row.endpoint !== null && /^https?:\/\//.test(row.endpoint);
+  return [
+    statusPill(row.status),
+    fact("up-to-date", `${row.up_to_date}${row.requested === null ? "" : ` of ${row.requested}`}`),
+    row.stale > 0 && fact("stale", String(row.stale)),
+    row.last_update_seconds !== null && fact("last update", age(row.last_update_seconds)),
+    fact("in two weeks: avg request", row.avg_request_seconds === null ? "-" : format(row.avg_request_seconds, "s")),
+    ...["2", "4", "5"].map((klass) => fact(`${klass}XX`, count(ofClass(row, klass)))),
+    row.endpoint !== null && fact("endpoint", isLink ? h("a", { href: row.endpoint, rel: "noreferrer" }, row.endpoint) : row.endpoint),
+  ];
+}
+
+function unknown(name: string, rows: ApiRow[], route: Route): HTMLElement {
+  return h(
+    "div",
+    { class: "nothing" },
+    h("p", {}, h("strong", {}, `No API ${quote(name)} has counted requests in two weeks.`), " ", rows.length === 0 ? "Nor has any other." : "These have:"),
+    h("ul", {}, ...rows.map((row) => h("li", {}, h("a", { href: linkTo(route, ["api", row.api]) }, row.api)))),
+    h("p", {}, "Serve it with ", h("code", {}, "cortex-serve predictor.py --api-name NAME"), " and send it a request. If it is served, ", h("code", {}, "cortex doctor"), " finds out where its metrics go."),
+  );
+}
+
+/** The API's own metrics, by name: their pictures are on pages of their own. */
+async function customMetrics(name: string, section: HTMLElement, load: Load): Promise<void> {
+  const names = await customNames(tableWindow(load), load.signal, name);
+  refill(
+    section,
+    h("h2", {}, "Custom metrics"),
+    names.length === 0
+      ? h("p", { class: "hint" }, "None with this API's name in this time. ", h("code", {}, 'metrics_client.increment("my_counter")'), " in the predictor makes one.")
+      : h(
+          "ul",
+          { class: "links" },
+          ...names.map((metric) => h("li", {}, h("a", { href: linkTo(load.route, ["metrics", metric], { api: name }) }, metric))),
+          h("li", {}, h("a", { href: linkTo(load.route, ["metrics"], { api: name }) }, "all with pictures")),
+        ),
+  );
+}
