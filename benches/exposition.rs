@@ -9,6 +9,9 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 #[cfg(target_os = "linux")]
+mod peers;
+
+#[cfg(target_os = "linux")]
 fn main() {
     linux::main();
 }
@@ -23,7 +26,6 @@ mod linux {
     use std::fs;
     use std::io::{Read as _, Write as _};
     use std::net::{TcpStream, UdpSocket};
-    use std::path::PathBuf;
     use std::process::{Child, Command, Stdio};
     use std::thread;
     use std::time::{Duration, Instant};
@@ -60,17 +62,6 @@ mod linux {
         UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
-    /// The peer, by the variable or on the PATH.
-    fn statsd_exporter() -> Option<PathBuf> {
-        let on_path = || {
-            let path = std::env::var_os("PATH")?;
-            let mut programs = std::env::split_paths(&path)
-                .flat_map(|folder| ["statsd_exporter", "prometheus-statsd-exporter"].map(|name| folder.join(name)));
-            programs.find(|program| program.is_file())
-        };
-        std::env::var_os("STATSD_EXPORTER").map(PathBuf::from).or_else(on_path)
-    }
-
     fn start(name: &'static str) -> Option<Subject> {
         let (udp, http) = (free_port(), free_port());
         let folder = tempfile::tempdir().unwrap();
@@ -80,9 +71,9 @@ mod linux {
             command.arg("--listen-http").arg(format!("127.0.0.1:{http}")).arg("--data-dir").arg(folder.path());
             command
         } else {
-            let mut command = Command::new(statsd_exporter()?);
+            let mut command = Command::new(crate::peers::statsd_exporter()?);
             command.args([format!("--statsd.listen-udp=127.0.0.1:{udp}"), "--statsd.listen-tcp=".into()]);
-            command.arg(format!("--web.listen-address=127.0.0.1:{http}"));
+            command.args([format!("--web.listen-address=127.0.0.1:{http}"), "--statsd.read-buffer=8388608".into()]);
             command
         };
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

@@ -4,9 +4,12 @@
 //! `make bench-ingest` runs it. A seeded sender of our own (`sendmmsg`, on one processor) sends at a given rate; each
 //! subject (on the other one) takes it in turn. Reported are processor seconds per million samples, from the scheduler's own
 //! account of the process, the highest rate at which the kernel drops less than 0.1 % (its own count, from `/proc/net/udp`),
-//! and memory. `STATSD_EXPORTER=path` and `BRUBECK=path` add those.
+//! and memory. The peers are `statsd_exporter` and `brubeck`, by `STATSD_EXPORTER=path` and `BRUBECK=path` or on the `PATH`.
 
 #![allow(missing_docs, unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+#[cfg(target_os = "linux")]
+mod peers;
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -24,6 +27,7 @@ mod linux {
     use std::fs;
     use std::net::UdpSocket;
     use std::os::fd::AsRawFd as _;
+    use std::path::Path;
     use std::process::{Child, Command, Stdio};
     use std::thread;
     use std::time::{Duration, Instant};
@@ -217,9 +221,9 @@ mod linux {
     fn start(name: &'static str) -> Option<Subject> {
         let (port, http) = (free_port(), free_port());
         let folder = tempfile::tempdir().unwrap();
-        let on_cpu_0 = |program: &str| {
+        let on_cpu_0 = |program: &Path| {
             let mut command = Command::new("taskset");
-            command.args(["-c", "0", program]);
+            command.args(["-c", "0"]).arg(program);
             command
         };
         let mut command = match name {
@@ -229,24 +233,26 @@ mod linux {
                 command
             }
             "cortex-collector" => {
-                let mut command = on_cpu_0(env!("CARGO_BIN_EXE_cortex-collector"));
+                let mut command = on_cpu_0(Path::new(env!("CARGO_BIN_EXE_cortex-collector")));
                 command.arg("--listen-udp").arg(format!("127.0.0.1:{port}"));
                 command.arg("--listen-http").arg(format!("127.0.0.1:{http}")).arg("--data-dir").arg(folder.path());
                 command
             }
             "statsd_exporter" => {
-                let mut command = on_cpu_0(&std::env::var("STATSD_EXPORTER").ok()?);
+                let mut command = on_cpu_0(&crate::peers::statsd_exporter()?);
                 command.args([format!("--statsd.listen-udp=127.0.0.1:{port}"), "--statsd.listen-tcp=".into()]);
                 command.args([format!("--web.listen-address=127.0.0.1:{http}"), "--statsd.read-buffer=8388608".into()]);
                 command
             }
             _ => {
+                // Without a backend it ends at the first metric; nobody listens at that port.
                 let config = format!(
-                    r#"{{"sharding": false, "server_name": "b", "dumpfile": "/dev/null", "capacity": 15, "backends": [],
+                    r#"{{"sharding": false, "server_name": "b", "dumpfile": "/dev/null", "capacity": 15,
+                        "backends": [{{"type": "carbon", "address": "127.0.0.1", "port": {http}, "frequency": 10}}],
                         "samplers": [{{"type": "statsd", "address": "127.0.0.1", "port": {port}, "workers": 1, "multimsg": 32}}]}}"#
                 );
                 fs::write(folder.path().join("brubeck.json"), config).unwrap();
-                let mut command = on_cpu_0(&std::env::var("BRUBECK").ok()?);
+                let mut command = on_cpu_0(&crate::peers::brubeck()?);
                 command.arg("--config").arg(folder.path().join("brubeck.json"));
                 command
             }
@@ -348,6 +354,9 @@ mod linux {
                 "", "CPU s / million", "x floor", "samples/s, loss<0.1%", "MiB"
             );
             let subjects: Vec<Subject> = names.iter().filter_map(|name| start(name)).collect();
+            for name in names.iter().filter(|name| subjects.iter().all(|subject| subject.name != **name)) {
+                println!("  {name:<18}is not on this machine: {}=path says where", name.to_uppercase());
+            }
             let mut cpu = vec![Vec::new(); subjects.len()];
             for _ in 0..rounds {
                 for (subject, cpu) in subjects.iter().zip(&mut cpu) {

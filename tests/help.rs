@@ -36,6 +36,22 @@ fn the_help_texts_are_as_they_were() {
 }
 
 #[test]
+fn every_flag_of_the_collector_is_in_the_page_on_operations() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let (_, table) = page.split_once("## All flags").unwrap();
+    let help = std::fs::read_to_string(root.join("tests/fixtures/help/cortex-collector.txt")).unwrap();
+    let flags: Vec<&str> = help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("--")?.split_whitespace().next())
+        .filter(|flag| !["help", "version"].contains(flag))
+        .collect();
+    assert!(flags.len() > 20, "{flags:?}");
+    let missing: Vec<_> = flags.iter().filter(|flag| !table.contains(&format!("`--{flag}"))).collect();
+    assert_eq!(missing, [&""; 0]);
+}
+
+#[test]
 fn a_wrong_command_line_is_exit_code_2() {
     for (program, argument) in [
         (env!("CARGO_BIN_EXE_cortex"), "--nonsense"),

@@ -27,13 +27,22 @@ mod linux {
     /// Room for one control message with a `u32`, aligned as `cmsghdr` is.
     const CONTROL_WORDS: usize = 4;
 
-    /// The buffers for one batch.
+    /// The buffers for one batch, and what tells the kernel of them: made once, since each batch would cost as much again.
     pub(in super::super) struct Receiver {
+        /// Pointed to by `vectors`, these by `headers`; none of them is moved or dropped before the receiver is.
         buffers: Vec<Box<[u8]>>,
+        _vectors: Box<[libc::iovec]>,
+        headers: Box<[libc::mmsghdr]>,
+        /// For the first datagram of a batch alone: once there was a drop, the kernel takes its time to tell with each.
+        control: Box<[u64; CONTROL_WORDS]>,
         /// How long each datagram is, and whether that is all of it.
         lengths: Vec<(usize, bool)>,
         kernel_drops: Option<u32>,
     }
+
+    // SAFETY: the pointers in vectors and headers lead to the heap, to what the receiver itself owns, and move with it.
+    #[allow(unsafe_code)]
+    unsafe impl Send for Receiver {}
 
     #[allow(unsafe_code)]
     fn set_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
@@ -76,10 +85,23 @@ mod linux {
     }
 
     impl Receiver {
+        #[allow(unsafe_code)]
         pub(in super::super) fn new(socket: &Socket) -> io::Result<Self> {
             set_option(socket, libc::SO_RXQ_OVFL, 1)?;
-            let buffers = vec![vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice(); BATCH];
-            Ok(Self { buffers, lengths: Vec::with_capacity(BATCH), kernel_drops: None })
+            let mut buffers = vec![vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice(); BATCH];
+            let vector =
+                |buffer: &mut Box<[u8]>| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            let mut vectors: Box<[libc::iovec]> = buffers.iter_mut().map(vector).collect();
+            let header = |vector: &mut libc::iovec| {
+                // SAFETY: mmsghdr is a C struct of integers and pointers, for which zeros are valid.
+                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+                header.msg_hdr.msg_iov = vector;
+                header.msg_hdr.msg_iovlen = 1;
+                header
+            };
+            let headers = vectors.iter_mut().map(header).collect();
+            let (control, lengths) = (Box::new([0; CONTROL_WORDS]), Vec::with_capacity(BATCH));
+            Ok(Self { buffers, _vectors: vectors, headers, control, lengths, kernel_drops: None })
         }
 
         /// Waits for at least one datagram, as long as the socket's read timeout, and takes what is there.
@@ -87,31 +109,17 @@ mod linux {
         pub(in super::super) fn receive(&mut self, socket: &Socket) -> io::Result<()> {
             self.lengths.clear();
             self.kernel_drops = None;
-            let mut controls = [[0_u64; CONTROL_WORDS]; BATCH];
-            let mut buffers = self.buffers.iter_mut();
-            let mut vectors: [libc::iovec; BATCH] = std::array::from_fn(|_| {
-                let (start, length) =
-                    buffers.next().map_or((std::ptr::null_mut(), 0), |buffer| (buffer.as_mut_ptr(), buffer.len()));
-                libc::iovec { iov_base: start.cast(), iov_len: length }
-            });
-            let mut parts = vectors.iter_mut().zip(controls.iter_mut());
-            let mut headers: [libc::mmsghdr; BATCH] = std::array::from_fn(|_| {
-                // SAFETY: mmsghdr is a C struct of integers and pointers, for which zeros are valid.
-                let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-                if let Some((vector, control)) = parts.next() {
-                    header.msg_hdr.msg_iov = vector;
-                    header.msg_hdr.msg_iovlen = 1;
-                    header.msg_hdr.msg_control = control.as_mut_ptr().cast();
-                    header.msg_hdr.msg_controllen = size_of_val(control) as _;
-                }
-                header
-            });
-            // SAFETY: every header points to a buffer, a vector and a control area that live until after the call.
+            if let Some(first) = self.headers.first_mut() {
+                // What the kernel writes over; lengths and flags it only writes.
+                first.msg_hdr.msg_control = self.control.as_mut_ptr().cast();
+                first.msg_hdr.msg_controllen = size_of_val(&*self.control) as _;
+            }
+            // SAFETY: every header points to a vector, and that to a buffer, which live as long as self does.
             let count = unsafe {
                 libc::recvmmsg(
                     socket.as_raw_fd(),
-                    headers.as_mut_ptr(),
-                    headers.len() as libc::c_uint,
+                    self.headers.as_mut_ptr(),
+                    self.headers.len() as libc::c_uint,
                     libc::MSG_WAITFORONE,
                     std::ptr::null_mut(),
                 )
@@ -119,12 +127,17 @@ mod linux {
             if count < 0 {
                 return Err(io::Error::last_os_error());
             }
-            for header in headers.iter().take(count as usize) {
-                let is_whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
-                self.lengths.push((header.msg_len as usize, is_whole));
-                self.kernel_drops = drops_of(&header.msg_hdr).or(self.kernel_drops);
-            }
+            let received = self.headers.iter().take(count as usize);
+            let length =
+                |header: &libc::mmsghdr| (header.msg_len as usize, header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0);
+            self.lengths.extend(received.map(length));
+            self.kernel_drops = self.headers.first().and_then(|first| drops_of(&first.msg_hdr));
             Ok(())
+        }
+
+        /// Whether there was no more to take.
+        pub(in super::super) fn is_emptied(&self) -> bool {
+            self.lengths.len() < BATCH
         }
 
         /// The datagrams of the last batch, and whether each is whole.
@@ -189,6 +202,11 @@ mod portable {
             self.length = None;
             self.length = Some(socket.read(&mut self.buffer)?);
             Ok(())
+        }
+
+        /// One datagram a call tells nothing of the next.
+        pub(in super::super) fn is_emptied(&self) -> bool {
+            false
         }
 
         /// `recv` does not tell when it cuts: a full buffer is taken for that.

@@ -15,7 +15,7 @@ use super::mapping::{Found, Mapping, MetricType, OVERFLOW_LABEL, metric_name, se
 use super::senders::Senders;
 use super::shard::{Gathered, Part, Write, check};
 use crate::dogstatsd::{Message, MessageType};
-use crate::exposition::help;
+use crate::exposition::{help, own_kind};
 use crate::model::{ByLabels, ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value};
 use crate::store::{Known, Restored, StartedSeries, Tick};
 
@@ -37,12 +37,6 @@ const SET_WRITER: &str = "set";
 const CLASSIC_SUFFIXES: [&str; 3] = ["_bucket", "_count", "_sum"];
 /// The prefix that no sender may use: what the collector says of itself.
 const OWN_PREFIX: &str = "cortex_collector_";
-/// Our histograms: their parts are nobody's name even before the first of them comes.
-const OWN_HISTOGRAMS: [&str; 3] = [
-    "cortex_api_request_duration_seconds",
-    "cortex_api_request_first_byte_seconds",
-    "cortex_api_request_queue_seconds",
-];
 /// What no mapping file touches: `cortex get` asks for these names.
 const MAPPED_NEVER: [&str; 2] = ["cortex_api_", "cortex_client_"];
 
@@ -640,6 +634,9 @@ impl Registry {
             Limit::Series => self.names.iter().max_by_key(|(_, name)| name.series).map_or(name, |(name, _)| name),
             _ => name,
         };
+        if limit == Limit::LabelValueBytes {
+            return Overflow { limit, messages: 1, metric: name.to_owned(), label: long.to_owned(), values: 0 };
+        }
         let mut values: BTreeMap<&str, HashSet<&str, RandomState>> = BTreeMap::new();
         for (_, live) in self.lives().filter(|(_, live)| live.labels.name() == widest) {
             for (label, value) in live.labels.iter().filter(|(label, _)| *label != METRIC_NAME) {
@@ -650,17 +647,18 @@ impl Registry {
             .iter()
             .map(|(label, values)| (*label, values.len()))
             .max_by_key(|(_, values)| *values)
-            .filter(|_| limit != Limit::LabelValueBytes)
-            .unwrap_or((long, 0));
+            .unwrap_or_default();
         Overflow { limit, messages: 1, metric: widest.to_owned(), label: label.to_owned(), values }
     }
 
     fn check_type(&self, name: &str, usage: Usage) -> Result<(), Refusal> {
-        match self.names.get(name) {
-            Some(known) if known.usage != usage => {
-                Err(Refusal::TypeConflict { known: known.usage.as_str(), got: usage.as_str() })
-            }
-            None if self.meets_a_histogram(name, usage) => Err(Refusal::PartOfHistogram),
+        // Whoever came first with a name of ours would make it unusable for what it is.
+        let known = [own_kind(name).map(Usage::of_own), self.names.get(name).map(|name| name.usage)];
+        if let Some(known) = known.into_iter().flatten().find(|known| *known != usage) {
+            return Err(Refusal::TypeConflict { known: known.as_str(), got: usage.as_str() });
+        }
+        match known {
+            [_, None] if self.meets_a_histogram(name, usage) => Err(Refusal::PartOfHistogram),
             _ => Ok(()),
         }
     }
@@ -670,7 +668,8 @@ impl Registry {
         CLASSIC_SUFFIXES.iter().any(|suffix| match usage {
             Usage::Histogram => self.names.contains_key(format!("{name}{suffix}").as_str()),
             _ => name.strip_suffix(suffix).is_some_and(|base| {
-                OWN_HISTOGRAMS.contains(&base)
+                // Its parts are nobody's name even before the first of it comes.
+                own_kind(base) == Some(MetricKind::Histogram)
                     || self.names.get(base).is_some_and(|base| base.usage == Usage::Histogram)
             }),
         })
@@ -1010,10 +1009,29 @@ mod tests {
     fn parts_of_our_own_histograms_are_reserved_before_they_come() {
         let intake = intake();
         let conflict = Some("type_conflict");
+        const OWN_HISTOGRAMS: [&str; 3] = [
+            "cortex_api_request_duration_seconds",
+            "cortex_api_request_first_byte_seconds",
+            "cortex_api_request_queue_seconds",
+        ];
         let parts =
             OWN_HISTOGRAMS.map(|name| format!("{name}_count:1|c\n{name}_sum:1|g\n{name}_bucket:1|c\n")).concat();
         assert_eq!(apply(&intake, &parts), [conflict; 9]);
         assert_eq!(apply(&intake, &OWN_HISTOGRAMS.map(|name| format!("{name}:0.1|h\n")).concat()), [None; 3]);
+    }
+
+    #[test]
+    fn names_of_ours_have_their_types_before_they_come() {
+        // A gauge of that name refused all requests that were counted after it.
+        let intake = intake();
+        let conflict = Some("type_conflict");
+        let got = apply(
+            &intake,
+            "cortex_api_requests_total:5|g\ncortex_api_in_flight_requests:x|s\ncortex_api_request_duration_seconds:1|c\n\
+             cortex_api_requests_total:1|c\ncortex_api_in_flight_requests:1|g\ncortex_api_request_duration_seconds:1|h\n\
+             cortex_api_of_another:1|g\nprocess_open_fds:1|c",
+        );
+        assert_eq!(got, [conflict, conflict, conflict, None, None, None, None, None]);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct SenderStatus {
 struct Sender {
     first_heard_ms: i64,
     last_heard_ms: i64,
-    /// The number of the first payload that was seen: what came before it went to an earlier collector.
+    /// The least number that was seen: what came before it went to an earlier collector.
     first: u64,
     last: u64,
     payloads: u64,
@@ -67,12 +67,15 @@ impl Senders {
             last: sequence,
             payloads: 0,
         });
-        if sender.payloads == 0 || sequence > sender.last.saturating_add(GAP_MAX) || sequence < sender.first {
+        let is_far = sequence > sender.last.saturating_add(GAP_MAX) || sequence < sender.first.saturating_sub(GAP_MAX);
+        if sender.payloads == 0 || is_far {
             // Numbered anew: start over, but keep what was missing until now.
             self.missing_forgotten += sender.missing();
             (sender.first, sender.last, sender.payloads) = (sequence, sequence, 0);
         }
         sender.last_heard_ms = now_ms;
+        // The first of all may be overtaken on the way, as any other.
+        sender.first = sender.first.min(sequence);
         sender.last = sender.last.max(sequence);
         sender.payloads += 1;
     }
@@ -162,6 +165,16 @@ mod tests {
         assert_eq!(senders.missing_total(), 1);
         senders.forget(FORGET_MS + 1);
         assert_eq!((senders.missing_total(), senders.status().len()), (1, 0));
+    }
+
+    #[test]
+    fn a_payload_that_comes_before_the_one_sent_first_makes_no_loss() {
+        // It was taken for a new beginning, so that those that had come already were missing.
+        let mut senders = Senders::default();
+        heard(&mut senders, 1, [12, 10, 13, 14]);
+        assert_eq!((senders.missing_total(), senders.status()[0].payloads), (1, 4));
+        heard(&mut senders, 1, [11]);
+        assert_eq!(senders.missing_total(), 0);
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod process;
 mod protobuf;
 mod text;
 
-pub use help::help;
+pub use help::{help, own_kind};
 pub use process::insert_process;
 pub use protobuf::{PROTOBUF_CONTENT_TYPE, protobuf_chunks};
 pub use text::{CONTENT_TYPE, text_chunks};

@@ -208,6 +208,8 @@ cortex_api_in_flight_requests_peak:1|g|#api_name:a,api_id:1,replica:r,process:p
 cortex_api_replica_start_timestamp_seconds:1|g|#api_name:a,api_id:1,replica:r
 cortex_api_replicas_requested:1|g|#api_name:a,api_id:1
 cortex_api_info:1|g|#api_name:a,api_id:1,endpoint:e
+cortex_api_process_cpu_seconds_total:1|c|#api_name:a,api_id:1,replica:r
+cortex_api_process_resident_memory_bytes:1|g|#api_name:a,api_id:1,replica:r,process:p
 cortex_client_dropped_total:1|c|#reason:queue_full
 refused:-1|c
 last:1|c"""
