@@ -59,7 +59,7 @@ pub(super) fn parse(expression: &str, times: QueryTimes) -> Result<Node, QueryEr
     let tokens = lex(expression);
     let whole = |tokens: Vec<Token>| {
         refuse_hostile(&tokens)?;
-        let mut parser = Parser { tokens, at: 0, times };
+        let mut parser = Parser { tokens, at: 0, regexes: 0, times };
         let node = parser.whole()?;
         check(&node, expression)?;
         Ok(node.without_brackets())
@@ -157,6 +157,8 @@ const ANYWHERE: Place = Place("", "");
 struct Parser {
     tokens: Vec<Token>,
     at: usize,
+    /// How many regular expressions there were so far.
+    regexes: usize,
     times: QueryTimes,
 }
 
@@ -602,7 +604,9 @@ impl Parser {
                 }
                 self.next();
                 let text = unquote(&value.text);
-                let regex = |text: &str| anchored(text).map_err(|message| ParseError { at: name.span.start, message });
+                self.regexes += usize::from(["=~", "!~"].contains(&op.text.as_str()));
+                let at = name.span.start;
+                let regex = |text: &str| anchored(text, self.regexes).map_err(|message| ParseError { at, message });
                 let op = match op.text.as_str() {
                     "=" => MatchOp::Equal(text),
                     "!=" => MatchOp::NotEqual(text),

@@ -265,3 +265,69 @@ fn what_the_fuzzer_found_stays_right() {
     assert!(seeds.len() > 9);
     seeds.iter().for_each(|seed| read_anything(&std::fs::read(seed).unwrap()));
 }
+
+/// The head is copied first. What was sealed before the last day's turn came went beyond it, and the copy was taken for one whose head is
+/// damaged.
+#[test]
+fn a_backup_is_the_store_as_it_was_when_its_head_was_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(0.0))])).unwrap();
+    run(&mut store, 600_000, 3 * SLOT_MS);
+    store.seal_now();
+    run(&mut store, 3 * SLOT_MS, 4 * SLOT_MS);
+    let before = floats(&select(&store, "m1", 0, DAY_MS));
+    let copy = tempfile::tempdir().unwrap();
+    let mut copied = Vec::new();
+    backup(dir.path(), copy.path(), |path, _| {
+        if path.ends_with("head.db") {
+            run(&mut store, 4 * SLOT_MS, 6 * SLOT_MS);
+            store.seal_now();
+        }
+        copied.push(path.to_owned());
+    })
+    .unwrap();
+    assert_eq!(copied.len(), 2, "{copied:?}");
+    let (copy_of, _) = Store::open(copy.path()).unwrap();
+    assert_eq!(floats(&select(&copy_of, "m1", 0, DAY_MS)), before);
+    assert_eq!(copy_of.damaged_files(), 0);
+    assert_eq!(names(copy.path()), ["1970-01-01.db", "head.db"]);
+}
+
+/// Regular expressions over very many series, and series without samples: nobody asked whether the query was over, and while expressions were
+/// tried a tick with new series waited.
+#[test]
+fn whoever_looks_for_series_is_asked_all_the_time_whether_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    let all = (1..=300).map(|id| started(id, MetricKind::Gauge, 0)).collect();
+    store.append(&tick(10, all, (1..=300).map(|id| (id, Value::Float(1.0))).collect())).unwrap();
+    let reader = store.reader();
+    let regex = Matcher { name: "model".to_owned(), op: MatchOp::Regex(Regex::new("^(?:v.)$").unwrap()) };
+    for (matchers, start_ms) in [(vec![regex], 0), (vec![Matcher::equal("model", "v1")], 1000)] {
+        let selection = Selection {
+            matchers,
+            start_ms,
+            end_ms: start_ms + 100,
+            repeats: true,
+            part: Part::Whole,
+            samples_max: 1000,
+        };
+        let looks = std::cell::Cell::new(0);
+        let mut visits = 0;
+        let mut visit = |_| {
+            visits += 1;
+            Ok(())
+        };
+        let look = || {
+            assert!(reader.shared.index.try_write().is_some(), "nobody waits for the index meanwhile");
+            looks.set(looks.get() + 1);
+            if looks.get() > 3 { Err(StoreError::Stopped) } else { Ok(()) }
+        };
+        assert!(matches!(reader.for_each_while(&selection, &look, &mut visit), Err(StoreError::Stopped)));
+        assert_eq!((looks.get(), visits), (4, 0));
+        looks.set(-1000);
+        assert!(reader.for_each_while(&selection, &look, &mut |_| Ok(())).is_ok());
+        assert!(reader.labels_while(&selection, &look).is_ok());
+    }
+}

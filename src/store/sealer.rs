@@ -133,6 +133,7 @@ fn append(shared: &Shared, part: &Sealable) -> Result<SealedWindow, StoreError> 
     let day = part.window.day;
     let write = || {
         let file = Day::open(&shared.dir, day)?;
+        shared.remove_unsealed(&file)?;
         file.append(&part.window, &part.chunks, |id| shared.row(id))
     };
     match write() {
