@@ -206,17 +206,12 @@ impl Day {
         Ok(window)
     }
 
-    /// Removes the windows that end beyond an entry of the log: those that are not sealed yet as far as the head knows. Gives those that
-    /// are left.
-    pub(super) fn remove_beyond(&self, sealed: u64) -> Result<Vec<SealedWindow>, StoreError> {
-        let (left, beyond): (Vec<_>, Vec<_>) =
-            self.windows()?.into_iter().partition(|window| window.last_sequence <= sealed);
-        if beyond.is_empty() {
-            return Ok(left);
-        }
-        let numbers: Vec<u32> = beyond.iter().map(|window| window.number).collect();
-        self.remove(&numbers)?;
-        Ok(left)
+    /// Removes the windows that end beyond an entry of the log: those that are not sealed yet as far as the head knows.
+    pub(super) fn remove_beyond(&self, sealed: u64) -> Result<(), StoreError> {
+        let windows = self.windows()?;
+        let beyond = windows.iter().filter(|window| window.last_sequence > sealed);
+        let numbers: Vec<u32> = beyond.map(|window| window.number).collect();
+        if numbers.is_empty() { Ok(()) } else { self.remove(&numbers) }
     }
 
     fn remove(&self, numbers: &[u32]) -> Result<(), StoreError> {

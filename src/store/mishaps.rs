@@ -331,3 +331,56 @@ fn whoever_looks_for_series_is_asked_all_the_time_whether_to_go_on() {
         assert!(reader.labels_while(&selection, &look).is_ok());
     }
 }
+
+/// The sum of a histogram may be NaN; a sender that did not hear that it was stored was told of a duplicate.
+#[test]
+fn what_is_written_again_is_the_same_also_if_it_is_nan() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    let histogram = |count| {
+        let buckets = crate::model::BucketSpan { offset: 1, counts: vec![count] };
+        let none = crate::model::BucketSpan::default();
+        let h = crate::model::ExponentialHistogram::from_parts(3, 0.0, count, f64::NAN, buckets, none).unwrap();
+        Value::Histogram(std::sync::Arc::new(h))
+    };
+    let mut write = |name, value: Value| {
+        let samples = vec![Sample { timestamp_ms: 10, value }];
+        let written = store.write(&[WrittenSeries { labels: labels(name), samples }], 0).unwrap();
+        (written.stored, written.refused)
+    };
+    assert_eq!(write("float", Value::Float(f64::NAN)), (1, 0));
+    assert_eq!(write("float", Value::Float(f64::NAN)), (0, 0));
+    assert_eq!(write("histogram", histogram(1.0)), (1, 0));
+    assert_eq!(write("histogram", histogram(1.0)), (0, 0));
+    assert_eq!(write("histogram", histogram(2.0)), (0, 1));
+}
+
+/// Samples of very many days are sealed for minutes: whoever stopped the collector waited for all of that, and the start after it removed
+/// what had been done, day by day.
+#[test]
+fn a_store_closes_in_the_middle_of_what_it_seals_and_goes_on_when_it_is_opened() {
+    const DAYS: i64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    let samples: Vec<(i64, f64)> = (0..DAYS).map(|day| (day * DAY_MS + 5, day as f64)).collect();
+    store.write(&[written("w", &samples)], 0).unwrap();
+    let first = tick(DAYS * DAY_MS, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))]);
+    store.append(&first).unwrap();
+    let until = std::time::Instant::now() + Duration::from_secs(60);
+    while names(dir.path()).len() < 4 {
+        assert!(std::time::Instant::now() < until, "nothing is sealed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(store);
+    assert!(names(dir.path()).len() < DAYS as usize, "it ends before all is done");
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    assert_eq!(floats(&select(&store, "w", 0, i64::MAX)), samples);
+    store.seal_now();
+    assert_eq!(floats(&select(&store, "w", 0, i64::MAX)), samples);
+    // The head learns of it with the next ticks.
+    (1..4).for_each(|n| store.append(&tick(DAYS * DAY_MS + n, vec![], vec![])).unwrap());
+    drop(store);
+    let (store, _) = Store::open(dir.path()).unwrap();
+    assert_eq!(floats(&select(&store, "w", 0, i64::MAX)), samples);
+    assert_eq!((store.damaged_files(), names(dir.path()).len()), (0, DAYS as usize + 2));
+}

@@ -103,7 +103,7 @@ pub(super) struct Shared {
     pub(super) windows: RwLock<Windows>,
     /// Held by whoever changes a file of a day.
     writing: Mutex<()>,
-    /// Days whose files still hold windows beyond this entry of the log, which the log will bring again: the disk refused to remove them.
+    /// Days whose files hold windows beyond this entry of the log, which the log brings again: what a crash left.
     unsealed: Mutex<BTreeMap<i64, u64>>,
     /// Connections to files of days that nobody uses just now.
     idle: Mutex<BTreeMap<i64, Vec<Day>>>,
@@ -195,12 +195,12 @@ impl Shared {
         Ok(windows)
     }
 
-    /// The windows of a day beyond `sealed` are to be removed before others are appended.
-    pub(super) fn hold_unsealed(&self, day: i64, sealed: u64) {
+    /// The windows of a day beyond `sealed` are not read, and removed before others are appended.
+    pub(super) fn pass_over(&self, day: i64, sealed: u64) {
         self.unsealed.lock().insert(day, sealed);
     }
 
-    /// Removes what [`Shared::hold_unsealed`] told of.
+    /// Removes what [`Shared::pass_over`] told of.
     pub(super) fn remove_unsealed(&self, file: &Day) -> Result<(), StoreError> {
         let Some(sealed) = self.unsealed.lock().get(&file.day()).copied() else { return Ok(()) };
         file.remove_beyond(sealed)?;

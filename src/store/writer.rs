@@ -1,6 +1,6 @@
 //! The writer's side of a data directory: ticks into the log and the open window, complete windows to the sealer, old days away.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -131,7 +131,7 @@ impl Store {
         }
         let head = match (head, damage) {
             (Some(head), None) => {
-                remove_unsealed(&shared, loaded.state.sealed)?;
+                pass_over_unsealed(&shared, loaded.state.sealed);
                 head
             }
             (damaged, what) => {
@@ -894,26 +894,13 @@ fn open_days(shared: &Shared) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes what the head does not know to be sealed: it is still in the log, all of it, and is sealed again. Where the disk refuses that,
-/// it waits until the sealer comes by.
-fn remove_unsealed(shared: &Shared, sealed: u64) -> Result<(), StoreError> {
-    let _writing = shared.writing();
-    let windows = shared.windows.read().sealed.clone();
-    let days: BTreeSet<i64> =
-        windows.iter().filter(|window| window.last_sequence > sealed).map(|window| window.day).collect();
-    for day in days {
-        let left = match Day::open(&shared.dir, day)?.remove_beyond(sealed) {
-            Err(error @ StoreError::Database { .. }) => {
-                tracing::warn!(%error, "what a crash left half done waits until the disk takes it back");
-                shared.hold_unsealed(day, sealed);
-                let of_day = windows.iter().filter(|window| window.day == day && window.last_sequence <= sealed);
-                of_day.map(|window| SealedWindow::clone(window)).collect()
-            }
-            other => other?,
-        };
-        shared.windows.write().replace_day(day, left);
-    }
-    Ok(())
+/// Passes over windows in the files of days that the head does not know to be sealed: they are still in the log, all of them, and the
+/// sealer puts them there again, in place of these. So a start writes nothing: the disk may be full.
+fn pass_over_unsealed(shared: &Shared, sealed: u64) {
+    let mut windows = shared.windows.write();
+    let is_unsealed = |window: &Arc<SealedWindow>| window.last_sequence > sealed;
+    windows.sealed.iter().filter(|window| is_unsealed(window)).for_each(|window| shared.pass_over(window.day, sealed));
+    windows.sealed.retain(|window| !is_unsealed(window));
 }
 
 /// A file of a day in the data directory.
@@ -954,9 +941,14 @@ fn number_of(id: SeriesId) -> Result<u32, StoreError> {
     if id.0 < FIRST_WRITTEN { Ok(id.0) } else { Err(StoreError::TooManySeries) }
 }
 
+/// Whether a sample that comes again is the same one, NaN among them.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Float(a), Value::Float(b)) => a.to_bits() == b.to_bits(),
+        (Value::Histogram(a), Value::Histogram(b)) if a.sum().is_nan() && b.sum().is_nan() => {
+            let parts = |h: &ExponentialHistogram| (h.schema(), h.zero_count(), h.count());
+            parts(a) == parts(b) && a.positive() == b.positive() && a.negative() == b.negative()
+        }
         _ => a == b,
     }
 }
@@ -1005,7 +997,7 @@ pub fn backup(dir: &Path, target: &Path, mut told: impl FnMut(&Path, u64)) -> Re
                 let cut = last.map(|last| Day::open(target, file.day)?.remove_beyond(last));
                 match cut {
                     // Whoever starts with the copy finds what the collector itself will find.
-                    None | Some(Ok(_) | Err(StoreError::Damaged { .. })) => {}
+                    None | Some(Ok(()) | Err(StoreError::Damaged { .. })) => {}
                     Some(Err(other)) => return Err(other),
                 }
             }
