@@ -47,8 +47,9 @@ node: ## install Node.js and npm with apt-get, for the page and the tests that n
 test-matrix: $(VENV)/.test ## the client's tests under each CPython of pyenv, 3.10 and newer; says which are missing
 	$(BIN)/python -m pytest -rA -k "every_python" tests/python/test_matrix.py
 
-torture: $(VENV)/.test ## the long tests: 1,000 kills and 100,000 damaged files of the store, 20,000 questions to Prometheus and to us, 10,000 forks under each Python, 10 million lines with tags that never repeat
+torture: $(VENV)/.test ## the long tests: 1,000 kills, each write refused and 100,000 damaged files of the store, 20,000 questions to Prometheus and to us, 10,000 forks under each Python, 10 million lines with tags that never repeat
 	TORTURE_KILLS=1000 cargo test --locked --release --test torture -- --nocapture
+	TORTURE_WRITES=1 cargo test --locked --release --test full_disk -- --nocapture
 	TORTURE_FLIPS=100000 cargo test --locked --release --lib any_flipped -- --nocapture
 	$(BIN)/python -m pytest -m torture --timeout 14400
 

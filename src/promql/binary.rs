@@ -171,6 +171,9 @@ impl Grouping {
     }
 }
 
+/// In place of a series' number: a side that is filled.
+const FILLED: usize = usize::MAX;
+
 /// Both operands, each series with the number of its match group.
 struct Sides {
     lhs: Vec<StepSeries>,
@@ -249,6 +252,8 @@ impl Sides {
         let Operation { evaluator, node, .. } = operation;
         let is_swapped = matches!(node.cardinality, Cardinality::OneToMany(_));
         let sides = if is_swapped { self.swapped() } else { self };
+        let [left, right] = node.fill.map(|value| value.map(Value::Float));
+        let [fill_many, fill_one] = if is_swapped { [right, left] } else { [left, right] };
         let mut result = Matched::new(evaluator, node, steps);
         let mut one_side: Vec<Option<usize>> = vec![None; sides.groups.len()];
         for step in 0..steps {
@@ -256,7 +261,7 @@ impl Sides {
             evaluator.check_room(result.series.len().saturating_mul(steps))?;
             one_side.fill(None);
             // Where one side is empty nothing matches, and nothing is wrong.
-            if sides.lhs.iter().all(|series| series.at(step).is_none()) {
+            if fill_many.is_none() && sides.lhs.iter().all(|series| series.at(step).is_none()) {
                 continue;
             }
             for (at, (series, group)) in sides.rhs.iter().zip(&sides.rhs_groups).enumerate() {
@@ -272,20 +277,40 @@ impl Sides {
             result.begin_step();
             // Of a step Prometheus tells the last pair.
             let mut incompatible = None;
-            for (at, (series, group)) in sides.lhs.iter().zip(&sides.lhs_groups).enumerate() {
-                let Some(many) = series.at(step) else { continue };
-                let Some(one_at) = one_side.get(*group).copied().flatten() else { continue };
-                let Some(one_series) = sides.rhs.get(one_at) else { continue };
-                let Some(one) = one_series.at(step) else { continue };
+            let mut pair = |group: usize, places: [usize; 2], labels: [&Labels; 2], [many, one]: [&'_ Value; 2]| {
                 let (l, r) = if is_swapped { (one, many) } else { (many, one) };
                 let Some((value, holds)) = elements(node.op, l, r) else {
-                    incompatible = Some((l, r));
-                    continue;
+                    incompatible = Some((l.clone(), r.clone()));
+                    return Ok(());
                 };
-                result.add(step, *group, (at, one_at), [&series.labels, &one_series.labels], value, holds)?;
+                result.add(step, group, places, labels, value, holds)
+            };
+            for (at, (series, group)) in sides.lhs.iter().zip(&sides.lhs_groups).enumerate() {
+                let Some(many) = series.at(step) else { continue };
+                let one = one_side.get(*group).copied().flatten();
+                let one = one.and_then(|at| sides.rhs.get(at).map(|one| (at, &one.labels, one.at(step))));
+                if let Some((one_at, labels, Some(one))) = one {
+                    pair(*group, [at, one_at], [&series.labels, labels], [many, one])?;
+                } else if let Some(one) = &fill_one {
+                    let labels = sides.groups.get(*group).unwrap_or(&series.labels);
+                    pair(*group, [at, FILLED], [&series.labels, labels], [many, one])?;
+                }
+            }
+            if let Some(many) = &fill_many {
+                // Groups that have a series on the side of many are done.
+                for (series, group) in sides.lhs.iter().zip(&sides.lhs_groups) {
+                    if let (Some(_), Some(slot)) = (series.at(step), one_side.get_mut(*group)) {
+                        *slot = None;
+                    }
+                }
+                for (group, one_at) in one_side.iter().enumerate() {
+                    let Some((one_at, series)) = one_at.and_then(|at| Some((at, sides.rhs.get(at)?))) else { continue };
+                    let (Some(one), Some(labels)) = (series.at(step), sides.groups.get(group)) else { continue };
+                    pair(group, [FILLED, one_at], [labels, &series.labels], [many, one])?;
+                }
             }
             if let Some((l, r)) = incompatible {
-                operation.annotate(l, r);
+                operation.annotate(&l, &r);
             }
         }
         result.series.retain(|series| series.values.iter().any(Option::is_some));
@@ -312,7 +337,7 @@ struct Matched<'a> {
     steps: usize,
     series: Vec<StepSeries>,
     /// Where the result of a pair of series goes, worked out once per pair.
-    by_pair: HashMap<(usize, usize), usize>,
+    by_pair: HashMap<[usize; 2], usize>,
     by_labels: HashMap<Labels, usize>,
     seen_groups: HashSet<usize>,
     seen_results: HashSet<(usize, usize)>,
@@ -342,7 +367,7 @@ impl<'a> Matched<'a> {
         &mut self,
         step: usize,
         group: usize,
-        pair: (usize, usize),
+        pair: [usize; 2],
         labels: [&Labels; 2],
         value: Value,
         holds: bool,
@@ -371,7 +396,7 @@ impl<'a> Matched<'a> {
         Ok(())
     }
 
-    fn place(&mut self, pair: (usize, usize), [many, one]: [&Labels; 2]) -> Result<usize, QueryError> {
+    fn place(&mut self, pair: [usize; 2], [many, one]: [&Labels; 2]) -> Result<usize, QueryError> {
         if let Some(at) = self.by_pair.get(&pair) {
             return Ok(*at);
         }

@@ -390,15 +390,17 @@ impl<'a> Evaluator<'a> {
             samples_max: self.limits.samples_max.saturating_sub(self.held.get()),
         };
         let mut failed = None;
-        let ended = select::for_each(self.select, self.ladder, &selection, &mut |series| {
+        let look = || self.look_at_clock().map_err(|_| StoreError::Stopped);
+        let ended = select::for_each(self.select, self.ladder, &selection, &look, &mut |series| {
             self.check_deadline().and_then(|()| visit(series)).map_err(|error| {
                 failed = Some(error);
                 StoreError::Stopped
             })
         });
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(ended?),
+        match (failed, ended) {
+            (Some(error), _) => Err(error),
+            (None, Err(StoreError::Stopped)) => self.look_at_clock(),
+            (None, ended) => Ok(ended?),
         }
     }
 

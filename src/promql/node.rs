@@ -192,6 +192,8 @@ pub(super) struct Binary {
     pub(super) return_bool: bool,
     pub(super) matching: Grouping,
     pub(super) cardinality: Cardinality,
+    /// `fill_left`, `fill_right`: what stands where that side has no series of a match group.
+    pub(super) fill: [Option<f64>; 2],
 }
 
 /// Which side of a binary operation may have several series for one on the other.

@@ -59,7 +59,7 @@ pub(super) fn parse(expression: &str, times: QueryTimes) -> Result<Node, QueryEr
     let tokens = lex(expression);
     let whole = |tokens: Vec<Token>| {
         refuse_hostile(&tokens)?;
-        let mut parser = Parser { tokens, at: 0, times };
+        let mut parser = Parser { tokens, at: 0, regexes: 0, times };
         let node = parser.whole()?;
         check(&node, expression)?;
         Ok(node.without_brackets())
@@ -157,6 +157,8 @@ const ANYWHERE: Place = Place("", "");
 struct Parser {
     tokens: Vec<Token>,
     at: usize,
+    /// How many regular expressions there were so far.
+    regexes: usize,
     times: QueryTimes,
 }
 
@@ -249,7 +251,39 @@ impl Parser {
                 cardinality = if is_left { Cardinality::ManyToOne(labels) } else { Cardinality::OneToMany(labels) };
             }
         }
-        Ok(Binary { op, lhs: none(), rhs: none(), return_bool, matching, cardinality })
+        let fill = self.fill()?;
+        Ok(Binary { op, lhs: none(), rhs: none(), return_bool, matching, cardinality, fill })
+    }
+
+    /// `fill(0)`, or `fill_left(0)` and `fill_right(1)`, one or both, in any order. Without brackets they are names.
+    fn fill(&mut self) -> Parsed<[Option<f64>; 2]> {
+        const PLACE: &str = "fill modifier";
+        let mut fill = [None, None];
+        while self.tokens.get(self.at + 1).is_some_and(|next| next.is("(")) {
+            let sides = match self.peek().text.as_str() {
+                "fill" if fill == [None, None] => [true, true],
+                "fill_left" if fill[0].is_none() => [true, false],
+                "fill_right" if fill[1].is_none() => [false, true],
+                _ => break,
+            };
+            self.next();
+            self.expect("(", Place(PLACE, "\"(\""))?;
+            let sign = if self.take("-").is_some() {
+                -1.0
+            } else {
+                self.take("+");
+                1.0
+            };
+            let value = sign * self.number(Place(PLACE, "number"))?;
+            self.expect(")", Place(PLACE, "\")\""))?;
+            for (slot, _) in fill.iter_mut().zip(sides).filter(|(_, is_filled)| *is_filled) {
+                *slot = Some(value);
+            }
+            if sides == [true, true] {
+                break;
+            }
+        }
+        Ok(fill)
     }
 
     /// `(a, b)`
@@ -602,7 +636,9 @@ impl Parser {
                 }
                 self.next();
                 let text = unquote(&value.text);
-                let regex = |text: &str| anchored(text).map_err(|message| ParseError { at: name.span.start, message });
+                self.regexes += usize::from(["=~", "!~"].contains(&op.text.as_str()));
+                let at = name.span.start;
+                let regex = |text: &str| anchored(text, self.regexes).map_err(|message| ParseError { at, message });
                 let op = match op.text.as_str() {
                     "=" => MatchOp::Equal(text),
                     "!=" => MatchOp::NotEqual(text),
@@ -907,10 +943,16 @@ fn check_binary(binary: &Binary, span: Span, text: &str) -> Parsed<()> {
         if op.is_set() && !matches!(binary.cardinality, Cardinality::OneToOne) {
             return error(span, format!("no grouping allowed for \"{symbol}\" operation"));
         }
+        if op.is_set() && binary.fill != [None, None] {
+            return error(span, "filling in missing series not allowed for set operators");
+        }
         return Ok(());
     }
     if !binary.matching.labels.is_empty() {
         return error(span, "vector matching only allowed between instant vectors");
+    }
+    if binary.fill != [None, None] {
+        return error(span, "filling in missing series only allowed between instant vectors");
     }
     if op.is_set() {
         return error(span, format!("set operator \"{symbol}\" not allowed in binary scalar expression"));

@@ -2,10 +2,20 @@
 
 use regex::{Regex, RegexBuilder};
 
-/// `pattern` anchored, or what is wrong with it.
-pub(super) fn anchored(pattern: &str) -> Result<Regex, String> {
+/// What one regular expression may take in memory, and what it may keep while it looks at text.
+const BYTES_MAX: usize = 10 << 20;
+const CACHE_BYTES_MAX: usize = 2 << 20;
+
+/// `pattern` anchored, or what is wrong with it. It is the `nth` of its expression, from 1: the first may take much, and all together not
+/// more than some 50 MiB, nor longer than that takes.
+pub(super) fn anchored(pattern: &str, nth: usize) -> Result<Regex, String> {
     let pattern = translate(pattern);
-    let build = |text: &str| RegexBuilder::new(text).dot_matches_new_line(true).build();
+    let bytes_max = BYTES_MAX / nth.max(1);
+    let build = |text: &str| {
+        let mut builder = RegexBuilder::new(text);
+        builder.size_limit(bytes_max).dfa_size_limit(CACHE_BYTES_MAX.min(4 * bytes_max));
+        builder.dot_matches_new_line(true).build()
+    };
     // Alone first: `a)|(b` must not slip out of the anchors.
     build(&pattern).and_then(|_| build(&format!("^(?:{pattern})$"))).map_err(|error| {
         let error = error.to_string();
@@ -99,7 +109,7 @@ mod tests {
 
     #[test]
     fn patterns_are_read_as_re2_reads_them() {
-        let is_match = |pattern: &str, text: &str| anchored(pattern).expect(pattern).is_match(text);
+        let is_match = |pattern: &str, text: &str| anchored(pattern, 1).expect(pattern).is_match(text);
         assert!(is_match("b{x}", "b{x}"));
         assert!(is_match("a{2,3}", "aaa") && !is_match("a{2,3}", "a"));
         assert!(is_match("\\d+", "12") && !is_match("\\d+", "\u{0661}"));
@@ -111,7 +121,7 @@ mod tests {
         assert!(is_match("\\x{61}\\p{Lu}", "aB"));
         assert!(is_match("a|b", "b") && !is_match("a|b", "ab"));
         for wrong in ["a)|(b", "(", "[a", "*"] {
-            assert!(anchored(wrong).is_err(), "{wrong}");
+            assert!(anchored(wrong, 1).is_err(), "{wrong}");
         }
     }
 }

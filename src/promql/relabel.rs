@@ -23,7 +23,7 @@ pub(super) fn replace(
     texts: &[&str],
 ) -> Result<Vec<StepSeries>, QueryError> {
     let [target, replacement, source, pattern] = texts else { return Ok(vector) };
-    let regex: Regex = anchored(pattern)
+    let regex: Regex = anchored(pattern, 1)
         .map_err(|_| QueryError::Execution(format!("invalid regular expression in label_replace(): {pattern}")))?;
     check_label(target, "destination", "label_replace")?;
     let references = replacement.matches('$').count();

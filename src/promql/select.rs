@@ -20,15 +20,18 @@ pub(super) fn for_each(
     source: &dyn Select,
     ladder: &Ladder,
     selection: &Selection,
+    look: &dyn Fn() -> Result<(), StoreError>,
     visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let Some((base, part)) = classic_part(&selection.matchers) else { return source.for_each(selection, visit) };
+    let Some((base, part)) = classic_part(&selection.matchers) else {
+        return source.for_each_while(selection, look, visit);
+    };
     let mut recorded: hashbrown::HashSet<Labels> = hashbrown::HashSet::new();
-    source.for_each(selection, &mut |series| {
+    source.for_each_while(selection, look, &mut |series| {
         recorded.insert(series.labels.clone());
         visit(series)
     })?;
-    for_each_derived(source, ladder, selection, base, part, &mut |series| {
+    for_each_derived(source, ladder, selection, base, part, look, &mut |series| {
         // Where both exist, the recorded series is the truth.
         if recorded.contains(&series.labels) { Ok(()) } else { visit(series) }
     })
@@ -41,16 +44,14 @@ pub(super) fn labels(
     selection: &Selection,
     deadline: &Deadline,
 ) -> Result<Vec<Labels>, QueryError> {
-    let mut found = source.labels(selection)?;
+    let look = || deadline.look().map_err(|_| StoreError::Stopped);
+    let ended = |error| deadline.look().err().unwrap_or(QueryError::from(error));
+    let mut found = source.labels_while(selection, &look).map_err(ended)?;
     let Some((base, part)) = classic_part(&selection.matchers) else { return Ok(found) };
-    let mut in_time = Ok(());
     // What has a count is a histogram.
     let of_base = Selection { matchers: matchers_of_base(selection, base), part: Part::Count, ..*selection };
-    let ended = source.for_each(&of_base, &mut |series| {
-        in_time = deadline.look();
-        if in_time.is_err() {
-            return Err(StoreError::Stopped);
-        }
+    let visited = source.for_each_while(&of_base, &look, &mut |series| {
+        look()?;
         let labels = renamed(&series.labels, base, part);
         if part == Part::Whole {
             found.extend(buckets(ladder, selection, &labels).1);
@@ -59,8 +60,7 @@ pub(super) fn labels(
         }
         Ok(())
     });
-    in_time?;
-    ended?;
+    visited.map_err(ended)?;
     Ok(found)
 }
 
@@ -100,10 +100,11 @@ fn for_each_derived(
     selection: &Selection,
     base: &str,
     part: Part,
+    look: &dyn Fn() -> Result<(), StoreError>,
     visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let matchers = matchers_of_base(selection, base);
-    source.for_each(&Selection { matchers, part, ..*selection }, &mut |series| {
+    source.for_each_while(&Selection { matchers, part, ..*selection }, look, &mut |series| {
         let labels = renamed(&series.labels, base, part);
         if part == Part::Whole {
             return for_each_bucket(ladder, selection, &labels, &series.samples, visit);

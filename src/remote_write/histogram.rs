@@ -98,9 +98,10 @@ fn value(h: &Histogram) -> Taken {
     if zero_count < 0.0 || count < 0.0 {
         return Err("histogram: a count is negative".to_owned());
     }
-    // A zero bucket of another width, with nothing in it, is the same histogram.
-    if h.zero_threshold != ZERO_THRESHOLD && zero_count != 0.0 {
-        return Err(format!("histogram: got zero threshold {:e}, want {ZERO_THRESHOLD:e}", h.zero_threshold));
+    // A zero bucket of another width, with nothing in it, is the same histogram; a narrower one (OpenTelemetry's is 1e-128, or 0) becomes
+    // as wide as ours.
+    if !(0.0..=ZERO_THRESHOLD).contains(&h.zero_threshold) && zero_count != 0.0 {
+        return Err(format!("histogram: got zero threshold {:e}, want at most {ZERO_THRESHOLD:e}", h.zero_threshold));
     }
     let buckets = positive.counts.len() + negative.counts.len();
     let histogram = ExponentialHistogram::from_parts(schema, zero_count, count, h.sum, positive, negative);

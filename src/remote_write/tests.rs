@@ -152,7 +152,9 @@ fn what_cannot_be_kept_is_refused_with_a_reason() {
         (|h| h.schema = -53, "custom buckets (schema -53) are not supported: series h at 5 ms"),
         (|h| h.schema = 9, "got schema 9, want -4 to 8"),
         (|h| h.schema = -5, "got schema -5"),
-        (|h| h.zero_threshold = 0.001, "got zero threshold 1e-3, want 2.938735877055719e-39"),
+        (|h| h.zero_threshold = 0.001, "got zero threshold 1e-3, want at most 2.938735877055719e-39"),
+        (|h| h.zero_threshold = f64::NAN, "got zero threshold NaN"),
+        (|h| h.zero_threshold = -1e-40, "got zero threshold -1e-40"),
         (|h| h.positive_deltas[2] = -3, "observation count is negative"),
         (|h| h.positive_deltas[0] = i64::MAX, "a count is too large"),
         (|h| h.positive_spans[0].length = 3, "spans need 4 buckets, have 3"),
@@ -171,6 +173,12 @@ fn what_cannot_be_kept_is_refused_with_a_reason() {
     }
     let empty_zero = Histogram { zero_threshold: 0.0, zero_count_int: None, count_int: Some(5), ..simple() };
     assert!(batches(&one(name(), vec![], vec![empty_zero])).remove(0).refused.is_empty());
+    // OpenTelemetry's, with something in it.
+    for zero_threshold in [0.0, 1e-128] {
+        let mut batch = batches(&one(name(), vec![], vec![Histogram { zero_threshold, ..simple() }])).remove(0);
+        let sample = batch.series.remove(0).samples.remove(0);
+        assert_eq!(sample.value.as_histogram().unwrap().zero_count(), 1.0, "{:?}", batch.refused);
+    }
 }
 
 #[test]

@@ -114,7 +114,7 @@ impl Day {
     /// What a crash left half done: a file that was being made goes; one that was salvaged, and whose damaged one is aside
     /// already, gets its name.
     pub(super) fn end_what_was_begun(dir: &Path) -> Result<(), StoreError> {
-        let at = |source| StoreError::Directory { path: dir.to_owned(), source };
+        let at = |source| StoreError::Directory { path: dir.to_owned(), error: source };
         for entry in std::fs::read_dir(dir).map_err(at)? {
             let path = entry.map_err(at)?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
@@ -206,8 +206,15 @@ impl Day {
         Ok(window)
     }
 
-    /// Removes windows: those that are not sealed yet as far as the head knows.
-    pub(super) fn remove(&self, numbers: &[u32]) -> Result<(), StoreError> {
+    /// Removes the windows that end beyond an entry of the log: those that are not sealed yet as far as the head knows.
+    pub(super) fn remove_beyond(&self, sealed: u64) -> Result<(), StoreError> {
+        let windows = self.windows()?;
+        let beyond = windows.iter().filter(|window| window.last_sequence > sealed);
+        let numbers: Vec<u32> = beyond.map(|window| window.number).collect();
+        if numbers.is_empty() { Ok(()) } else { self.remove(&numbers) }
+    }
+
+    fn remove(&self, numbers: &[u32]) -> Result<(), StoreError> {
         self.database.transaction(|| {
             let count = self.count()?.unwrap_or_default();
             for number in numbers {
@@ -347,7 +354,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// Gives a file that nobody has open its name; its journal is empty.
 fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
     remove_if_there(&with_suffix(from, "-journal"))?;
-    let at = |source| StoreError::Directory { path: to.to_owned(), source };
+    let at = |source| StoreError::Directory { path: to.to_owned(), error: source };
     std::fs::rename(from, to).map_err(at)?;
     // What is in the file may be nowhere else: its name must survive as well.
     std::fs::File::open(to.parent().unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()).map_err(at)
@@ -361,7 +368,7 @@ fn remove_with_journal(path: &Path) -> Result<(), StoreError> {
 fn remove_if_there(path: &Path) -> Result<(), StoreError> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(StoreError::Directory { path: path.to_owned(), source })
+            Err(StoreError::Directory { path: path.to_owned(), error: source })
         }
         _ => Ok(()),
     }

@@ -41,7 +41,7 @@ impl Database {
         // SQLite opens a file that may not be written for reading, without a word.
         if connection.is_readonly(rusqlite::MAIN_DB).map_err(|e| database.failed(e))? {
             let source = io::Error::from(io::ErrorKind::PermissionDenied);
-            return Err(StoreError::Directory { path: path.to_owned(), source });
+            return Err(StoreError::Directory { path: path.to_owned(), error: source });
         }
         let pragma =
             |name: &str, value: &str| connection.pragma_update(None, name, value).map_err(|e| database.failed(e));
@@ -98,7 +98,7 @@ impl Database {
 
     fn connect(path: &Path, flags: OpenFlags) -> Result<Self, StoreError> {
         let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-            .map_err(|source| StoreError::Database { path: path.to_owned(), source })?;
+            .map_err(|source| StoreError::Database { path: path.to_owned(), error: source })?;
         let database = Self { path: path.to_owned(), connection, read: None };
         database.connection.busy_timeout(BUSY_TIMEOUT).map_err(|e| database.failed(e))?;
         database.connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(|e| database.failed(e))?;
@@ -299,12 +299,12 @@ fn failed(path: &Path, source: rusqlite::Error) -> StoreError {
     if is_damage {
         return StoreError::Damaged { path, what: source.to_string() };
     }
-    StoreError::Database { path, source }
+    StoreError::Database { path, error: source }
 }
 
 /// Sets a damaged file aside, with what SQLite left beside it, under the first free name. Gives that name.
 pub(super) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
-    let at = |path: &Path, source| StoreError::Directory { path: path.to_owned(), source };
+    let at = |path: &Path, source| StoreError::Directory { path: path.to_owned(), error: source };
     let with = |suffix: &str| {
         let mut name = OsString::from(path);
         name.push(suffix);
@@ -328,7 +328,7 @@ pub(super) fn copy_while_used(path: &Path, target: &Path) -> Result<u64, StoreEr
     // A transaction that reads keeps writers from the file, though not from preparing what they will write.
     let reading = database.connection.unchecked_transaction().map_err(|e| database.failed(e))?;
     reading.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(|e| database.failed(e))?;
-    let at = |source| StoreError::Directory { path: target.to_owned(), source };
+    let at = |source| StoreError::Directory { path: target.to_owned(), error: source };
     let bytes = std::fs::copy(path, target).map_err(at)?;
     std::fs::File::open(target).and_then(|file| file.sync_all()).map_err(at)?;
     Ok(bytes)

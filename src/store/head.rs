@@ -95,6 +95,8 @@ pub(super) struct Head {
     pub(super) state: State,
     series: RoaringBitmap,
     levels: RoaringBitmap,
+    /// What a commit that failed was to remove. It may be gone: what fails last, after the commit, is a sync.
+    perhaps_gone: Vec<u32>,
 }
 
 impl Head {
@@ -106,8 +108,8 @@ impl Head {
         let path = dir.join(FILE);
         let is_new = !path.exists();
         let database = Database::open(&path, &schema(&TABLES))?;
-        let mut head =
-            Self { database, state: State::default(), series: RoaringBitmap::new(), levels: RoaringBitmap::new() };
+        let (series, levels) = (RoaringBitmap::new(), RoaringBitmap::new());
+        let mut head = Self { database, state: State::default(), series, levels, perhaps_gone: Vec::new() };
         let mut loaded = Loaded::default();
         let state = match head.database.row(Table::State, STATE)? {
             Some(content) => take_state(&content).ok_or_else(|| head.damaged("its state"))?,
@@ -189,19 +191,35 @@ impl Head {
         commit: &Commit<'_>,
         rows: impl Iterator<Item = (u32, SeriesRow)>,
     ) -> Result<(), StoreError> {
+        let gone: Vec<u32> = self.perhaps_gone.iter().chain(commit.gone).copied().collect();
+        let done = self.commit_all(commit, &gone, rows);
+        self.perhaps_gone = if done.is_ok() { Vec::new() } else { gone };
+        done
+    }
+
+    fn commit_all(
+        &mut self,
+        commit: &Commit<'_>,
+        gone: &[u32],
+        rows: impl Iterator<Item = (u32, SeriesRow)>,
+    ) -> Result<(), StoreError> {
         let mut state = self.state.clone();
         let mut series = self.series.clone();
-        let mut levels: RoaringBitmap = commit.levels.iter().map(|(id, _)| *id).collect();
-        levels |= &self.levels;
-        for id in commit.gone {
+        let mut levels = self.levels.clone();
+        for id in gone {
             series.remove(*id);
             levels.remove(*id);
         }
+        levels.extend(commit.levels.iter().map(|(id, _)| *id));
         state.next_id = state.next_id.max(commit.next_id);
         state.sealed = state.sealed.max(commit.sealed.unwrap_or_default());
         state.last = state.last.max(state.sealed) + u64::from(commit.log.is_some());
         state.levels = levels.len();
         self.database.transaction(|| {
+            for id in gone {
+                self.delete("DELETE FROM series WHERE key = ?1", i64::from(*id))?;
+                self.delete("DELETE FROM levels WHERE key = ?1", i64::from(*id))?;
+            }
             for (id, row) in rows {
                 self.database.put(Table::Series, i64::from(id), |out| put_series(out, &row))?;
                 series.insert(id);
@@ -209,10 +227,6 @@ impl Head {
             state.series = series.len();
             for (id, row) in &commit.levels {
                 self.database.put(Table::Levels, i64::from(*id), |out| put_level(out, row))?;
-            }
-            for id in commit.gone {
-                self.delete("DELETE FROM series WHERE key = ?1", i64::from(*id))?;
-                self.delete("DELETE FROM levels WHERE key = ?1", i64::from(*id))?;
             }
             // What is sealed is passed over whether or not it is still there.
             let oldest = "SELECT ifnull(min(key), 0) FROM log";
@@ -240,6 +254,15 @@ impl Head {
     fn delete(&self, text: &str, key: i64) -> Result<(), StoreError> {
         let done = self.database.connection().prepare_cached(text).and_then(|mut delete| delete.execute([key]));
         done.map(|_| ()).map_err(|e| self.database.failed(e))
+    }
+
+    /// The last entry of the log of a head that nobody has open, `None` if its state cannot be read.
+    pub(super) fn last(dir: &Path) -> Result<Option<u64>, StoreError> {
+        match Database::open_to_read(&dir.join(FILE))?.row(Table::State, STATE) {
+            Ok(content) => Ok(content.and_then(|content| take_state(&content)).map(|state| state.last)),
+            Err(StoreError::Damaged { .. }) => Ok(None),
+            Err(other) => Err(other),
+        }
     }
 
     /// The sequence of the next entry of the log.

@@ -265,3 +265,122 @@ fn what_the_fuzzer_found_stays_right() {
     assert!(seeds.len() > 9);
     seeds.iter().for_each(|seed| read_anything(&std::fs::read(seed).unwrap()));
 }
+
+/// The head is copied first. What was sealed before the last day's turn came went beyond it, and the copy was taken for one whose head is
+/// damaged.
+#[test]
+fn a_backup_is_the_store_as_it_was_when_its_head_was_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(0.0))])).unwrap();
+    run(&mut store, 600_000, 3 * SLOT_MS);
+    store.seal_now();
+    run(&mut store, 3 * SLOT_MS, 4 * SLOT_MS);
+    let before = floats(&select(&store, "m1", 0, DAY_MS));
+    let copy = tempfile::tempdir().unwrap();
+    let mut copied = Vec::new();
+    backup(dir.path(), copy.path(), |path, _| {
+        if path.ends_with("head.db") {
+            run(&mut store, 4 * SLOT_MS, 6 * SLOT_MS);
+            store.seal_now();
+        }
+        copied.push(path.to_owned());
+    })
+    .unwrap();
+    assert_eq!(copied.len(), 2, "{copied:?}");
+    let (copy_of, _) = Store::open(copy.path()).unwrap();
+    assert_eq!(floats(&select(&copy_of, "m1", 0, DAY_MS)), before);
+    assert_eq!(copy_of.damaged_files(), 0);
+    assert_eq!(names(copy.path()), ["1970-01-01.db", "head.db"]);
+}
+
+/// Regular expressions over very many series, and series without samples: nobody asked whether the query was over, and while expressions were
+/// tried a tick with new series waited.
+#[test]
+fn whoever_looks_for_series_is_asked_all_the_time_whether_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    let all = (1..=300).map(|id| started(id, MetricKind::Gauge, 0)).collect();
+    store.append(&tick(10, all, (1..=300).map(|id| (id, Value::Float(1.0))).collect())).unwrap();
+    let reader = store.reader();
+    let regex = Matcher { name: "model".to_owned(), op: MatchOp::Regex(Regex::new("^(?:v.)$").unwrap()) };
+    for (matchers, start_ms) in [(vec![regex], 0), (vec![Matcher::equal("model", "v1")], 1000)] {
+        let selection = Selection {
+            matchers,
+            start_ms,
+            end_ms: start_ms + 100,
+            repeats: true,
+            part: Part::Whole,
+            samples_max: 1000,
+        };
+        let looks = std::cell::Cell::new(0);
+        let mut visits = 0;
+        let mut visit = |_| {
+            visits += 1;
+            Ok(())
+        };
+        let look = || {
+            assert!(reader.shared.index.try_write().is_some(), "nobody waits for the index meanwhile");
+            looks.set(looks.get() + 1);
+            if looks.get() > 3 { Err(StoreError::Stopped) } else { Ok(()) }
+        };
+        assert!(matches!(reader.for_each_while(&selection, &look, &mut visit), Err(StoreError::Stopped)));
+        assert_eq!((looks.get(), visits), (4, 0));
+        looks.set(-1000);
+        assert!(reader.for_each_while(&selection, &look, &mut |_| Ok(())).is_ok());
+        assert!(reader.labels_while(&selection, &look).is_ok());
+    }
+}
+
+/// The sum of a histogram may be NaN; a sender that did not hear that it was stored was told of a duplicate.
+#[test]
+fn what_is_written_again_is_the_same_also_if_it_is_nan() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    let histogram = |count| {
+        let buckets = crate::model::BucketSpan { offset: 1, counts: vec![count] };
+        let none = crate::model::BucketSpan::default();
+        let h = crate::model::ExponentialHistogram::from_parts(3, 0.0, count, f64::NAN, buckets, none).unwrap();
+        Value::Histogram(std::sync::Arc::new(h))
+    };
+    let mut write = |name, value: Value| {
+        let samples = vec![Sample { timestamp_ms: 10, value }];
+        let written = store.write(&[WrittenSeries { labels: labels(name), samples }], 0).unwrap();
+        (written.stored, written.refused)
+    };
+    assert_eq!(write("float", Value::Float(f64::NAN)), (1, 0));
+    assert_eq!(write("float", Value::Float(f64::NAN)), (0, 0));
+    assert_eq!(write("histogram", histogram(1.0)), (1, 0));
+    assert_eq!(write("histogram", histogram(1.0)), (0, 0));
+    assert_eq!(write("histogram", histogram(2.0)), (0, 1));
+}
+
+/// Samples of very many days are sealed for minutes: whoever stopped the collector waited for all of that, and the start after it removed
+/// what had been done, day by day.
+#[test]
+fn a_store_closes_in_the_middle_of_what_it_seals_and_goes_on_when_it_is_opened() {
+    const DAYS: i64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    let samples: Vec<(i64, f64)> = (0..DAYS).map(|day| (day * DAY_MS + 5, day as f64)).collect();
+    store.write(&[written("w", &samples)], 0).unwrap();
+    let first = tick(DAYS * DAY_MS, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))]);
+    store.append(&first).unwrap();
+    let until = std::time::Instant::now() + Duration::from_secs(60);
+    while names(dir.path()).len() < 4 {
+        assert!(std::time::Instant::now() < until, "nothing is sealed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(store);
+    assert!(names(dir.path()).len() < DAYS as usize, "it ends before all is done");
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    assert_eq!(floats(&select(&store, "w", 0, i64::MAX)), samples);
+    store.seal_now();
+    assert_eq!(floats(&select(&store, "w", 0, i64::MAX)), samples);
+    // The head learns of it with the next ticks.
+    (1..4).for_each(|n| store.append(&tick(DAYS * DAY_MS + n, vec![], vec![])).unwrap());
+    drop(store);
+    let (store, _) = Store::open(dir.path()).unwrap();
+    assert_eq!(floats(&select(&store, "w", 0, i64::MAX)), samples);
+    assert_eq!((store.damaged_files(), names(dir.path()).len()), (0, DAYS as usize + 2));
+}

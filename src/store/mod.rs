@@ -161,6 +161,18 @@ pub trait Select: Send + Sync {
         visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
     ) -> Result<(), StoreError>;
 
+    /// As [`Select::for_each`]; `look` is asked again and again while series are looked for and read, and an error of it ends that. A
+    /// store that takes long before it visits the first one does better than this.
+    fn for_each_while(
+        &self,
+        selection: &Selection,
+        look: &dyn Fn() -> Result<(), StoreError>,
+        visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        look()?;
+        self.for_each(selection, visit)
+    }
+
     /// All that [`Select::for_each`] visits, at once: at most `samples_max` samples together.
     fn select(&self, selection: &Selection) -> Result<Vec<SelectedSeries>, StoreError> {
         let (mut selected, mut left) = (Vec::new(), selection.samples_max);
@@ -176,6 +188,16 @@ pub trait Select: Send + Sync {
     /// than this.
     fn labels(&self, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
         Ok(self.select(selection)?.into_iter().map(|series| series.labels).collect())
+    }
+
+    /// As [`Select::labels`], and `look` as in [`Select::for_each_while`].
+    fn labels_while(
+        &self,
+        selection: &Selection,
+        look: &dyn Fn() -> Result<(), StoreError>,
+    ) -> Result<Vec<Labels>, StoreError> {
+        look()?;
+        self.labels(selection)
     }
 }
 
@@ -292,12 +314,12 @@ pub enum StoreError {
     #[error("query processing would load too many samples into memory: more than {0}")]
     TooManySamples(usize),
     /// The data directory, or its lock, cannot be made or opened.
-    #[error("data directory: cannot write {}: {source}; choose another with --data-dir DIR", path.display())]
+    #[error("data directory: cannot write {}: {error}; choose another with --data-dir DIR", path.display())]
     Directory {
         /// What could not be made or opened.
         path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
+        /// What the operating system said: a part of the message, so that a chain of errors does not say it twice.
+        error: io::Error,
     },
     /// Whoever is visited series by series wants no more of them; why is theirs to say.
     #[error("the visit of the series ended early")]
@@ -309,12 +331,12 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// SQLite failed.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Database {
         /// The database.
         path: PathBuf,
-        /// What SQLite said.
-        source: rusqlite::Error,
+        /// What SQLite said, as above.
+        error: rusqlite::Error,
     },
     /// A database that some other program made.
     #[error("{}: this database is not ours; nothing was changed. Choose another directory with --data-dir DIR", path.display())]

@@ -9,7 +9,7 @@ use roaring::RoaringBitmap;
 use super::day::{Day, Summaries};
 use super::shared::{Index, Shared};
 use super::window::{OpenWindow, SealedWindow, Windows, day_of};
-use super::{MatchOp, Part, Select, SelectedSeries, Selection, StoreError};
+use super::{MatchOp, Matcher, Part, Select, SelectedSeries, Selection, StoreError};
 use crate::model::{Labels, METRIC_NAME, Sample, Value};
 
 /// So many series, or so many samples, are read before they are visited, and the files are free in between.
@@ -31,19 +31,37 @@ struct Group {
 }
 
 impl Reader {
-    fn matching(&self, selection: &Selection) -> Vec<Group> {
+    fn matching(
+        &self,
+        selection: &Selection,
+        look: &dyn Fn() -> Result<(), StoreError>,
+    ) -> Result<Vec<Group>, StoreError> {
         let index = self.shared.index.read();
         let name = selection.matchers.iter().find_map(|matcher| match &matcher.op {
             MatchOp::Equal(name) if matcher.name == METRIC_NAME => Some(name),
             _ => None,
         });
+        // A regular expression may take long, and a tick that brings new series waits for the index.
+        let (slow, quick): (Vec<&Matcher>, Vec<&Matcher>) =
+            selection.matchers.iter().partition(|m| matches!(m.op, MatchOp::Regex(_) | MatchOp::NotRegex(_)));
         let mut matching: Vec<(Labels, u32)> = match name {
             Some(name) => {
-                index.by_name.get(name).into_iter().flatten().filter_map(|id| pair(&index, *id, selection)).collect()
+                index.by_name.get(name).into_iter().flatten().filter_map(|id| pair(&index, *id, &quick)).collect()
             }
-            None => index.series.keys().filter_map(|id| pair(&index, *id, selection)).collect(),
+            None => index.series.keys().filter_map(|id| pair(&index, *id, &quick)).collect(),
         };
         drop(index);
+        if !slow.is_empty() {
+            let mut is_ended = Ok(());
+            let mut is_first = (0..SERIES_AT_ONCE).cycle().map(|at| at == 0);
+            matching.retain(|(labels, _)| {
+                if is_first.next().unwrap_or_default() && is_ended.is_ok() {
+                    is_ended = look();
+                }
+                is_ended.is_ok() && slow.iter().all(|matcher| matcher.matches(labels))
+            });
+            is_ended?;
+        }
         matching.sort_unstable();
         let mut groups: Vec<Group> = Vec::with_capacity(matching.len());
         for (labels, id) in matching {
@@ -52,7 +70,7 @@ impl Reader {
                 _ => groups.push(Group { labels, ids: vec![id] }),
             }
         }
-        groups
+        Ok(groups)
     }
 
     fn snapshot(&self, groups: &[Group], selection: &Selection) -> Snapshot {
@@ -62,16 +80,20 @@ impl Reader {
     }
 }
 
-fn pair(index: &Index, id: u32, selection: &Selection) -> Option<(Labels, u32)> {
+fn pair(index: &Index, id: u32, matchers: &[&Matcher]) -> Option<(Labels, u32)> {
     let labels = &index.series.get(&id)?.labels;
-    selection.matchers.iter().all(|matcher| matcher.matches(labels)).then(|| (labels.clone(), id))
+    matchers.iter().all(|matcher| matcher.matches(labels)).then(|| (labels.clone(), id))
 }
 
 impl Select for Reader {
     /// Of the series of which a window tells that they were there: no sample is read, so that one counts for all of the two hours in
     /// which it began or ended.
-    fn labels(&self, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
-        let groups = self.matching(selection);
+    fn labels_while(
+        &self,
+        selection: &Selection,
+        look: &dyn Fn() -> Result<(), StoreError>,
+    ) -> Result<Vec<Labels>, StoreError> {
+        let groups = self.matching(selection, look)?;
         let chunks = Chunks::of(&self.shared.windows.read(), &groups, selection);
         let index = self.shared.index.read();
         let is_ended = |id: u32| index.series.get(&id).is_none_or(|known| known.is_ended);
@@ -79,19 +101,36 @@ impl Select for Reader {
         Ok(groups.into_iter().filter(was_there).map(|group| group.labels).collect())
     }
 
+    fn labels(&self, selection: &Selection) -> Result<Vec<Labels>, StoreError> {
+        self.labels_while(selection, &|| Ok(()))
+    }
+
     fn for_each(
         &self,
         selection: &Selection,
         visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let groups = self.matching(selection);
+        self.for_each_while(selection, &|| Ok(()), visit)
+    }
+
+    fn for_each_while(
+        &self,
+        selection: &Selection,
+        look: &dyn Fn() -> Result<(), StoreError>,
+        visit: &mut dyn FnMut(SelectedSeries) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let groups = self.matching(selection, look)?;
         if groups.is_empty() {
             return Ok(());
         }
         let mut files = Files::new(&self.shared);
         let mut snapshot = self.snapshot(&groups, selection);
         let (mut read, mut held, mut mends) = (Vec::new(), 0, 0);
-        for group in &groups {
+        for (at, group) in groups.iter().enumerate() {
+            // Of very many series there may be no sample in the time asked for, and then nobody is visited.
+            if at % SERIES_AT_ONCE == 0 {
+                look()?;
+            }
             let samples = loop {
                 match snapshot.samples(&mut files, &group.ids, selection) {
                     Err(StoreError::Damaged { what, .. }) if files.last.is_some() && mends < MENDS_MAX => {

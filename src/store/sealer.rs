@@ -94,6 +94,10 @@ fn seal(shared: &Shared, job: &Job, is_closed: &AtomicBool) -> Option<Vec<Level>
         levels.extend(of_window);
         let mut sealed = Vec::new();
         for part in &parts {
+            // Of samples that were written there may be a part for each day of a century.
+            if is_closed.load(Ordering::Relaxed) {
+                return None;
+            }
             loop {
                 match append(shared, part) {
                     Ok(window) => {
@@ -133,6 +137,7 @@ fn append(shared: &Shared, part: &Sealable) -> Result<SealedWindow, StoreError> 
     let day = part.window.day;
     let write = || {
         let file = Day::open(&shared.dir, day)?;
+        shared.remove_unsealed(&file)?;
         file.append(&part.window, &part.chunks, |id| shared.row(id))
     };
     match write() {

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::day::{Day, Summaries, path_of};
 use super::head::SeriesRow;
-use super::window::Windows;
+use super::window::{SealedWindow, Windows};
 use super::{Part, StoreError};
 use crate::model::{ByLabels, Labels, MetricKind};
 
@@ -103,6 +103,8 @@ pub(super) struct Shared {
     pub(super) windows: RwLock<Windows>,
     /// Held by whoever changes a file of a day.
     writing: Mutex<()>,
+    /// Days whose files hold windows beyond this entry of the log, which the log brings again: what a crash left.
+    unsealed: Mutex<BTreeMap<i64, u64>>,
     /// Connections to files of days that nobody uses just now.
     idle: Mutex<BTreeMap<i64, Vec<Day>>>,
     /// Summaries that were asked for lately: `cortex get` asks for the same ones again and again.
@@ -122,6 +124,7 @@ impl Shared {
             index: RwLock::default(),
             windows: RwLock::default(),
             writing: Mutex::default(),
+            unsealed: Mutex::default(),
             idle: Mutex::default(),
             summaries: Mutex::default(),
             forgotten: AtomicU64::new(0),
@@ -183,6 +186,28 @@ impl Shared {
         self.summaries.lock().retain(|(of, _), _| *of != day);
     }
 
+    /// The windows of a day that are in its file for good.
+    pub(super) fn windows_of(&self, file: &Day) -> Result<Vec<SealedWindow>, StoreError> {
+        let mut windows = file.windows()?;
+        if let Some(sealed) = self.unsealed.lock().get(&file.day()) {
+            windows.retain(|window| window.last_sequence <= *sealed);
+        }
+        Ok(windows)
+    }
+
+    /// The windows of a day beyond `sealed` are not read, and removed before others are appended.
+    pub(super) fn pass_over(&self, day: i64, sealed: u64) {
+        self.unsealed.lock().insert(day, sealed);
+    }
+
+    /// Removes what [`Shared::pass_over`] told of.
+    pub(super) fn remove_unsealed(&self, file: &Day) -> Result<(), StoreError> {
+        let Some(sealed) = self.unsealed.lock().get(&file.day()).copied() else { return Ok(()) };
+        file.remove_beyond(sealed)?;
+        self.unsealed.lock().remove(&file.day());
+        Ok(())
+    }
+
     pub(super) fn row(&self, id: u32) -> Option<SeriesRow> {
         self.index.read().series.get(&id).map(Known::row)
     }
@@ -200,7 +225,7 @@ impl Shared {
             what,
             "a file of the store is damaged: it is set aside, what can be read of it is kept"
         );
-        let windows = Day::open(&self.dir, day)?.windows()?;
+        let windows = self.windows_of(&Day::open(&self.dir, day)?)?;
         self.windows.write().replace_day(day, windows);
         Ok(())
     }
@@ -217,7 +242,7 @@ impl Shared {
             Err(StoreError::Damaged { .. }) => self.salvage(day, what),
             // Another reader was faster, or somebody put another file there.
             Ok(()) => {
-                let windows = Day::open(&self.dir, day)?.windows()?;
+                let windows = self.windows_of(&Day::open(&self.dir, day)?)?;
                 self.windows.write().replace_day(day, windows);
                 Ok(())
             }

@@ -95,7 +95,7 @@ impl Store {
     pub fn open(dir: &Path) -> Result<(Self, Restored), StoreError> {
         let at = |path: &Path| {
             let path = path.to_owned();
-            move |source| StoreError::Directory { path, source }
+            move |source| StoreError::Directory { path, error: source }
         };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
         let lock = lock(dir)?;
@@ -131,7 +131,7 @@ impl Store {
         }
         let head = match (head, damage) {
             (Some(head), None) => {
-                remove_unsealed(&shared, loaded.state.sealed)?;
+                pass_over_unsealed(&shared, loaded.state.sealed);
                 head
             }
             (damaged, what) => {
@@ -517,7 +517,7 @@ impl Store {
                 self.shared.forget_day(file.day);
                 removed.insert(file.day);
             }
-            let at = |source| StoreError::Directory { path: file.path.clone(), source };
+            let at = |source| StoreError::Directory { path: file.path.clone(), error: source };
             std::fs::remove_file(&file.path).map_err(at)?;
             // What SQLite keeps beside it: empty, or of no use without it.
             let mut journal = file.path.clone().into_os_string();
@@ -669,10 +669,10 @@ impl Live {
 fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let lock = open.map_err(|source| StoreError::Directory { path: path.clone(), source })?;
+    let lock = open.map_err(|source| StoreError::Directory { path: path.clone(), error: source })?;
     lock.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => StoreError::Locked { path: dir.to_owned() },
-        TryLockError::Error(source) => StoreError::Directory { path, source },
+        TryLockError::Error(source) => StoreError::Directory { path, error: source },
     })?;
     Ok(lock)
 }
@@ -894,22 +894,13 @@ fn open_days(shared: &Shared) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes what the head does not know to be sealed: it is still in the log, all of it, and is sealed again.
-fn remove_unsealed(shared: &Shared, sealed: u64) -> Result<(), StoreError> {
-    let _writing = shared.writing();
-    let mut by_day: BTreeMap<i64, Vec<SealedWindow>> = BTreeMap::new();
-    for window in &shared.windows.read().sealed {
-        by_day.entry(window.day).or_default().push(SealedWindow::clone(window));
-    }
-    for (day, mut windows) in by_day {
-        let again: Vec<u32> = windows.iter().filter(|w| w.last_sequence > sealed).map(|w| w.number).collect();
-        if !again.is_empty() {
-            Day::open(&shared.dir, day)?.remove(&again)?;
-            windows.retain(|window| !again.contains(&window.number));
-            shared.windows.write().replace_day(day, windows);
-        }
-    }
-    Ok(())
+/// Passes over windows in the files of days that the head does not know to be sealed: they are still in the log, all of them, and the
+/// sealer puts them there again, in place of these. So a start writes nothing: the disk may be full.
+fn pass_over_unsealed(shared: &Shared, sealed: u64) {
+    let mut windows = shared.windows.write();
+    let is_unsealed = |window: &Arc<SealedWindow>| window.last_sequence > sealed;
+    windows.sealed.iter().filter(|window| is_unsealed(window)).for_each(|window| shared.pass_over(window.day, sealed));
+    windows.sealed.retain(|window| !is_unsealed(window));
 }
 
 /// A file of a day in the data directory.
@@ -923,7 +914,7 @@ struct DayFile {
 }
 
 fn files_of_days(dir: &Path) -> Result<Vec<DayFile>, StoreError> {
-    let at = |source| StoreError::Directory { path: dir.to_owned(), source };
+    let at = |source| StoreError::Directory { path: dir.to_owned(), error: source };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(at)? {
         let entry = entry.map_err(at)?;
@@ -950,9 +941,14 @@ fn number_of(id: SeriesId) -> Result<u32, StoreError> {
     if id.0 < FIRST_WRITTEN { Ok(id.0) } else { Err(StoreError::TooManySeries) }
 }
 
+/// Whether a sample that comes again is the same one, NaN among them.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Float(a), Value::Float(b)) => a.to_bits() == b.to_bits(),
+        (Value::Histogram(a), Value::Histogram(b)) if a.sum().is_nan() && b.sum().is_nan() => {
+            let parts = |h: &ExponentialHistogram| (h.schema(), h.zero_count(), h.count());
+            parts(a) == parts(b) && a.positive() == b.positive() && a.negative() == b.negative()
+        }
         _ => a == b,
     }
 }
@@ -974,27 +970,37 @@ fn start_value(kind: MetricKind) -> Option<Value> {
 pub fn backup(dir: &Path, target: &Path, mut told: impl FnMut(&Path, u64)) -> Result<(), StoreError> {
     let at = |path: &Path| {
         let path = path.to_owned();
-        move |source| StoreError::Directory { path, source }
+        move |source| StoreError::Directory { path, error: source }
     };
     let head = dir.join("head.db");
     std::fs::metadata(&head).map_err(at(&head))?;
     DirBuilder::new().recursive(true).mode(0o700).create(target).map_err(at(target))?;
     if std::fs::read_dir(target).map_err(at(target))?.next().is_some() {
         let source = std::io::Error::from(std::io::ErrorKind::DirectoryNotEmpty);
-        return Err(StoreError::Directory { path: target.to_owned(), source });
+        return Err(StoreError::Directory { path: target.to_owned(), error: source });
     }
     let mut copy = |path: &Path| {
-        let name = path.file_name().unwrap_or_default();
-        let bytes = super::file::copy_while_used(path, &target.join(name))?;
+        let copy = target.join(path.file_name().unwrap_or_default());
+        let bytes = super::file::copy_while_used(path, &copy)?;
         told(path, bytes);
         Ok(())
     };
     copy(&head)?;
+    let last = Head::last(target)?;
     for file in files_of_days(dir)?.into_iter().filter(|file| !file.is_aside) {
         match copy(&path_of(dir, file.day)) {
             // The retention took it.
             Err(_) if !file.path.exists() => {}
-            other => other?,
+            // What was sealed meanwhile may go beyond the copy of the head, which would look as if that were an old one.
+            done => {
+                done?;
+                let cut = last.map(|last| Day::open(target, file.day)?.remove_beyond(last));
+                match cut {
+                    // Whoever starts with the copy finds what the collector itself will find.
+                    None | Some(Ok(()) | Err(StoreError::Damaged { .. })) => {}
+                    Some(Err(other)) => return Err(other),
+                }
+            }
         }
     }
     Ok(())

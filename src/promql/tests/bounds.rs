@@ -50,6 +50,22 @@ fn labels_that_a_query_makes_are_bounded() {
     assert!(refused(&format!("label_join(x, \"l\", \"{long}\", \"i\", \"i\")")));
 }
 
+/// 127 of them were each within the bound of one: 11 seconds and 500 MiB, whatever the timeout.
+#[test]
+fn regular_expressions_of_a_query_are_bounded_together() {
+    let engine = requests();
+    let query = |count: usize, pattern: &str| {
+        let matchers: Vec<String> = (0..count).map(|i| format!("api=~\"{pattern}|{i}\"")).collect();
+        engine.instant(&format!("req{{{}}}", matchers.join(",")), 60_000)
+    };
+    let large = "(a{1,100}){1,100}";
+    assert!(query(1, large).is_ok());
+    assert!(query(64, large).expect_err("too much").to_string().contains("exceeds size limit"));
+    assert!(query(127, "[a-z]+(-[0-9]+)*").is_ok());
+    let many: Vec<String> = (0..4000).map(|i| format!("model-{i}")).collect();
+    assert!(query(1, &many.join("|")).is_ok());
+}
+
 #[test]
 fn a_query_that_nobody_waits_for_ends() {
     let gone = QueryOptions { is_gone: Arc::new(true.into()), ..QueryOptions::default() };

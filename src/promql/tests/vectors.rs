@@ -178,3 +178,50 @@ fn topk_of_nothing_is_nothing_but_a_k_that_is_no_number_is_an_error() {
     assert_eq!(error(&engine, "bottomk(1e300, req)").split_once(' ').map(|(word, _)| word), Some("Scalar"));
     assert!(ask(&engine, "topk(scalar(no) * 0 > bool 1, req)", 60).is_empty());
 }
+
+#[test]
+fn a_side_without_a_series_is_filled() {
+    let engine = Memory::default()
+        .floats(&[("__name__", "l"), ("x", "a")], &[10.0])
+        .floats(&[("__name__", "l"), ("x", "b")], &[20.0])
+        .floats(&[("__name__", "r"), ("x", "a")], &[100.0])
+        .floats(&[("__name__", "r"), ("x", "c")], &[300.0])
+        .floats(&[("__name__", "many"), ("x", "a"), ("y", "1")], &[1.0])
+        .floats(&[("__name__", "many"), ("x", "d"), ("y", "2")], &[2.0])
+        .floats(&[("__name__", "fill"), ("x", "a")], &[7.0])
+        .engine();
+    let sorted = |expression: &str| {
+        let mut lines = ask(&engine, expression, 0);
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted("l + fill(0) r"), [r#"{x="a"} 110"#, r#"{x="b"} 20"#, r#"{x="c"} 300"#]);
+    assert_eq!(sorted("l - fill_left(5) r"), [r#"{x="a"} -90"#, r#"{x="c"} -295"#]);
+    assert_eq!(sorted("l - fill_right(-1) r"), [r#"{x="a"} -90"#, r#"{x="b"} 21"#]);
+    assert_eq!(
+        sorted("l - fill_right(1) fill_left(2) r"),
+        [r#"{x="a"} -90"#, r#"{x="b"} 19"#, r#"{x="c"} -298"#]
+    );
+    assert_eq!(
+        sorted("r * on (x) group_right fill_left(3) many"),
+        [r#"{x="a", y="1"} 100"#, r#"{x="d", y="2"} 6"#]
+    );
+    assert_eq!(
+        sorted("many + on (x) group_left fill_left(0) r"),
+        [r#"{x="a", y="1"} 101"#, r#"{x="c"} 300"#]
+    );
+    assert_eq!(sorted("no + fill(1) l"), [r#"{x="a"} 11"#, r#"{x="b"} 21"#]);
+    assert!(sorted("no + fill_right(1) l").is_empty());
+    assert_eq!(sorted("l == fill(20) r"), [r#"l{x="b"} 20"#]);
+    // A metric may have the name.
+    assert_eq!(sorted("l + fill"), [r#"{x="a"} 17"#]);
+    for (wrong, why) in [
+        ("l + fill(0) 1", "only allowed between instant vectors"),
+        ("l and fill(0) r", "not allowed for set operators"),
+        ("l + fill() r", "in fill modifier, expected number"),
+        ("l + fill(0) fill(1) r", "unknown function with name \"fill\""),
+    ] {
+        let error = engine.instant(wrong, 0).expect_err(wrong).to_string();
+        assert!(error.contains(why), "{wrong}: {error}");
+    }
+}
