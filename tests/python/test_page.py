@@ -28,7 +28,9 @@ def npm() -> str:
     """The program, with what the page is built with; `make test` has seen to that where it could."""
     program = shutil.which("npm")
     if program is None or not (DASHBOARD / "node_modules" / ".installed").exists():
-        reason = "npm is missing: make node" if program is None else "the page's tools are missing: make dashboard-tools"
+        reason = (
+            "npm is missing: make node" if program is None else "the page's tools are missing: make dashboard-tools"
+        )
         assert os.environ.get("CI") != "true", reason
         pytest.skip(reason)
     return program
