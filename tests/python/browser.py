@@ -154,12 +154,12 @@ class Page:
         return dict(found)
 
     def drawn(self, title: str) -> Drawn:
-        """What a panel has drawn, by its table; a gap is not there."""
+        """What a panel has drawn, by its table, in the order of time; a gap is not there."""
         found = self.evaluate(READ, title)
         assert found is not None, f"no panel {title} among {list(self.panels())}"
         assert found["state"] in ("drawn", "empty"), (title, found["state"])
         lines: Drawn = {name: {} for name in found["names"]}
-        for time, values in found["rows"]:
+        for time, values in sorted(found["rows"]):
             for name, value in zip(found["names"], values, strict=True):
                 if value != "":
                     lines[name][time] = float(value)
@@ -202,3 +202,8 @@ class Page:
         self.evaluate("() => { document.body.dataset.ready = 'not yet'; }")
         self.call(method, *args)
         self.ready()
+
+    def refreshed(self) -> bool:
+        """Asks anew for all that is shown."""
+        self.act("click", '[data-control="refresh-now"]')
+        return True
