@@ -92,6 +92,11 @@ export class HeatmapPlot {
     return at >= 0 && at < this.data.grid.bands.length ? at : null;
   }
 
+  /** Draws the marks anew. */
+  redraw(): void {
+    this.plot?.redraw(false);
+  }
+
   key(key: string): boolean {
     return this.plot !== null && moveCursor(this.plot, key);
   }

@@ -80,6 +80,11 @@ export class LinePlot {
     return [low - margin, high + margin];
   }
 
+  /** Draws the marks anew. */
+  redraw(): void {
+    this.plot?.redraw(false);
+  }
+
   key(key: string): boolean {
     return this.plot !== null && moveCursor(this.plot, key);
   }

@@ -3,6 +3,7 @@
 import type { Frame } from "./panel.ts";
 import { Panel } from "./panel.ts";
 import type { PanelSpec } from "./panel.ts";
+import type { Mark } from "./plot.ts";
 import type { Route } from "./route.ts";
 import { linkTo, linkWith } from "./route.ts";
 import { COLUMNS, POINTS, POINTS_WIDE, spanOf, windowOf, zoomTo } from "./time.ts";
@@ -110,6 +111,11 @@ export class Panels {
         return one.panel.load(one.window, edges(load), load.signal);
       });
     await Promise.all(loading);
+  }
+
+  /** Shows these moments in all panels. */
+  mark(marks: Mark[]): void {
+    for (const { panel } of this.panels) panel.mark(marks);
   }
 
   redraw(): void {

@@ -8,6 +8,7 @@ import type { Unit } from "./format.ts";
 import { HeatmapPlot } from "./heatmap.ts";
 import { LinePlot } from "./lines.ts";
 import type { Line, Value } from "./lines.ts";
+import type { Mark } from "./plot.ts";
 import * as prom from "./prom.ts";
 import type { Histogram, Labels, RangeSeries } from "./prom.ts";
 import { lineColor, lineDash, rampColor, theme } from "./theme.ts";
@@ -72,6 +73,7 @@ export class Panel {
   private lines: Line[] = [];
   private grid: Grid | null = null;
   private span: [number, number] = [0, 1];
+  private marks: Mark[] = [];
   private readonly hidden = new Set<string>();
   private values: HTMLElement[] = [];
   private legendShape = "";
@@ -84,6 +86,7 @@ export class Panel {
       onZoom: frame.zoom,
       onBack: frame.back,
       onCursor: (at: number | null) => this.showValues(at),
+      marks: () => this.marks,
     };
     this.plot = spec.kind === "heatmap" ? new HeatmapPlot(this.host, events) : new LinePlot(this.host, events);
     const id = uniqueId("panel");
@@ -178,6 +181,12 @@ export class Panel {
     this.say(isEmpty ? "empty" : "drawn", isEmpty ? this.spec.empty : "");
     this.host.setAttribute("aria-label", this.inWords(isEmpty));
     this.showTable();
+  }
+
+  /** Shows these moments too. */
+  mark(marks: Mark[]): void {
+    this.marks = marks;
+    this.plot.redraw();
   }
 
   private say(state: string, text: string): void {

@@ -8,6 +8,13 @@ import { theme } from "./theme.ts";
 export const AXIS_WIDTH = 62;
 const FONT = "11px system-ui, sans-serif";
 
+/** A moment that all panels of a page show. */
+export interface Mark {
+  /** Unix seconds. */
+  time: number;
+  text: string;
+}
+
 export interface PlotEvents {
   /** A time was dragged over. */
   onZoom: (from: number, to: number) => void;
@@ -15,6 +22,7 @@ export interface PlotEvents {
   onBack: () => void;
   /** The cursor is at this point of the data, or nowhere. */
   onCursor: (at: number | null) => void;
+  marks: () => Mark[];
 }
 
 export type AxisPart = Pick<uPlot.Axis, "values" | "splits" | "incrs" | "space" | "grid">;
@@ -59,6 +67,7 @@ export function options(
     },
     hooks: {
       ...hooks,
+      draw: [(u) => drawMarks(u, events.marks())],
       setCursor: [(u) => events.onCursor(u.cursor.idx ?? null)],
       setSelect: [
         (u) => {
@@ -115,4 +124,30 @@ export function moveCursor(u: uPlot, key: string): boolean {
 /** Sets the cursor and tells the other panels, which uPlot's types know nothing of. */
 function place(u: uPlot, left: number, top: number): void {
   (u.setCursor as (at: { left: number; top: number }, fires: boolean, publishes: boolean) => void)({ left, top }, true, true);
+}
+
+/** A dashed line at each mark, with its text beside it. */
+function drawMarks(u: uPlot, marks: Mark[]): void {
+  const { ctx, bbox } = u;
+  const [from, to] = [u.scales["x"]?.min ?? 0, u.scales["x"]?.max ?? 0];
+  const scale = devicePixelRatio;
+  ctx.save();
+  ctx.strokeStyle = ctx.fillStyle = theme().text;
+  ctx.lineWidth = scale;
+  ctx.setLineDash([3 * scale, 3 * scale]);
+  ctx.font = `${11 * scale}px system-ui, sans-serif`;
+  ctx.textBaseline = "top";
+  for (const { time, text } of marks) {
+    if (time <= from || time >= to) continue;
+    const left = Math.round(u.valToPos(time, "x", true));
+    ctx.beginPath();
+    ctx.moveTo(left, bbox.top);
+    ctx.lineTo(left, bbox.top + bbox.height);
+    ctx.stroke();
+    // On the side where there is room.
+    const isRight = left < bbox.left + bbox.width / 2;
+    ctx.textAlign = isRight ? "left" : "right";
+    ctx.fillText(text, left + (isRight ? 4 : -4) * scale, bbox.top + 2 * scale, bbox.width / 2);
+  }
+  ctx.restore();
 }

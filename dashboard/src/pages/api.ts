@@ -5,9 +5,10 @@ import { fill, h, refill } from "../dom.ts";
 import type { Child } from "../dom.ts";
 import { age, count, format } from "../format.ts";
 import type { Go, Load, Page } from "../page.ts";
-import { Panels, tableWindow } from "../page.ts";
+import { edges, Panels, tableWindow } from "../page.ts";
 import type { PanelSpec, Query } from "../panel.ts";
 import { GAUGE_LOOKBACK, overText } from "../panel.ts";
+import type { Mark } from "../plot.ts";
 import { quote, selector } from "../promql.ts";
 import * as prom from "../prom.ts";
 import type { ApiRow } from "../prom.ts";
@@ -170,7 +171,8 @@ export function apiPage(name: string, route: () => Route, go: Go): Page {
         refill(facts, ...(row ? factsOf(row) : []));
         fill(message, row ? null : unknown(name, answer.data, route()));
       });
-      await Promise.all([panels.load(load), quietly(rows, load), only === null ? quietly(customMetrics(name, own, load), load) : null]);
+      const versions = versionsOf(name, load).then((marks) => panels.mark(marks));
+      await Promise.all([panels.load(load), quietly(rows, load), quietly(versions, load), only === null ? quietly(customMetrics(name, own, load), load) : null]);
     },
     redraw: () => panels.redraw(),
     destroy: () => panels.destroy(),
@@ -184,6 +186,15 @@ async function quietly(work: Promise<void>, load: Load): Promise<void> {
   } catch (error) {
     if (!load.signal.aborted && !(error instanceof prom.Unreachable)) console.error(error);
   }
+}
+
+/** When each version of the API came up, of those that came up in the time that is shown. */
+async function versionsOf(name: string, load: Load): Promise<Mark[]> {
+  const [from, to] = edges(load);
+  const starts = selector("cortex_api_replica_start_timestamp_seconds", { api_name: name });
+  const expr = `min by (api_id) (last_over_time(${starts}[${Math.max(Math.ceil(to - from), TICK)}s]))`;
+  const found = await prom.vector(expr, Math.min(to, load.now), load.signal);
+  return found.map(({ metric, value }) => ({ time: value, text: metric["api_id"] ?? "" })).filter(({ time }) => time > from && time < to);
 }
 
 function factsOf(row: ApiRow): Child[] {

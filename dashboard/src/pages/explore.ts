@@ -52,7 +52,7 @@ export function explorePage(route: () => Route, go: Go): Page {
       },
     },
     h("div", { class: "field" }, input, proposals),
-    h("button", { type: "submit" }, "Run"),
+    h("button", { type: "submit", "data-control": "run" }, "Run"),
   );
   const element = h(
     "div",
