@@ -4,7 +4,7 @@ import { rateUnit, unitOf } from "./format.ts";
 import type { Unit } from "./format.ts";
 import type { Load } from "./page.ts";
 import type { PanelSpec, Query } from "./panel.ts";
-import { GAUGE_LOOKBACK, LINES_MAX, overText } from "./panel.ts";
+import { GAUGE_LOOKBACK, LINES_MAX, overText, threeQuantiles } from "./panel.ts";
 import { isCustom, labelName, quote, selector } from "./promql.ts";
 import * as prom from "./prom.ts";
 import type { Labels } from "./prom.ts";
@@ -77,12 +77,20 @@ function by(metric: Metric, operator: string, inner: Inner, window: TimeWindow, 
   const all = `[${Math.max(window.end - window.start, over)}s] @ end()`;
   // Histograms have no order: those with the most values are the highest.
   const whole = metric.kind === "histogram" ? `histogram_count(${operator}${clause} (${inner(all)}))` : `${operator}${clause} (${inner(all)})`;
-  return `${lines} and on (${labelName(metric.by)}) topk(${LINES_MAX}, ${whole})`;
+  return `(${lines} and on (${labelName(metric.by)}) topk(${LINES_MAX}, ${whole}))`;
 }
 
 /** The rates of a metric's series, summed. */
 function rates(metric: Metric, window: TimeWindow): string {
   return by(metric, "sum", (over) => `rate(${of(metric)}${over})`, window, window.over);
+}
+
+/**
+ * The count of a histogram, a counter by itself: of weeks it is read many times as fast as the buckets. (Its sum is none: it goes
+ * back where values are negative.)
+ */
+function countOf(metric: Metric): Metric {
+  return { ...metric, name: `${metric.name}_count`, kind: "counter" };
 }
 
 function name(metric: Metric, whole: string): (labels: Labels) => string {
@@ -103,7 +111,7 @@ export function picture(metric: Metric, title: string): PanelSpec {
         title,
         unit: unitOf(metric.name),
         note: (w) => `p50, p90 and p99, ${overText(w)}, exact to 2.2 %`,
-        queries: (w) => [0.5, 0.9, 0.99].map((q) => quantile(metric, q, w, `p${Math.round(q * 100)}`)),
+        queries: (w) => [threeQuantiles(rates({ ...metric, by: undefined }, w))],
         fromZero: false,
         empty: NOTHING,
       };
@@ -148,7 +156,7 @@ export function pictures(metric: Metric): PanelSpec[] {
           unit: "/s",
           note: (w) => overText(w),
           queries: (w) => [
-            { expr: `histogram_count(${rates(metric, w)})`, name: name(metric, "values") },
+            { expr: rates(countOf(metric), w), name: name(metric, "values") },
           ],
           empty: NOTHING,
         },

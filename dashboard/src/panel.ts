@@ -77,6 +77,8 @@ export class Panel {
   private readonly hidden = new Set<string>();
   private values: HTMLElement[] = [];
   private legendShape = "";
+  /** What was asked for that which is drawn. */
+  private answered = "";
 
   constructor(
     private readonly spec: PanelSpec,
@@ -117,6 +119,10 @@ export class Panel {
   /** Asks, and draws what was answered. What was drawn stays until then, and if no answer comes. */
   async load(window: TimeWindow, span: [number, number], signal: AbortSignal): Promise<void> {
     const queries = this.spec.queries(window);
+    const question = JSON.stringify([queries.map(({ expr, lookback }) => [expr, lookback]), window]);
+    // Where points are far apart the next one takes its time: what is drawn stays the answer until then.
+    if (question === this.answered) return;
+    this.answered = "";
     this.showQueries(queries);
     setText(this.note, this.spec.note(window));
     try {
@@ -131,6 +137,7 @@ export class Panel {
       );
       if (warnings.length > 0) setText(this.note, `${this.spec.note(window)}. ${warnings.join(". ")}`);
       this.draw(window);
+      this.answered = question;
     } catch (error) {
       if (signal.aborted || error instanceof prom.Unreachable) {
         // The banner says it; a panel that has drawn keeps what it has.
@@ -364,4 +371,10 @@ function newest(values: Value[]): Value {
 /** "over 1m" */
 export function overText(window: TimeWindow): string {
   return `over ${duration(window.over)}`;
+}
+
+/** p50, p90 and p99 at once: the histograms of weeks are read once. */
+export function threeQuantiles(histogram: string): Query {
+  const percent = (labels: Labels) => `p${Math.round(Number(labels["quantile"]) * 100)}`;
+  return { expr: `histogram_quantiles(${histogram}, "quantile", 0.5, 0.9, 0.99)`, name: percent };
 }

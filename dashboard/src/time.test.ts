@@ -9,7 +9,9 @@ test("steps are whole ticks, points are few, and nothing between two points is l
       const window = windowOf({ last }, 1_795_739_836.7, points);
       assert.equal(window.step % TICK, 0);
       assert.equal(window.end % window.step, 0);
-      assert.ok(window.end <= 1_795_739_836.7 && window.end > 1_795_739_836.7 - window.step);
+      // What is newer than the newest tick can be is not asked for, unless points are a tick apart.
+      const newest = 1_795_739_836.7 - (window.step > TICK ? 15 : 0);
+      assert.ok(window.end <= newest && window.end > newest - window.step);
       assert.ok(timesOf(window).length <= points + 1);
       assert.ok(window.over >= Math.max(window.step, 60));
       assert.ok(window.start >= 1_795_739_836.7 - last);

@@ -32,6 +32,8 @@ export const POINTS = 480;
 export const POINTS_WIDE = 1000;
 /** Columns of a heatmap. */
 export const COLUMNS = 120;
+/** So long after a time all ticks before it are committed. */
+const SETTLED = TICK + 5;
 /** The least that a zoom shows. */
 const SPAN_MIN = 120;
 
@@ -70,7 +72,9 @@ export function windowOf(span: Span, now: number, points: number): TimeWindow {
   const [from, to] = "last" in span ? [now - span.last, now] : [span.from, Math.min(span.to, now)];
   const least = Math.max(to - from, 0) / points;
   const step = STEPS.find((step) => step >= least) ?? Math.ceil(least / 86_400) * 86_400;
-  const end = Math.floor(to / step) * step;
+  // A step that is not over for the newest tick has another value yet. Where points are a tick apart, the next refresh has it.
+  const settled = step > TICK ? Math.min(to, now - SETTLED) : to;
+  const end = Math.floor(settled / step) * step;
   const start = Math.min(Math.ceil(from / step) * step, end);
   return { start, end, step, over: Math.max(step, MINUTE) };
 }

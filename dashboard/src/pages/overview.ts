@@ -4,17 +4,20 @@ import { fill, h, refill, setText } from "../dom.ts";
 import type { Child } from "../dom.ts";
 import { age, count, format, number } from "../format.ts";
 import type { Value } from "../lines.ts";
+import { edges } from "../page.ts";
 import type { Go, Load, Page } from "../page.ts";
 import * as prom from "../prom.ts";
 import type { ApiRow, RangeSeries } from "../prom.ts";
 import type { Route } from "../route.ts";
 import { linkTo, linkWith } from "../route.ts";
 import { sparkline } from "../sparkline.ts";
-import { duration, timesOf, windowOf } from "../time.ts";
-import type { TimeWindow } from "../time.ts";
+import { clock, duration, timesOf, windowOf } from "../time.ts";
+import type { Span, TimeWindow } from "../time.ts";
 
 /** Points of a sparkline. */
 const SPARK_POINTS = 60;
+/** The longest time of a sparkline. */
+const SPARK_SECONDS = 6 * 3600;
 /** Over what counts and averages are, as in `cortex get`. */
 const SINCE = ["2w", "7d", "24h", "1h"];
 
@@ -27,7 +30,7 @@ export function overviewPage(route: () => Route, go: Go): Page {
   let sparks: Sparks | null = null;
   const show = () => {
     refill(body, rows.length === 0 ? nothing() : table(rows, sparks, route()));
-    if (sparks !== null) setText(about, ` Rate and p99: the range above, over ${duration(sparks.window.over)}.`);
+    if (sparks !== null) setText(about, ` Rate and p99: ${sparks.text}, over ${duration(sparks.window.over)}.`);
   };
   return {
     title: "",
@@ -39,7 +42,7 @@ export function overviewPage(route: () => Route, go: Go): Page {
           rows = answer.data;
           show();
         });
-        const [, newest] = await Promise.all([asked, askSparks(load)]);
+        const [, newest] = await Promise.all([asked, askSparks(load, sparks)]);
         sparks = newest;
         show();
       } catch (error) {
@@ -54,12 +57,23 @@ export function overviewPage(route: () => Route, go: Go): Page {
 
 interface Sparks {
   window: TimeWindow;
+  /** Which time, in words. */
+  text: string;
   rate: Map<string, Value[]>;
   p99: Map<string, Value[]>;
 }
 
-async function askSparks(load: Load): Promise<Sparks> {
-  const window = windowOf(load.span, load.now, SPARK_POINTS);
+/** The end of what is chosen: of a longer time the histograms of all APIs take seconds to read. */
+function sparkSpan(load: Load): Span {
+  const [from, to] = edges(load);
+  if ("last" in load.span) return { last: Math.min(load.span.last, SPARK_SECONDS) };
+  return { from: Math.max(from, to - SPARK_SECONDS), to };
+}
+
+/** Those that are drawn, as long as there is no further point. */
+async function askSparks(load: Load, drawn: Sparks | null): Promise<Sparks> {
+  const window = windowOf(sparkSpan(load), load.now, SPARK_POINTS);
+  if (drawn !== null && JSON.stringify(drawn.window) === JSON.stringify(window)) return drawn;
   const over = duration(window.over);
   const [rate, p99] = await Promise.all([
     prom.range(`sum by (api_name) (rate(cortex_api_requests_total[${over}]))`, window, load.signal),
@@ -69,7 +83,9 @@ async function askSparks(load: Load): Promise<Sparks> {
       load.signal,
     ),
   ]);
-  return { window, rate: byApi(rate.data, window), p99: byApi(p99.data, window) };
+  const span = sparkSpan(load);
+  const text = "last" in span ? `the last ${duration(span.last)}` : `${clock(span.from, true)} to ${clock(span.to, true)}`;
+  return { window, text, rate: byApi(rate.data, window), p99: byApi(p99.data, window) };
 }
 
 function byApi(series: RangeSeries[], window: TimeWindow): Map<string, Value[]> {
