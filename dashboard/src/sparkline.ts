@@ -25,9 +25,10 @@ export function sparkline(values: Value[], label: string): SVGElement {
   const last = values.at(-1) ?? null;
   return svg(
     "svg",
-    { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, role: "img", "aria-label": label },
+    { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", width: WIDTH, height: HEIGHT, role: "img", "aria-label": label },
     svg("path", { class: "base", d: `M2 ${HEIGHT - 3}H${WIDTH - 4}` }),
     svg("path", { class: "line", d: path }),
-    last === null ? null : svg("circle", { cx: x(values.length - 1).toFixed(1), cy: y(last).toFixed(1), r: 2 }),
+    // A dot, whatever the width: a line without length and with round ends.
+    last === null ? null : svg("path", { class: "dot", d: `M${x(values.length - 1).toFixed(1)} ${y(last).toFixed(1)}h0.01` }),
   );
 }

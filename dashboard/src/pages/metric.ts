@@ -57,7 +57,8 @@ export function metricPage(name: string, route: () => Route, go: Go): Page {
         if (wanted !== shape) {
           shape = wanted;
           panels.clear();
-          if (isThere) panels.add(pictures(metric));
+          const added = isThere ? panels.add(pictures(metric)) : [];
+          panels.element.classList.toggle("one", added.length === 1);
         }
         const isSplit = by !== undefined && metric.isMany;
         if (!isThere) {
