@@ -71,6 +71,9 @@ async function answer({ page: id, call, args }) {
   return target[method](...args);
 }
 
+// Whoever asked is gone: so is what it asked for, below.
+process.stdout.on("error", () => process.stdin.destroy());
+
 for await (const line of createInterface({ input: process.stdin })) {
   let said;
   try {

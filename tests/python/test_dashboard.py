@@ -672,7 +672,7 @@ def seen(text: str) -> str:
 
 def test_hostile_names_are_text_on_every_page(browser: Browser, hostile: Collector) -> None:
     page = browser.page(hostile.web, viewport={"width": 400, "height": 800})
-    page.call("addInitScript", "window.hit = () => { window.hits = (window.hits ?? 0) + 1; }")
+    page.call("addInitScript", {"content": "window.hit = () => { window.hits = (window.hits ?? 0) + 1; }"})
 
     def check_harmless(where: str) -> None:
         assert page.evaluate(ALIEN) == [], where

@@ -106,7 +106,9 @@ class Written:
         self._series.setdefault(key, []).append((time * 1000, value))
 
     def send(self, url: str) -> None:
-        remote_write(url, [{"labels": dict(key), "samples": samples} for key, samples in self._series.items()])
+        for key, samples in self._series.items():
+            for at in range(0, len(samples), 500):
+                remote_write(url, [{"labels": dict(key), "samples": samples[at : at + 500]}])
 
 
 class Workload:
