@@ -28,7 +28,9 @@ def npm() -> str:
     """The program, with what the page is built with; `make test` has seen to that where it could."""
     program = shutil.which("npm")
     if program is None or not (DASHBOARD / "node_modules" / ".installed").exists():
-        reason = "npm is missing: make node" if program is None else "the page's tools are missing: make dashboard-tools"
+        reason = (
+            "npm is missing: make node" if program is None else "the page's tools are missing: make dashboard-tools"
+        )
         assert os.environ.get("CI") != "true", reason
         pytest.skip(reason)
     return program
@@ -50,6 +52,15 @@ def test_the_bundle_is_that_of_the_sources(npm: str, tmp_path: Path) -> None:
 def test_the_pages_types_and_unit_tests_hold(npm: str) -> None:
     run(npm, "run", "--silent", "check")
     run(npm, "run", "--silent", "test")
+
+
+def test_nothing_in_the_sources_makes_markup_of_text() -> None:
+    makers = re.compile(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b"
+    )
+    sources = list((DASHBOARD / "src").rglob("*.ts"))
+    assert len(sources) > 20
+    assert [path.name for path in sources if makers.search(path.read_text())] == []
 
 
 def fetch(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
