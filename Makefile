@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
 FUZZ_SECONDS ?= 60
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
-NPM := dashboard tests/hot-shots tests/grafana-schema
+NPM := dashboard tests/browser tests/grafana-schema tests/hot-shots
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python dashboard/dist -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help bench bench-client bench-requests bench-exposition bench-ingest bench-store bench-instructions dashboard demo npm node test test-rust test-python test-matrix torture fuzz deny lint fmt wheel check-rust clean
+.PHONY: help bench bench-client bench-requests bench-exposition bench-ingest bench-store bench-dashboard bench-instructions browser screenshots dashboard demo npm node test test-rust test-python test-matrix torture fuzz deny lint fmt wheel check-rust clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,11 +23,11 @@ test: test-rust test-python ## everything that the tests need, then all tests
 test-rust: check-rust
 	cargo test --locked
 
-test-python: $(VENV)/.test npm
+test-python: $(VENV)/.test npm browser
 	$(BIN)/python -m pytest
 
 # In CI what is missing is installed; elsewhere whoever wants it says so.
-npm: ## install the npm packages of the page and of tests (tests/hot-shots, tests/grafana-schema), if npm is there
+npm: ## install the npm packages of the page and of the tests that need some, if npm is there
 	@command -v npm >/dev/null || [ "$(CI)" != true ] || $(MAKE) node
 	@if command -v npm >/dev/null; then $(MAKE) -s $(NPM:%=%/node_modules/.installed); \
 	else echo "npm is missing; make node installs it"; false; fi || echo "what needs npm packages will be skipped, or fail in CI"
@@ -39,6 +39,16 @@ npm: ## install the npm packages of the page and of tests (tests/hot-shots, test
 
 dashboard: dashboard/node_modules/.installed ## bundle the page anew, from dashboard/src to dashboard/dist (needs npm)
 	cd dashboard && npm run --silent check && npm run --silent build
+
+# Chromium comes from the system's packages: in CI with apt-get, as root; elsewhere that is for whoever owns the machine.
+browser: npm ## install what drives Chromium for the tests of the page, if npm is there; in CI Chromium too, with apt-get
+	@command -v chromium >/dev/null || [ "$(CI)" != true ] || \
+	{ apt-get update -qq && apt-get install -y --no-install-recommends chromium; }
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	echo "Chromium is missing (apt-get install chromium): the tests of the page in a browser will be skipped"
+
+screenshots: $(VENV)/.test browser ## pictures of each page of the dashboard, in light, dark and narrow, into docs/screenshots
+	$(BIN)/python tests/browser/screenshots.py
 
 node: ## install Node.js and npm with apt-get, for the page and the tests that need them; needs root
 	@command -v apt-get >/dev/null || { echo "there is no apt-get here: install Node.js 18 or newer with npm"; exit 1; }
@@ -83,6 +93,11 @@ bench-exposition: check-rust ## what a scrape of 99,000 series takes, in time an
 
 bench-store: check-rust ## what two weeks on disk take, beside Prometheus with the same samples (BENCH="quick disk" for a look at a part)
 	cargo bench --locked --bench store -- $(BENCH)
+
+bench-dashboard: $(VENV)/.test browser ## how long the page takes to its first pictures, on two weeks of 100 APIs
+	@rm -rf target/bench/two-weeks
+	cargo bench --locked --bench store -- make target/bench/two-weeks
+	$(BIN)/python benches/dashboard.py target/bench/two-weeks
 
 # With names of functions, which the wheel does not have.
 bench-instructions: target/bench/python/empty_method.abi3.so $(BIN)/python ## the instructions of a call, counted by valgrind

@@ -4,6 +4,8 @@
 //! `quick` everything is smaller. The workload is made up, from a fixed seed, after what the project's demo records: for each
 //! API the series that `cortex-serve` sends, with a day's rhythm of requests, and a few of the predictor's own. Prometheus
 //! gets one sample of every series at every tick by remote write, as if it had scraped.
+//!
+//! `make DIR` only writes two weeks of 100 APIs to a data directory, for whoever wants to look at them (`make bench-dashboard`).
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -26,6 +28,13 @@ const DAY_MS: i64 = 86_400_000;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    if let [what, folder] = args.as_slice()
+        && what == "make"
+    {
+        fs::create_dir_all(folder).unwrap();
+        made(Path::new(folder), &mut Workload::new(100, true), 14);
+        return;
+    }
     let is_quick = args.iter().any(|arg| arg == "quick");
     let parts: Vec<&str> = args.iter().map(String::as_str).filter(|arg| *arg != "quick").collect();
     let wants = |part: &str| parts.is_empty() || parts.contains(&part);

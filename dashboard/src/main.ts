@@ -28,8 +28,8 @@ let asking = new AbortController();
 let timer: number | undefined;
 
 const main = h("main", { id: "main", tabindex: -1 });
-const top_ = toolbar(go, () => void load());
-document.body.append(top_.element, connection.connectionBanner(() => void load()), main);
+const head = toolbar(go, () => void load());
+document.body.append(head.element, connection.connectionBanner(() => void load()), main);
 
 function go(hash: string, replaces = false): void {
   if (!replaces) {
@@ -38,7 +38,7 @@ function go(hash: string, replaces = false): void {
   }
   history.replaceState(null, "", hash);
   route = parseRoute(location.hash);
-  top_.show(route);
+  head.show(route);
 }
 
 function make(route: Route): Page {
@@ -60,7 +60,7 @@ function lost(): Page {
 function show(isFirst: boolean): void {
   const before = route;
   route = parseRoute(location.hash);
-  top_.show(route);
+  head.show(route);
   if (page === null || !isSamePage(before, route)) {
     const isOther = page === null || before.path.join("/") !== route.path.join("/");
     page?.destroy();

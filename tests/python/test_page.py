@@ -52,6 +52,15 @@ def test_the_pages_types_and_unit_tests_hold(npm: str) -> None:
     run(npm, "run", "--silent", "test")
 
 
+def test_nothing_in_the_sources_makes_markup_of_text() -> None:
+    makers = re.compile(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b"
+    )
+    sources = list((DASHBOARD / "src").rglob("*.ts"))
+    assert len(sources) > 20
+    assert [path.name for path in sources if makers.search(path.read_text())] == []
+
+
 def fetch(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
     try:
