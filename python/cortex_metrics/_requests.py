@@ -88,7 +88,8 @@ class RequestMetrics:
 
     def _begin_process(self) -> None:
         """What belongs to one process: its locks, its counts, its name. A child of a fork begins anew."""
-        self._lock = threading.Lock()
+        # One that may be taken twice: in the middle of a record the garbage collector may close what a server forgot.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._is_paused = False

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -160,6 +161,30 @@ def test_a_server_that_never_closes_leaves_nothing_in_flight(udp: Udp) -> None:
         assert Recorded(udp, client).requests["499"] == 1
 
 
+def test_the_garbage_collector_may_end_a_request_in_the_middle_of_a_record(udp: Udp) -> None:
+    # It did while the lock was held, by the same thread, which then waited for itself; and all requests with it.
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        wrapped = MetricsMiddleware(ok, client, api_name="a")
+        metrics = wrapped._metrics
+        plain = metrics._gauge
+
+        def gauge_and_collect(metric: str, value: float, tags: dict[str, str]) -> None:
+            plain(metric, value, tags)
+            bodies.clear()
+
+        bodies = [wrapped(environ(), lambda *_: print)]
+        metrics._gauge = gauge_and_collect
+        recording = threading.Thread(target=metrics.record, daemon=True)
+        recording.start()
+        recording.join(10)
+        assert not recording.is_alive()
+        metrics._gauge = plain
+        metrics.record()
+        recorded = Recorded(udp, client)
+    assert recorded.requests["499"] == 1
+    assert recorded.gauges["cortex_api_in_flight_requests"] == 0
+
+
 def test_what_is_written_is_passed_on(udp: Udp) -> None:
     def app(_environ: Any, start: Start) -> list[bytes]:
         write = start("200 OK", [])
@@ -263,7 +288,7 @@ from cortex_metrics import MetricsClient, _requests
 from cortex_metrics.wsgi import MetricsMiddleware
 _requests.RECORD_SECONDS = 0.05
 client = MetricsClient(sys.argv[1], flush_interval=0.05)
-MetricsMiddleware(lambda *_: [], client, api_name="a")
+app = MetricsMiddleware(lambda *_: [], client, api_name="a")
 for _ in range(3):
     child = os.fork()
     if child == 0:
@@ -277,7 +302,7 @@ assert threads == [1 if sys.version_info >= (3, 12) else 2] * 3, threads
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda python: python.parents[1].name)
 def test_a_fork_finds_no_thread_of_ours_and_the_record_goes_on(udp: Udp, tmp_path: Path, python: Path) -> None:
-    command = [python, "-W", "error", "-c", FORKS, udp.url]
+    command: list[str | Path] = [python, "-W", "error", "-c", FORKS, udp.url]
     env = {**os.environ, "PYTHONPATH": package_path(tmp_path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
