@@ -35,9 +35,9 @@ class MetricsMiddleware(Middleware):
 
     A request lasts from its first byte to the last byte of its response, however that is streamed. A client that
     disconnects before is counted as ``499``, an exception in the app as ``500``; the app sees and raises both as ever.
-    That a client is gone shows when the app asks for it or when the server refuses to send; an app that does neither
-    until its last byte has answered. Websockets and the lifespan pass through. What is recorded, and how:
-    ``docs/requests.md``.
+    That a client is gone shows with uvicorn always, elsewhere when the app asks for it or when the server refuses to
+    send; an app that does neither until its last byte has answered. Websockets and the lifespan pass through. What is
+    recorded, and how: ``docs/requests.md``.
 
     Args:
         app: The ASGI app.
@@ -126,6 +126,7 @@ class _Request:
 
     __slots__ = (
         "_began",
+        "_cycle",
         "_has_trailers",
         "_is_disconnected",
         "_is_ended",
@@ -138,6 +139,8 @@ class _Request:
     def __init__(self, middleware: MetricsMiddleware, scope: Any) -> None:
         self._middleware = middleware
         self._scope = scope
+        # Of uvicorn, the request whose method `receive` is: it knows that its client is gone without being waited for.
+        self._cycle: Any = None
         self._route: str | None = None
         self._status = 0
         self._has_trailers = False
@@ -145,7 +148,8 @@ class _Request:
         self._is_disconnected = False
 
     async def serve(self, receive: Receive, send: Send) -> None:
-        middleware, metrics, scope = self._middleware, self._middleware._metrics, self._scope
+        middleware, scope = self._middleware, self._scope
+        metrics = middleware._metrics
 
         async def receive_and_see() -> Message:
             message = await receive()
@@ -163,21 +167,24 @@ class _Request:
             if message["type"] == "http.response.start":
                 self._status = message["status"]
                 self._has_trailers = message.get("trailers", False)
-                self._route = middleware._route(scope)
+                if middleware._route_of is not None:
+                    self._route = middleware._route(scope)
                 metrics.first_byte(self._began, self._route)
             elif self._is_last(message):
                 # Here, and not when the app returns: what it does after the last byte is nobody's wait.
-                self._end(_CLIENT_CLOSED_REQUEST if self._is_disconnected else self._status)
+                self._end(self._status)
 
+        self._cycle = getattr(receive, "__self__", None)
         self._began = scope[_BEGAN] = metrics.began()
         try:
             await middleware.app(scope, receive_and_see, send_and_see)
         except asyncio.CancelledError:
-            self._end(_CLIENT_CLOSED_REQUEST)
+            # By a server whose client is gone; but uvicorn cancels only what did not end before its own end.
+            self._end(_SERVER_ERROR if hasattr(self._cycle, "disconnected") else _CLIENT_CLOSED_REQUEST)
             raise
         finally:
             # No whole response, by an exception or by a return: nobody got an answer.
-            self._end(_CLIENT_CLOSED_REQUEST if self._is_disconnected else _SERVER_ERROR)
+            self._end(_SERVER_ERROR)
 
     def _is_last(self, message: Message) -> bool:
         """Whether the response is complete with this message, be it sent as bytes, as a file or with trailers."""
@@ -193,9 +200,12 @@ class _Request:
     def _end(self, code: int) -> None:
         if not self._is_ended:
             self._is_ended = True
-            if self._route is None:
-                self._route = self._middleware._route(self._scope)
-            self._middleware._metrics.ended(self._began, code, self._route)
+            if self._is_disconnected or getattr(self._cycle, "disconnected", None) is True:
+                code = _CLIENT_CLOSED_REQUEST
+            middleware = self._middleware
+            if self._route is None and middleware._route_of is not None:
+                self._route = middleware._route(self._scope)
+            middleware._metrics.ended(self._began, code, self._route)
 
 
 def _route_of(scope: Any) -> str | None:

@@ -77,7 +77,7 @@ def load(path: str | Path, class_name: str | None = None) -> type[Any]:
     _loaded.add(name)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise PredictorError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
     wanted = (class_name,) if class_name else NAMES
@@ -131,7 +131,7 @@ def factory(place: str) -> Callable[..., Any]:
         raise PredictorError(f"{place}: want module:function")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PredictorError(f"{place}: cannot be imported: {type(error).__name__}: {error}") from error
     found: Any = module
     for part in name.split("."):

@@ -13,18 +13,24 @@ import json
 import logging
 import os
 import secrets
-import signal
-import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from . import MetricsClient, __version__
+from ._hosting import (
+    BODY_BYTES_MAX,
+    CannotListenError,
+    EndsInTime,
+    begin_worker,
+    bind,
+    endpoint_of,
+    serve_alone,
+    serve_with_workers,
+)
 from .asgi import App, Receive, Send
 from .predictor import (
     PredictorError,
@@ -48,6 +54,7 @@ logger = logging.getLogger("cortex_metrics.serve")
 
 _SETTINGS = "CORTEX_SERVE_SETTINGS"
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_NAME_BYTES_MAX = 200
 _EXIT_FAILURE = 1
 _EXIT_USAGE = 2
 # What uvicorn's supervisor, since 0.50, does not start again.
@@ -118,6 +125,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--replicas-requested", type=_positive, metavar="N", help="how many replicas you asked for")
     parser.add_argument("--collector-url", metavar="URL", help="udp://host:port or unix:///path of the collector")
+    parser.add_argument(
+        "--body-bytes-max",
+        default=BODY_BYTES_MAX,
+        type=_positive,
+        metavar="N",
+        help="a request with a longer body is refused with 413 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grace-seconds",
+        default=8,
+        type=_positive,
+        metavar="N",
+        help="after a signal, what predictions under way have to end (default: %(default)s, within the 10 of Docker)",
+    )
     parser.add_argument("--access-log", action="store_true", help="log each request with its duration in seconds")
     parser.add_argument("--version", action="version", version=f"cortex-serve {__version__}")
     return parser
@@ -127,6 +148,9 @@ def _name(text: str) -> str:
     # Anything else a datagram would carry as another name, which `cortex get` then does not find.
     if not text.strip() or not text.isprintable() or any(char in text for char in ",|"):
         raise argparse.ArgumentTypeError(f"got {text!r}, want text that is not empty and has no comma or |")
+    if (size := len(text.encode())) > _NAME_BYTES_MAX:
+        # With it, other tags would not fit into a datagram.
+        raise argparse.ArgumentTypeError(f"got {size} bytes, want {_NAME_BYTES_MAX} at most")
     return text
 
 
@@ -139,17 +163,15 @@ def _provided(text: str) -> tuple[str, str]:
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"got {text}, want 0 to 65535")
-    return number
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"got {text!r}, want 0 to 65535")
+    return int(text)
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, want 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, want a whole number of 1 or more")
+    return int(text)
 
 
 def _fail(exit_code: int, message: str) -> NoReturn:
@@ -164,7 +186,9 @@ def _config(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        _fail(_EXIT_USAGE, f"--config {path}: {error.strerror}")
+    except UnicodeDecodeError as error:
         _fail(_EXIT_USAGE, f"--config {path}: {error}")
     try:
         config = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -172,6 +196,8 @@ def _config(path: Path | None) -> dict[str, Any]:
         _fail(_EXIT_USAGE, f"--config {path}: not JSON: {error}")
     except yaml.YAMLError as error:
         _fail(_EXIT_USAGE, f"--config {path}: not YAML: {error}")
+    except RecursionError:
+        _fail(_EXIT_USAGE, f"--config {path}: nested too deeply")
     if config is None:
         return {}
     if not isinstance(config, dict):
@@ -179,22 +205,11 @@ def _config(path: Path | None) -> dict[str, Any]:
     return config
 
 
-def _version_of(path: Path, config: dict[str, Any]) -> str:
+def _version_of(*files: Path | None) -> str:
     """A short hash that changes when the predictor's file or its config does."""
-    text = json.dumps(config, sort_keys=True, default=str).encode()
-    return hashlib.sha256(path.read_bytes() + b"\0" + text).hexdigest()[:10]
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        _fail(_EXIT_FAILURE, f"--host {host} --port {port}: cannot listen: {error}")
-    listener.set_inheritable(True)
-    return listener
+    # The bytes of the config, not what they say: that may be anything, also endless.
+    hashes = [hashlib.sha256(file.read_bytes() if file else b"").digest() for file in files]
+    return hashlib.sha256(b"".join(hashes)).hexdigest()[:10]
 
 
 def app_from_settings() -> App:
@@ -204,6 +219,7 @@ def app_from_settings() -> App:
         SystemExit: The predictor cannot be built; why is in the log.
     """
     settings = json.loads(os.environ[_SETTINGS])
+    begin_worker()
     try:
         return _app(settings, load(settings["path"], settings["class_name"]))
     except (PredictorError, _NotBuiltError) as error:
@@ -220,9 +236,9 @@ def _app(settings: dict[str, Any], cls: type[Any]) -> App:
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
     client = MetricsClient(settings["collector_url"])
     predictor = _built(settings, cls, client)
-    from ._serving import create_app
+    from ._serving import create_app_and_runner
 
-    app = create_app(
+    app, runner = create_app_and_runner(
         predictor,
         client,
         api_name=settings["api_name"],
@@ -230,7 +246,9 @@ def _app(settings: dict[str, Any], cls: type[Any]) -> App:
         endpoint=settings["endpoint"],
         replicas_requested=settings["replicas_requested"],
         threads=settings["threads"],
+        body_bytes_max=settings["body_bytes_max"],
     )
+    app = EndsInTime(app, runner.running)
     return _AccessLog(app) if settings["access_log"] else app
 
 
@@ -277,13 +295,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line without the program's name; that of the process if none is given.
 
     Raises:
-        SystemExit: 2 for a command line or a predictor that cannot be used, 1 for a port that cannot be had or a task
-            that raised, 0 after a signal or a task.
+        SystemExit: 2 for a command line or a predictor that cannot be used; 1 for a port that cannot be had, a task
+            that raised, or a prediction that did not end in time; 0 after a signal or a task.
     """
     try:
         import multipart  # noqa: F401
         import starlette  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
         import yaml  # noqa: F401
     except ModuleNotFoundError as error:
         _fail(_EXIT_FAILURE, f"{error.name} is missing: pip install 'cortex-metrics[serve]'")
@@ -291,13 +309,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path, _, class_name = args.predictor.partition(":")
     if not Path(path).is_file():
         _fail(_EXIT_USAGE, f"{path}: no such file")
-    config = _config(args.config)
+    _config(args.config)
     try:
         client = MetricsClient(args.collector_url)
     except ValueError as error:
         _fail(_EXIT_USAGE, f"--collector-url: {error}")
     client.close()
-    api_id = args.api_id or _version_of(Path(path), config)
+    api_id = args.api_id or _version_of(Path(path), args.config)
     # Before the predictor's file runs, which may build a client of its own. Workers inherit what a replica is: its
     # name, its version, its id and when it started.
     os.environ.update(
@@ -321,28 +339,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "threads": args.threads,
         "collector_url": args.collector_url,
         "access_log": args.access_log,
+        "body_bytes_max": args.body_bytes_max,
     }
     if is_task(cls):
         _run_task(settings, cls)
-    listener = _bind(args.host, args.port)
-    host, port = listener.getsockname()[:2]
-    settings["endpoint"] = endpoint = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-    ready = f"serving {args.api_name} at {endpoint} (POST JSON to / or /predict), metrics through {client!r}"
-    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 10}
-    if args.workers > 1:
-        _serve_with_workers(settings, listener, ready, {**options, "workers": args.workers})
-        return
     try:
-        app = _app(settings, cls)
-    except (PredictorError, _NotBuiltError) as error:
-        _fail(_EXIT_USAGE, str(error))
-    server = uvicorn.Server(uvicorn.Config(app, **options))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Uvicorn stops in good order and raises the signal again: then the interpreter ends in good order too.
-        signal.signal(number, _end)
-    listener.listen(2048)
-    print(ready, flush=True)
-    server.run(sockets=[listener])
+        _serve(settings, cls, args, f"metrics through {client!r}")
+    except CannotListenError as error:
+        _fail(_EXIT_FAILURE, f"--host {args.host} --port {args.port}: cannot listen: {error}")
+
+
+def _serve(settings: dict[str, Any], cls: type[Any], args: argparse.Namespace, where: str) -> None:
+    listener = bind(args.host, args.port)
+    settings["endpoint"] = endpoint = endpoint_of(listener)
+    ready = f"serving {args.api_name} at {endpoint} (POST JSON to / or /predict), {where}"
+    options = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": args.grace_seconds}
+    if args.workers == 1:
+        try:
+            app = _app(settings, cls)
+        except (PredictorError, _NotBuiltError) as error:
+            _fail(_EXIT_USAGE, str(error))
+        serve_alone(app, listener, ready, options)
+        return
+    with tempfile.TemporaryDirectory(prefix="cortex-serve-") as folder:
+        reason = Path(folder) / "reason"
+        os.environ[_SETTINGS] = json.dumps({**settings, "reason": str(reason)})
+        logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
+        serve_with_workers(listener, ready, {**options, "workers": args.workers})
+        if reason.exists():
+            _fail(_EXIT_USAGE, reason.read_text(encoding="utf-8"))
 
 
 def _predictor_class(path: str, class_name: str | None, provide: list[tuple[str, str]]) -> type[Any]:
@@ -360,36 +385,6 @@ def _predictor_class(path: str, class_name: str | None, provide: list[tuple[str,
             logger.error("the predictor's file raised", exc_info=error.__cause__)
         _fail(_EXIT_USAGE, str(error))
     return cls
-
-
-def _end(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(0)
-
-
-def _serve_with_workers(settings: dict[str, Any], listener: socket.socket, ready: str, options: dict[str, Any]) -> None:
-    import uvicorn
-
-    listener.listen(2048)
-    threading.Thread(target=_announce_when_answered, args=(listener, ready), daemon=True).start()
-    with tempfile.TemporaryDirectory(prefix="cortex-serve-") as folder:
-        reason = Path(folder) / "reason"
-        os.environ[_SETTINGS] = json.dumps({**settings, "reason": str(reason)})
-        uvicorn.run("cortex_metrics.serve:app_from_settings", factory=True, fd=listener.fileno(), **options)
-        if reason.exists():
-            _fail(_EXIT_USAGE, reason.read_text(encoding="utf-8"))
-
-
-def _announce_when_answered(listener: socket.socket, ready: str) -> None:
-    """Prints the line once a worker answers; until then the request waits in the listener's queue."""
-    with socket.socket(listener.family, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(listener.getsockname())
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            if connection.recv(1):
-                print(ready, flush=True)
-        except OSError:
-            # No worker could start: that is told by who waits for them.
-            return
 
 
 if __name__ == "__main__":

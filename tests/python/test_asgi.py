@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import threading
@@ -128,6 +129,67 @@ def test_a_cancelled_request_counts_as_499(udp: Udp) -> None:
         raise asyncio.CancelledError
 
     assert counted(udp, app, raises=asyncio.CancelledError) == {"499": 1}
+
+
+class Cycle:
+    """A request of uvicorn's, whose method `receive` is."""
+
+    disconnected = False
+
+    async def receive(self) -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def test_uvicorn_is_asked_whether_a_client_is_gone_that_nobody_waits_for(udp: Udp) -> None:
+    cycle = Cycle()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        cycle.disconnected = True  # and all that is sent is dropped
+        for message in OK:
+            await send(message)
+
+    async def cancelled(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise asyncio.CancelledError
+
+    async def send(_message: Message) -> None: ...
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        for inner, code in ((cancelled, "500"), (app, "499"), (cancelled, "499")):
+            wrapped = MetricsMiddleware(inner, client, api_name="a")
+            with contextlib.suppress(asyncio.CancelledError):
+                asyncio.run(wrapped(scope, cycle.receive, send))
+            assert +Recorded(udp, client).requests == {code: 1}
+
+
+def test_requests_leave_nothing_in_memory(udp: Udp) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if scope["path"] == "/raise":
+            raise LookupError
+        await send(OK[0])
+        if scope["path"] == "/cancel":
+            raise asyncio.CancelledError
+        await send(OK[1])
+
+    async def many(wrapped: Any, count: int) -> None:
+        for _ in range(count):
+            for path in ("/", "/raise", "/cancel"):
+                with contextlib.suppress(LookupError, asyncio.CancelledError):
+                    await run(wrapped, {"type": "http", "method": "GET", "path": path, "headers": []})
+
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        wrapped = MetricsMiddleware(app, client, api_name="a", route_label=lambda scope: scope["path"])
+        asyncio.run(many(wrapped, 10))
+        gc.collect()
+        gc.disable()
+        try:
+            before = len(gc.get_objects())
+            asyncio.run(many(wrapped, 1000))
+            # Not even what only the garbage collector would find; some objects of asyncio's own remain.
+            assert len(gc.get_objects()) - before < 300
+        finally:
+            gc.enable()
 
 
 def test_in_flight_is_zero_again_whatever_happened_and_its_peak_is_true(udp: Udp) -> None:

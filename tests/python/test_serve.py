@@ -87,6 +87,43 @@ class ONNXPredictor:
 class WantsAfter:
     def predict(self): ...
     def post_predict(self, prediction): ...
+class Length:
+    def predict(self, payload):
+        return str(len(payload["a"] if hasattr(payload, "items") else payload))
+def exits(payload):
+    if isinstance(payload, str):
+        import asyncio
+        import builtins
+        raise getattr(builtins, payload, asyncio.CancelledError)
+class Exits:
+    def predict(self, payload):
+        exits(payload)
+        return payload
+class AsyncExits:
+    async def predict(self, payload):
+        exits(payload)
+        return payload
+class ExitsInStream:
+    def predict(self, payload):
+        yield str(payload)
+        exits(payload)
+class ExitsInAsyncStream:
+    async def predict(self, payload):
+        yield str(payload)
+        exits(payload)
+class AsyncHangs:
+    async def predict(self):
+        import asyncio
+        try:
+            yield "a"
+            await asyncio.Event().wait()
+        finally:
+            print("the stream was closed", flush=True)
+class Configured:
+    def __init__(self, config):
+        self.config = config
+    def predict(self):
+        return f"{self.config[1]} {self.config['two']}"
 class OwnClient:
     def __init__(self):
         # One of its own, never flushed and never closed.
@@ -127,6 +164,8 @@ def test_bodies_are_read_by_their_content_type_and_results_written_by_theirs(
     assert about == {"api_name": "echo", "api_id": about["api_id"], "predictor": "Echo"}
     with urllib.request.urlopen(url + "healthz") as response:
         assert response.read() == b"ok"
+    process.stop()
+    assert +Recorded(udp).requests == {"200": 11}, "who looks what is served asks for no prediction"
 
 
 def test_bad_bodies_are_400_with_the_position_and_bad_results_500_with_the_reason_in_the_log(
@@ -148,6 +187,72 @@ def test_bad_bodies_are_400_with_the_position_and_bad_results_500_with_the_reaso
     ):
         assert post(url, body) == (500, "internal server error")
         process.line(f"({reason})")
+    assert "in predict\n" in process.text()
+    assert "_serving.py" not in process.text(), "how it was called is not the predictor's affair"
+
+
+def test_a_body_that_is_too_long_is_413_and_a_long_field_of_a_form_is_none(serve: Serve, file: Path, udp: Udp) -> None:
+    process = serve(f"{file}:Length", "--api-name", "x", "--collector-url", udp.url, "--body-bytes-max", "3000000")
+    url = address(process)
+    form = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n%s\r\n--x--\r\n'
+    assert post(url, form % (b"1" * 2_000_000), "multipart/form-data; boundary=x") == (200, "2000000")
+    assert post(url, b"1" * 3_000_000, "application/octet-stream") == (200, "3000000")
+    too_long = (413, "the body is longer than 3000000 bytes (--body-bytes-max)")
+    for kind in ("application/octet-stream", "multipart/form-data; boundary=x", "application/json"):
+        # Told by its length, before any of it is read; else when so much has come.
+        host, port = url.removeprefix("http://").rstrip("/").split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection.putrequest("POST", "/")
+        connection.putheader("content-type", kind)
+        connection.putheader("content-length", "3000001")
+        connection.endheaders()
+        response = connection.getresponse()
+        assert (response.status, response.read().decode()) == too_long
+        connection.close()
+        connection.request("POST", "/", iter([form % (b"1" * 100_000)] * 31), {"content-type": kind})
+        response = connection.getresponse()
+        assert (response.status, response.read().decode()) == too_long
+        connection.close()
+
+
+@pytest.mark.parametrize("name", ["Exits", "AsyncExits", "ExitsInStream", "ExitsInAsyncStream"])
+def test_an_exit_that_a_predictor_makes_ends_its_request_and_not_the_server(
+    serve: Serve, file: Path, udp: Udp, name: str
+) -> None:
+    process = serve(f"{file}:{name}", "--api-name", "x", "--collector-url", udp.url)
+    url = address(process)
+    errors = ("SystemExit", "KeyboardInterrupt", "CancelledError", "StopIteration")
+    for error in errors:
+        if "Stream" in name:
+            with pytest.raises(http.client.IncompleteRead):
+                post(url, json.dumps(error).encode())
+        else:
+            code, text = post(url, json.dumps(error).encode())
+            assert (code, text.lower()) == (500, "internal server error")
+        process.line(f"({error})")
+    assert post(url, b"1") == (200, "1")
+    assert process.stop() == 0
+    assert +Recorded(udp).requests == {"200": 1, "500": len(errors)}
+
+
+def test_an_async_stream_whose_client_goes_is_cancelled(serve: Serve, file: Path, udp: Udp) -> None:
+    process = serve(f"{file}:AsyncHangs", "--api-name", "x", "--collector-url", udp.url)
+    host, port = address(process).removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+    process.line("(the stream was closed)")
+    assert process.stop() == 0
+    assert +Recorded(udp).requests == {"499": 1}
+
+
+def test_any_mapping_is_a_config(serve: Serve, file: Path, tmp_path: Path, udp: Udp) -> None:
+    config = tmp_path / "c.yaml"
+    # Keys of two types, a date, a loop, and a bomb: what is a mapping is the predictor's affair.
+    rows = "".join(f"{name}: &{name} [{', '.join([f'*{chr(ord(name) - 1)}'] * 9)}]\n" for name in "bcdefghijklmno")
+    config.write_text("1: one\ntwo: 2026-11-27\nloop: &loop [*loop]\na: &a [1]\n" + rows)
+    process = serve(f"{file}:Configured", "--api-name", "x", "--collector-url", udp.url, "--config", config)
+    assert post(address(process), b"1") == (200, "one 2026-11-27")
 
 
 def test_an_async_predict_is_awaited_and_its_text_is_text(serve: Serve, file: Path, udp: Udp) -> None:
@@ -294,10 +399,12 @@ def test_the_predictor_of_the_readme_is_served_unchanged(serve: Serve, udp: Udp)
         ),
         (["{file}:PredictWants", "--api-name", "x"], "class PredictWants: predict wants 'data', which nobody provides"),
         (["{file}:Text", "--api-name", " "], "--api-name: got ' ', want text"),
+        (["{file}:Text", "--api-name", "ü" * 101], "--api-name: got 202 bytes, want 200 at most"),
         (["{file}:Text", "--api-name", "a|b"], "--api-name: got 'a|b', want text"),
         (["{file}:Text", "--api-name", "x", "--config", "none.yaml"], "--config none.yaml"),
         (["{file}:Text", "--api-name", "x", "--collector-url", "nonsense"], '--collector-url: url: got "nonsense"'),
-        (["{file}:Text", "--api-name", "x", "--threads", "0"], "got 0, want 1 or more"),
+        (["{file}:Text", "--api-name", "x", "--threads", "0"], "got '0', want a whole number of 1 or more"),
+        (["{file}:Text", "--api-name", "x", "--port", "http"], "--port: got 'http', want 0 to 65535"),
         (["{file}:Text"], "--api-name"),
     ],
 )

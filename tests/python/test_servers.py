@@ -42,6 +42,11 @@ async def item(item: int):
 async def stream():
     return StreamingResponse(pieces())
 
+@fast.get("/slow")
+async def slow():
+    await asyncio.sleep(0.5)
+    return "done"
+
 @fast.websocket("/echo")
 async def echo(websocket: WebSocket):
     await websocket.accept()
@@ -118,6 +123,12 @@ class Server(Process):
             thread.join()
         return codes
 
+    def leave_slow(self) -> None:
+        """Asks for an answer that takes its time and goes away before it."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+            connection.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(0.1)
+
     def leave_a_stream(self) -> None:
         """Asks for a stream without end and goes away."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
@@ -149,17 +160,21 @@ def test_counts_are_exact_however_many_workers_there_are(
     assert running.many(400) == {200: 360, 500: 40}
     assert running.get("/none")[0] == 404
     running.leave_a_stream()
+    if name == "uvicorn":
+        running.leave_slow()
     item = "/items/{item}" if name == "uvicorn" else "/items/<int:item>"
     want = {
         f"response_code=200,route={item}": 360,
         f"response_code=500,route={item}": 40,
         "response_code=404,route=unmatched": 1,
         "response_code=499,route=/stream": 1,
+        # A plain answer, whose app never asks whether somebody waits for it.
+        **({"response_code=499,route=/slow": 1} if name == "uvicorn" else {}),
     }
     until(lambda: collector.query(REQUESTS) == want, 30)
     assert collector.query("sum(cortex_api_in_flight_requests)") == {"": 0}
     rows = collector.rows()
-    assert rows["shop"]["responses"] == {"200": 360, "404": 1, "499": 1, "500": 40}
+    assert rows["shop"]["responses"] == {"200": 360, "404": 1, "499": 2 if name == "uvicorn" else 1, "500": 40}
     assert rows["shop"]["up_to_date"] == 1, "a server is one replica with all its workers"
     assert rows["shop"]["status"] == "live"
     assert collector.query("count(cortex_api_process_resident_memory_bytes > 1e7)")[""] >= 2

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -158,6 +159,30 @@ def test_a_server_that_never_closes_leaves_nothing_in_flight(udp: Udp) -> None:
         next(iter(wrapped(environ(), lambda *_: print)))
         gc.collect()
         assert Recorded(udp, client).requests["499"] == 1
+
+
+def test_the_garbage_collector_may_end_a_request_in_the_middle_of_a_record(udp: Udp) -> None:
+    # It did while the lock was held, by the same thread, which then waited for itself; and all requests with it.
+    with MetricsClient(udp.url, flush_interval=60) as client:
+        wrapped = MetricsMiddleware(ok, client, api_name="a")
+        metrics = wrapped._metrics
+        plain = metrics._gauge
+
+        def gauge_and_collect(metric: str, value: float, tags: dict[str, str]) -> None:
+            plain(metric, value, tags)
+            bodies.clear()
+
+        bodies = [wrapped(environ(), lambda *_: print)]
+        metrics._gauge = gauge_and_collect
+        recording = threading.Thread(target=metrics.record, daemon=True)
+        recording.start()
+        recording.join(10)
+        assert not recording.is_alive()
+        metrics._gauge = plain
+        metrics.record()
+        recorded = Recorded(udp, client)
+    assert recorded.requests["499"] == 1
+    assert recorded.gauges["cortex_api_in_flight_requests"] == 0
 
 
 def test_what_is_written_is_passed_on(udp: Udp) -> None:
