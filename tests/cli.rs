@@ -165,6 +165,47 @@ fn get_fails_only_if_nobody_answered() {
 }
 
 #[test]
+fn who_does_not_answer_is_asked_once() {
+    // Twice, it took twice the time limit.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let user = User::with(&[("local", listener.local_addr().unwrap())]);
+    let counting = std::thread::spawn(move || {
+        let mut asked = 0;
+        // Each is hung up on; the last comes from the test.
+        for stream in listener.incoming() {
+            let mut byte = [0];
+            if std::io::Read::read(&mut stream.unwrap(), &mut byte).unwrap() == 0 {
+                return asked;
+            }
+            asked += 1;
+        }
+        asked
+    });
+    let ran = user.run(&["get"]);
+    assert_eq!((ran.code, ran.err.lines().count()), (Some(1), 1), "{}", ran.err);
+    let url = user.run(&["env", "list"]).out.lines().nth(1).unwrap().split_whitespace().nth(1).unwrap().to_owned();
+    drop(TcpStream::connect(url.trim_start_matches("http://")).unwrap());
+    assert_eq!(counting.join().unwrap(), 1);
+}
+
+#[test]
+fn an_environment_that_fails_halfway_does_not_hide_the_others() {
+    let rows_alone = || {
+        serve(|_, query| match query {
+            q if q.contains("client_calls_total") => ("503 Service Unavailable", "gone".to_owned()),
+            q if q.contains("replica_start") => vector(&[(json!({"api_name": "iris"}), 1.0)]),
+            _ => vector(&[]),
+        })
+    };
+    let ran = User::with(&[("local", collector()), ("prod", rows_alone())]).run(&["get", "iris"]);
+    assert!(ran.out.starts_with("status   up-to-date"), "{}", ran.out);
+    assert!(ran.err.starts_with("cortex: env prod does not answer: http://127.0.0.1:"), "{}", ran.err);
+    assert_eq!((ran.err.lines().count(), ran.code), (1, Some(0)), "{}", ran.err);
+    let ran = User::with(&[("local", rows_alone())]).run(&["get", "iris"]);
+    assert_eq!((ran.out.as_str(), ran.err.lines().count(), ran.code), ("", 1, Some(1)), "{}", ran.err);
+}
+
+#[test]
 fn the_window_is_the_one_asked_for_and_counts_that_may_go_back_are_asked_otherwise() {
     let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = asked.clone();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -43,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, OverflowError) as error:
-        raise CannotListenError(str(error)) from error
+        raise CannotListenError(_why(error)) from error
     listener.set_inheritable(True)
     return listener
 
@@ -180,7 +181,13 @@ def _listen(listener: socket.socket) -> None:
     try:
         listener.listen(2048)
     except OSError as error:  # another process, which had bound the same address, was first
-        raise CannotListenError(str(error)) from error
+        raise CannotListenError(_why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return "another program does: end it, or take another port (--port 0 finds one)"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _announce_when_answered(listener: socket.socket, ready: str) -> None:

@@ -12,9 +12,9 @@ import math
 import os
 import secrets
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any, Protocol
 
 from ._exit import watch_forks
@@ -88,12 +88,14 @@ class RequestMetrics:
 
     def _begin_process(self) -> None:
         """What belongs to one process: its locks, its counts, its name. A child of a fork begins anew."""
-        # One that may be taken twice: in the middle of a record the garbage collector may close what a server forgot.
-        self._lock = threading.RLock()
+        # Guards the record and its thread. No request takes it: in the middle of a record the garbage collector may end
+        # one that a server forgot.
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._is_paused = False
-        self._in_flight = 0
+        # As long as there are requests in flight: what a list does is one step for all threads, at a tenth of a lock.
+        self._flying: list[None] = []
         self._peak = 0
         process = f"{os.getpid()}-{secrets.token_hex(2)}"
         self._process_labels = {**self._replica_labels, "process": process}
@@ -144,28 +146,34 @@ class RequestMetrics:
 
     def began(self) -> float:
         """A request began. Gives the time for the other methods, in seconds of ``time.perf_counter``."""
-        with self._lock:
-            self._in_flight += 1
-            self._peak = max(self._peak, self._in_flight)
-        return time.perf_counter()
+        flying = self._flying
+        flying.append(None)
+        in_flight = len(flying)
+        # No max(), whose call would let another thread in between.
+        if in_flight > self._peak:  # noqa: PLR1730
+            self._peak = in_flight
+        return perf_counter()
 
     def first_byte(self, began: float, route: str | None = None) -> None:
         """The first byte of the response left."""
-        seconds = time.perf_counter() - began
-        self._histogram("cortex_api_request_first_byte_seconds", seconds, self._labels_of(0, route))
+        seconds = perf_counter() - began
+        labels = self._labels if route is None else self._labels_of(0, route)
+        self._histogram("cortex_api_request_first_byte_seconds", seconds, labels)
 
     def queued(self, began: float, route: str | None = None) -> None:
         """The request is being worked on."""
-        seconds = time.perf_counter() - began
+        seconds = perf_counter() - began
         self._histogram("cortex_api_request_queue_seconds", seconds, self._labels_of(0, route))
 
     def ended(self, began: float, code: int, route: str | None = None) -> None:
         """The request ended with this response code: its last byte left, or nobody waits for it any more."""
-        seconds = time.perf_counter() - began
-        with self._lock:
-            self._in_flight -= 1
-        self._histogram("cortex_api_request_duration_seconds", seconds, self._labels_of(0, route))
-        self._increment("cortex_api_requests_total", 1, self._labels_of(code, route))
+        seconds = perf_counter() - began
+        # None, in a fork of the process where it began.
+        del self._flying[-1:]
+        labels = self._labels if route is None else self._labels_of(0, route)
+        self._histogram("cortex_api_request_duration_seconds", seconds, labels)
+        labels = self._known_labels.get((code, route)) or self._labels_of(code, route)
+        self._increment("cortex_api_requests_total", 1, labels)
 
     def _labels_of(self, code: int, route: str | None) -> dict[str, str]:
         """The labels with this code, 0 for none, and this route."""
@@ -185,10 +193,12 @@ class RequestMetrics:
         return labels
 
     def _record(self) -> None:
-        in_flight, peak = self._in_flight, self._peak
-        self._peak = in_flight
+        peak, self._peak = self._peak, 0
+        in_flight = len(self._flying)
+        if in_flight > self._peak:  # noqa: PLR1730 (as above)
+            self._peak = in_flight
         self._gauge("cortex_api_in_flight_requests", in_flight, self._process_labels)
-        self._gauge("cortex_api_in_flight_requests_peak", peak, self._process_labels)
+        self._gauge("cortex_api_in_flight_requests_peak", max(peak, in_flight), self._process_labels)
         self._gauge("cortex_api_replica_start_timestamp_seconds", self._started, self._replica_labels)
         if self._requested is not None:
             self._gauge("cortex_api_replicas_requested", self._requested, self._labels)

@@ -11,9 +11,11 @@ import contextvars
 import inspect
 import json
 import logging
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -139,7 +141,7 @@ class Runner:
 
     def __init__(self, predictor: Any, threads: int, body_bytes_max: int) -> None:
         self._predictor = predictor
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="predict")
+        self._threads = futures.ThreadPoolExecutor(threads, thread_name_prefix="predict")
         self._body_bytes_max = body_bytes_max
         self._running: set[object] = set()
         self._name = type(predictor).__name__
@@ -205,8 +207,8 @@ class Runner:
             result = await self._run(predict, call)
         except HTTPException:
             raise
-        except Exception:
-            logger.exception("%s: predict raised", self._name)
+        except Exception as error:
+            _log_raised(self._name, "predict", error)
             return _failure()
         if await request.is_disconnected():
             # Asked through the middleware, which counts it so: nobody reads this response.
@@ -244,8 +246,18 @@ class Runner:
         arguments = {name: given[name] for name in self._wanted_after}
         try:
             await self._run(post_predict, lambda: post_predict(**arguments))
-        except Exception:
-            logger.exception("%s: post_predict raised", self._name)
+        except Exception as error:
+            _log_raised(self._name, "post_predict", error)
+
+
+def _log_raised(name: str, what: str, error: Exception) -> None:
+    """Logs with the traceback from the predictor's own code on: how it was called is of no help to who wrote it."""
+    ours = (f"{Path(__file__).parent}{os.sep}", f"{Path(futures.__file__).parent}{os.sep}")
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(ours):
+        traceback = traceback.tb_next
+    told = (type(error), error, traceback or error.__traceback__)
+    logger.error("%s: %s raised", name, what, exc_info=told)
 
 
 def _ended_by(error: BaseException) -> RuntimeError:
@@ -298,9 +310,9 @@ class _Stream(Response):
                 await self._runner.in_thread(lambda: self._send_all(loop, send, pieces))
             if not self._is_gone:
                 await self._send(send, "", more=False)
-        except Exception:
+        except Exception as error:
             if not self._is_gone:
-                logger.exception("%s: the stream raised", self._name)
+                _log_raised(self._name, "the stream", error)
                 # Whose response has begun gets no end: the client sees that it is not whole.
                 if not self._has_begun:
                     await _failure()(scope, receive, send)

@@ -148,7 +148,8 @@ class _Request:
         self._is_disconnected = False
 
     async def serve(self, receive: Receive, send: Send) -> None:
-        middleware, metrics, scope = self._middleware, self._middleware._metrics, self._scope
+        middleware, scope = self._middleware, self._scope
+        metrics = middleware._metrics
 
         async def receive_and_see() -> Message:
             message = await receive()
@@ -166,7 +167,8 @@ class _Request:
             if message["type"] == "http.response.start":
                 self._status = message["status"]
                 self._has_trailers = message.get("trailers", False)
-                self._route = middleware._route(scope)
+                if middleware._route_of is not None:
+                    self._route = middleware._route(scope)
                 metrics.first_byte(self._began, self._route)
             elif self._is_last(message):
                 # Here, and not when the app returns: what it does after the last byte is nobody's wait.
@@ -200,9 +202,10 @@ class _Request:
             self._is_ended = True
             if self._is_disconnected or getattr(self._cycle, "disconnected", None) is True:
                 code = _CLIENT_CLOSED_REQUEST
-            if self._route is None:
-                self._route = self._middleware._route(self._scope)
-            self._middleware._metrics.ended(self._began, code, self._route)
+            middleware = self._middleware
+            if self._route is None and middleware._route_of is not None:
+                self._route = middleware._route(self._scope)
+            middleware._metrics.ended(self._began, code, self._route)
 
 
 def _route_of(scope: Any) -> str | None:

@@ -24,6 +24,8 @@ const RECEIVED_WITHIN: Duration = Duration::from_secs(3);
 /// How long the client may take to send.
 const SENT_WITHIN: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(250);
+/// How often the collector is asked meanwhile whether it is well.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -263,22 +265,29 @@ impl Patient<'_> {
     fn committed(&self, before: f64, is_collector: bool) -> Result<(), Failed> {
         note(&format!("waiting until it is {} …", if is_collector { "committed, every 10 s" } else { "scraped" }));
         let began = Instant::now();
+        let mut looked = began;
         loop {
             if self.probes().is_ok_and(|probes| probes > before) {
                 break;
             }
-            if began.elapsed() > self.timeout {
-                let what = format!("not to be found by a query after {} s", self.timeout.as_secs());
-                if !is_collector {
-                    return Err(failed(what, format!("let {} scrape the collector, at its /metrics", self.url)));
+            // What is not well need not be waited for.
+            if is_collector && looked.elapsed() > HEALTH_INTERVAL {
+                looked = Instant::now();
+                if let Ok((status, text)) = self.source.text("/healthz")
+                    && !status.is_success()
+                {
+                    let next = format!("mend that: {}/healthz tells when it is well", self.url);
+                    return Err(failed(format!("not committed: {}", text.trim()), next));
                 }
-                let health = self.source.text("/healthz").map(|(_, text)| text).unwrap_or_default();
-                let is_well = health.trim() == "ok";
-                let next = if is_well { "the collector's log says what it does" } else { health.trim() };
-                return Err(failed(
-                    what,
-                    if is_well { next.to_owned() } else { format!("mend what /healthz says: {next}") },
-                ));
+            }
+            if began.elapsed() > self.timeout {
+                let next = if is_collector {
+                    "see what the collector's log says; it is well, by its /healthz".to_owned()
+                } else {
+                    format!("let {} scrape the collector, at its /metrics", self.url)
+                };
+                let what = format!("not to be found by a query after {} s", began.elapsed().as_secs());
+                return Err(failed(what, next));
             }
             std::thread::sleep(PAUSE);
         }

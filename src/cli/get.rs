@@ -113,13 +113,14 @@ impl Screen {
     fn draw(&mut self, text: &str) -> io::Result<()> {
         let mut out = io::stdout().lock();
         if self.is_terminal {
-            // Line by line over what was there, so that nothing flickers; without wrapping, so that a line is one line.
-            let begin = if self.is_drawn { "\x1b[H" } else { "\x1b[2J\x1b[H" };
+            // Line by line over what was there, so that nothing flickers; without wrapping, so that a line is one line; each at
+            // its place, so that nothing scrolls: lines beyond the last of the terminal fall on it.
+            let begin = if self.is_drawn { "" } else { "\x1b[2J" };
             write!(out, "{begin}\x1b[?7l")?;
-            for line in text.lines() {
-                writeln!(out, "{line}\x1b[K")?;
+            for (at, line) in (1..).zip(text.lines()) {
+                write!(out, "\x1b[{at};1H{line}\x1b[K")?;
             }
-            write!(out, "\x1b[J\x1b[?7h")?;
+            write!(out, "\x1b[J\x1b[{};1H\x1b[?7h", text.lines().count() + 1)?;
         } else {
             write!(out, "{}{text}", if self.is_drawn { "\n" } else { "" })?;
         }
@@ -145,7 +146,7 @@ fn look(args: &GetArgs, asked: &[(&str, &Environment)], in_color: bool) -> anyho
         let answer = |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
         asking.into_iter().map(answer).collect()
     });
-    let (mut found, mut silent) = (Vec::new(), Vec::new());
+    let (mut found, mut silent): (Vec<Found<'_>>, Vec<(&str, AskError)>) = (Vec::new(), Vec::new());
     for answer in answers {
         match answer {
             Ok(answer) => found.push(answer),
@@ -156,7 +157,7 @@ fn look(args: &GetArgs, asked: &[(&str, &Environment)], in_color: bool) -> anyho
     match &args.api_name {
         _ if found.is_empty() => look.has_failed = true,
         None => all(args.output, &found, in_color, &mut look)?,
-        Some(name) => one(args.output, name, &found, !silent.is_empty(), in_color, &mut look)?,
+        Some(name) => one(args.output, name, &found, &mut silent, in_color, &mut look)?,
     }
     for (env, error) in silent {
         let error = printable(&error.to_string());
@@ -184,30 +185,40 @@ fn all(output: Output, found: &[Found<'_>], in_color: bool, look: &mut Look) -> 
     Ok(())
 }
 
-fn one(
+fn one<'a>(
     output: Output,
     name: &str,
-    found: &[Found<'_>],
-    some_are_silent: bool,
+    found: &[Found<'a>],
+    silent: &mut Vec<(&'a str, AskError)>,
     in_color: bool,
     look: &mut Look,
 ) -> anyhow::Result<()> {
     let mut details = Vec::new();
     for f in found {
-        let detail = detail(&f.source, name)?;
+        let detail = match detail(&f.source, name) {
+            Ok(detail) => detail,
+            // It answered before, and no longer.
+            Err(error) => {
+                silent.push((f.env, error));
+                continue;
+            }
+        };
         let row = f.rows.iter().find(|row| row.api_name == name);
         // A task, or a client alone, has its own metrics and serves no requests.
         if row.is_some() || detail.calls > 0 || !detail.metrics.is_empty() {
             details.push((f, row, detail));
         }
     }
+    let envs: Vec<&str> = found.iter().map(|f| f.env).filter(|env| silent.iter().all(|(of, _)| of != env)).collect();
+    look.has_failed = details.is_empty();
+    if envs.is_empty() {
+        return Ok(());
+    }
     if details.is_empty() {
-        let envs: Vec<&str> = found.iter().map(|f| f.env).collect();
         let known = found.iter().flat_map(|f| &f.rows).map(|row| row.api_name.as_str());
         let hint = nearest(name, known).map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
-        let but = if some_are_silent { " of those that answered" } else { "" };
+        let but = if silent.is_empty() { "" } else { " of those that answered" };
         look.tell(&format!("cortex: API {name:?} not found in env {}{but}{hint}", envs.join(", ")));
-        look.has_failed = true;
         return Ok(());
     }
     match output {

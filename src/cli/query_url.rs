@@ -13,6 +13,8 @@ use crate::overview::{Answer, AnswerValue, Ask, AskError};
 
 /// A query that takes longer is given up.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Whoever is there takes a connection sooner; who is not must not hold up what the others answered.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Of what is sent and received at once.
 const BUFFER_BYTES: usize = 16 << 10;
 /// An answer that is longer is not read.
@@ -25,7 +27,8 @@ pub(super) struct QueryUrl {
     /// The URL as it may be shown: without a password.
     shown: String,
     agent: ureq::Agent,
-    is_collector: OnceLock<bool>,
+    /// Or why nobody answered.
+    is_collector: OnceLock<Result<bool, String>>,
 }
 
 /// The part of Prometheus's JSON that an instant query returns.
@@ -66,6 +69,7 @@ impl QueryUrl {
     pub(super) fn within(url: &str, timeout: Duration) -> Self {
         let mut config = ureq::Agent::config_builder()
             .timeout_global(Some(timeout))
+            .timeout_connect(Some(timeout.min(CONNECT_TIMEOUT)))
             .http_status_as_error(false)
             // Several questions at once: the default buffers are 256 KiB each.
             .input_buffer_size(BUFFER_BYTES)
@@ -122,20 +126,26 @@ impl QueryUrl {
         self.read(self.agent.get(format!("{}{path}", self.url)).call())
     }
 
-    /// Whether a collector answers there, from what it says it is built from; not, if nobody tells.
-    fn asks_collector(&self) -> bool {
-        let info = self.json("/api/v1/status/buildinfo").ok();
-        let revision = info.as_ref().and_then(|info| info.pointer("/data/revision")?.as_str());
-        revision.is_some_and(|revision| revision.starts_with("cortex-metrics-"))
+    /// Whether a collector answers there, from what it says it is built from; not, if it does not tell.
+    fn asks_collector(&self) -> Result<bool, AskError> {
+        let (_, text) = self.text("/api/v1/status/buildinfo")?;
+        let info: Value = serde_json::from_str(&text).unwrap_or_default();
+        let revision = info.pointer("/data/revision").and_then(Value::as_str);
+        Ok(revision.is_some_and(|revision| revision.starts_with("cortex-metrics-")))
     }
 }
 
 impl Ask for QueryUrl {
     fn is_collector(&self) -> bool {
-        *self.is_collector.get_or_init(|| self.asks_collector())
+        let is_collector = self.is_collector.get_or_init(|| self.asks_collector().map_err(|error| error.to_string()));
+        is_collector.as_ref().is_ok_and(|is_collector| *is_collector)
     }
 
     fn ask(&self, expr: &str) -> Result<Vec<Answer>, AskError> {
+        // Nobody is waited for twice.
+        if let Some(Err(why)) = self.is_collector.get() {
+            return Err(AskError::Unreachable(why.clone()));
+        }
         let url = format!("{}/api/v1/query", self.url);
         let (status, text) = self.read(self.agent.get(&url).query("query", expr).call())?;
         let envelope: Envelope = serde_json::from_str(&text)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from cortex_metrics import MetricsClient
 from support import BIN, Collector, Udp, free_port, until
+from test_get import Prometheus, scraping
+from test_store import OnSmallDisk
 
 
 def doctor(folder: Path, web: str, *arguments: str, **env: str) -> tuple[int, list[str]]:
@@ -83,6 +85,41 @@ def test_what_a_mapping_file_drops_is_named(collector_with: Callable[..., Collec
     assert code == 1
     assert lines[-3].startswith('no    dropped: mapped_drop, "cortex_doctor_probes_total:1|c'), lines
     assert lines[-1] == "next: the collector's --mapping-config drops it: give it a rule for what it is to keep"
+
+
+def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
+    collector = OnSmallDisk(tmp_path)
+    try:
+        until(collector.is_healthy, 30)
+        collector.fill(0)
+        code, lines = doctor(tmp_path, collector.web, "--url", collector.url)
+        assert code == 1
+        assert lines[-3].startswith("no    not committed: the store takes no ticks: "), lines
+        assert "disk is full" in lines[-3]
+        assert lines[-1] == f"next: mend that: http://{collector.web}/healthz tells when it is well"
+    finally:
+        collector.stop()
+
+
+def test_a_prometheus_that_scrapes_finds_it_later_and_one_that_does_not_never(
+    collector: Collector, tmp_path: Path
+) -> None:
+    for name, config, timeout in (("scrapes", scraping(collector), "60s"), ("idle", {}, "2s")):
+        prometheus = Prometheus(tmp_path / name, config)
+        try:
+            code, lines = doctor(tmp_path, prometheus.web, "--url", collector.url, "--timeout", timeout)
+        finally:
+            prometheus.stop()
+        why = f"env local (http://{prometheus.web}) is no collector: what it received and dropped is asked of the collector"
+        assert lines[2].strip().startswith(why), lines
+        assert lines[3].strip() == "waiting until it is scraped …"
+        if name == "scrapes":
+            assert code == 0, lines
+            assert lines[4].startswith("ok    answered: a query finds it"), lines
+        else:
+            assert code == 1, lines
+            assert lines[-3].startswith("no    not to be found by a query after"), lines
+            assert lines[-1] == f"next: let http://{prometheus.web} scrape the collector, at its /metrics"
 
 
 def test_a_metric_that_is_missed_is_looked_for(collector: Collector, tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ def test_watching_draws_in_place_and_never_wraps(collector: Collector, tmp_path:
         until(lambda: rows(env))
         drawn = on_a_terminal([BIN / "cortex", "get", "-w"], env, lambda text: text.count("\x1b[J") == 3)
     screens = drawn.split("\x1b[J")
-    assert screens[0].startswith("\x1b[2J\x1b[H\x1b[?7lenv     api "), "cleared once, and lines are not wrapped"
+    assert screens[0].startswith("\x1b[2J\x1b[?7l\x1b[1;1Henv     api "), "cleared once, and lines are not wrapped"
     for screen in screens[1:3]:
-        assert screen.startswith("\x1b[?7h\x1b[H\x1b[?7lenv     api "), "over what was there"
-        assert len(re.findall(r"\x1b\[K\r\n", screen)) == 2
+        assert screen.startswith("\x1b[3;1H\x1b[?7h\x1b[?7l\x1b[1;1Henv     api "), "over what was there"
+        assert len(re.findall(r"\x1b\[2;1Hlocal   a-name.*\x1b\[K", screen)) == 1
+        assert "\n" not in screen, "or a table that is higher than the terminal would scroll it"

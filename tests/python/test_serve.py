@@ -187,6 +187,8 @@ def test_bad_bodies_are_400_with_the_position_and_bad_results_500_with_the_reaso
     ):
         assert post(url, body) == (500, "internal server error")
         process.line(f"({reason})")
+    assert "in predict\n" in process.text()
+    assert "_serving.py" not in process.text(), "how it was called is not the predictor's affair"
 
 
 def test_a_body_that_is_too_long_is_413_and_a_long_field_of_a_form_is_none(serve: Serve, file: Path, udp: Udp) -> None:
