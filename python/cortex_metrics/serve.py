@@ -54,6 +54,7 @@ logger = logging.getLogger("cortex_metrics.serve")
 
 _SETTINGS = "CORTEX_SERVE_SETTINGS"
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_NAME_BYTES_MAX = 200
 _EXIT_FAILURE = 1
 _EXIT_USAGE = 2
 # What uvicorn's supervisor, since 0.50, does not start again.
@@ -147,6 +148,9 @@ def _name(text: str) -> str:
     # Anything else a datagram would carry as another name, which `cortex get` then does not find.
     if not text.strip() or not text.isprintable() or any(char in text for char in ",|"):
         raise argparse.ArgumentTypeError(f"got {text!r}, want text that is not empty and has no comma or |")
+    if (size := len(text.encode())) > _NAME_BYTES_MAX:
+        # With it, other tags would not fit into a datagram.
+        raise argparse.ArgumentTypeError(f"got {size} bytes, want {_NAME_BYTES_MAX} at most")
     return text
 
 

@@ -399,6 +399,7 @@ def test_the_predictor_of_the_readme_is_served_unchanged(serve: Serve, udp: Udp)
         ),
         (["{file}:PredictWants", "--api-name", "x"], "class PredictWants: predict wants 'data', which nobody provides"),
         (["{file}:Text", "--api-name", " "], "--api-name: got ' ', want text"),
+        (["{file}:Text", "--api-name", "ü" * 101], "--api-name: got 202 bytes, want 200 at most"),
         (["{file}:Text", "--api-name", "a|b"], "--api-name: got 'a|b', want text"),
         (["{file}:Text", "--api-name", "x", "--config", "none.yaml"], "--config none.yaml"),
         (["{file}:Text", "--api-name", "x", "--collector-url", "nonsense"], '--collector-url: url: got "nonsense"'),
