@@ -10,7 +10,7 @@ mod table;
 use crate::model::Labels;
 
 pub use detail::{ApiDetail, CustomMetric, detail};
-pub use rows::{ApiRow, Status, WINDOW, apis};
+pub use rows::{ApiRow, Status, WINDOW, apis, quote};
 pub use table::{Table, age, milliseconds, printable, table_of};
 
 /// Anything that answers instant PromQL queries, now.
