@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Exit;
 use super::environments::{Environment, Environments};
+use super::last_hour::last_hour;
 use super::query_url::{QueryUrl, without_password};
 use crate::clock::Clock;
 use crate::config::parse_duration;
@@ -133,7 +134,7 @@ impl Screen {
 
 /// Asks all environments at once.
 fn look(args: &GetArgs, asked: &[(&str, &Environment)], in_color: bool) -> anyhow::Result<Look> {
-    let now = Clock::System.now_ms() as f64 / 1e3;
+    let now = now();
     let answers: Vec<Result<Found<'_>, (&str, AskError)>> = std::thread::scope(|scope| {
         let asking: Vec<_> = asked
             .iter()
@@ -168,6 +169,11 @@ fn look(args: &GetArgs, asked: &[(&str, &Environment)], in_color: bool) -> anyho
         ));
     }
     Ok(look)
+}
+
+/// In seconds since the Unix epoch.
+fn now() -> f64 {
+    Clock::System.now_ms() as f64 / 1e3
 }
 
 fn rendered(table: &Table, in_color: bool) -> String {
@@ -251,6 +257,11 @@ fn one<'a>(
             None => text.push_str("no requests: it has metrics of its own alone\n\n"),
         }
         text.push_str(&format!("{}\n", account(detail)));
+        // For eyes alone: whoever reads a pipe asks for numbers.
+        if let Some(trend) = row.filter(|_| io::stdout().is_terminal()).and_then(|_| last_hour(&f.source, name, now()))
+        {
+            text.push_str(&format!("\n{}", trend.render()));
+        }
         if !detail.metrics.is_empty() {
             text.push_str(&format!("\n{}", metrics_table(detail).render()));
         }
@@ -387,7 +398,7 @@ fn metrics_table(detail: &ApiDetail) -> Table {
 }
 
 /// A number with as many digits as help: six that count, or all of a whole number.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     if value.fract() == 0.0 && value.abs() < 1e15 || !value.is_finite() {
         return crate::model::format_float(value);
     }

@@ -6,6 +6,7 @@ mod doctor;
 mod env;
 mod environments;
 mod get;
+mod last_hour;
 mod query;
 mod query_url;
 

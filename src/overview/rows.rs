@@ -174,7 +174,7 @@ fn growth_of_scrapes(name: &str, in_window: &str, window: &str) -> String {
 }
 
 /// `text` as a PromQL string.
-pub(super) fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     let mut quoted = String::from('"');
     for c in text.chars() {
         match c {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import pty
@@ -173,6 +174,32 @@ def test_on_a_terminal_the_status_has_a_color_unless_it_is_unwanted(collector: C
     assert "\x1b[32mlive\x1b[0m" in on_a_terminal(get, env, never)
     assert "\x1b" not in on_a_terminal(get, {**env, "NO_COLOR": "1"}, never)
     assert "\x1b" not in subprocess.run(get, env=env, capture_output=True, text=True, check=True).stdout
+
+
+def shows_last_hour(get: list[str | Path], env: dict[str, str]) -> bool:
+    text = on_a_terminal(get, env, lambda _text: False)
+    # The newest, on the right, is the highest there is: before there was nothing.
+    rows = re.findall(r"(?m)^(requests/s|p99) {3,}[ ▁▂▃▄▅▆▇]*█ {3}([0-9.]+(?:us|ms|s)?)\r?$", text)
+    return [name for name, _ in rows] == ["requests/s", "p99"] and "\nlast hour  " in text
+
+
+def test_one_api_shows_its_last_hour_on_a_terminal_alone(
+    collector: Collector, prometheuses: dict[str, Prometheus], tmp_path: Path
+) -> None:
+    env = {**environments(tmp_path, collector, prometheuses), "NO_COLOR": "1"}
+    with MetricsClient(collector.url) as client:
+        app = MetricsMiddleware(answer, client, api_name="shop")
+        app._metrics.start()
+        until(lambda: len(rows(env)) == 4, 30)
+        for _ in range(3):
+            asyncio.run(serve(app, *[200] * 100))
+            client.flush()
+            time.sleep(1.5)  # a rate needs several samples
+        for name in ("local", *prometheuses):
+            get: list[str | Path] = [BIN / "cortex", "get", "shop", "-e", name]
+            until(functools.partial(shows_last_hour, get, env), 30)
+            piped = subprocess.run(get, env=env, capture_output=True, text=True, check=True).stdout
+            assert "last hour" not in piped
 
 
 def test_watching_draws_in_place_and_never_wraps(collector: Collector, tmp_path: Path) -> None:

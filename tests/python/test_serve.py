@@ -279,7 +279,7 @@ def test_what_is_provided_is_made_of_config_and_client_and_injected_by_name(
 def test_post_predict_runs_after_the_response_and_its_errors_are_in_the_log(serve: Serve, file: Path, udp: Udp) -> None:
     process = serve(f"{file}:After", "--api-name", "x", "--collector-url", udp.url)
     assert post(address(process) + "?a=b", b"[1]") == (200, '{"got": [1]}')
-    assert process.line(r"(after .*)") == "after {'got': [1]} [1] {'a': 'b'}"
+    assert process.line(r"(after .*)\n") == "after {'got': [1]} [1] {'a': 'b'}"
     process.line("(LookupError: in post_predict)")
     assert post(address(process), b"2")[0] == 200
     process.stop()
