@@ -5,7 +5,7 @@ import type { Unit } from "./format.ts";
 import type { Load } from "./page.ts";
 import type { PanelSpec, Query } from "./panel.ts";
 import { GAUGE_LOOKBACK, LINES_MAX, overText, threeQuantiles } from "./panel.ts";
-import { isCustom, labelName, quote, selector } from "./promql.ts";
+import { isCustom, labelName, own, quote, selector } from "./promql.ts";
 import * as prom from "./prom.ts";
 import type { Labels } from "./prom.ts";
 import { duration, TICK } from "./time.ts";
@@ -41,7 +41,7 @@ export async function customNames(window: TimeWindow, signal: AbortSignal, api: 
 export async function kindsOf(names: string[], load: Load): Promise<Map<string, Kind>> {
   const { data } = await prom.metadata(load.signal);
   const kinds = names.map(async (name): Promise<[string, Kind]> => {
-    const told = data[name]?.[0]?.type;
+    const told = own(data, name)?.[0]?.type;
     if (told === "counter" || told === "gauge" || told === "histogram") return [name, told];
     return [name, await guess(name, load)];
   });
@@ -96,7 +96,7 @@ function countOf(metric: Metric): Metric {
 function name(metric: Metric, whole: string): (labels: Labels) => string {
   const tag = metric.by;
   if (tag === undefined) return () => whole;
-  return (labels) => (labels[tag] === undefined || labels[tag] === "" ? `no ${tag}` : labels[tag]);
+  return (labels) => own(labels, tag) || `no ${tag}`;
 }
 
 /** The main picture of a metric, as the list of metrics has it. */

@@ -133,9 +133,10 @@ export class Panels {
   }
 }
 
-/** The window of the pages that draw no lines. */
+/** The window of what is listed and not drawn: up to now, whatever the step. */
 export function tableWindow(load: Load): TimeWindow {
-  return windowOf(load.span, load.now, POINTS);
+  const window = windowOf(load.span, load.now, POINTS);
+  return "last" in load.span ? { ...window, end: Math.floor(load.now) } : window;
 }
 
 /** The load of the present moment. */

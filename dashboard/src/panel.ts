@@ -2,7 +2,7 @@
 
 import { gridOf } from "./buckets.ts";
 import type { Band, Grid } from "./buckets.ts";
-import { fill, h, setText, uniqueId } from "./dom.ts";
+import { fill, h, refill, setText, uniqueId } from "./dom.ts";
 import { format, number } from "./format.ts";
 import type { Unit } from "./format.ts";
 import { HeatmapPlot } from "./heatmap.ts";
@@ -161,7 +161,7 @@ export class Panel {
         name,
         values: aligned(series, window, this.times.length),
         color: lineColor(place),
-        dash: query?.isDashed ? [5, 4] : lineDash(place),
+        dash: query?.isDashed ? [5, 4] : lineDash(at),
         isFilled: query?.isFilled,
         isHidden: this.hidden.has(name),
       };
@@ -226,7 +226,7 @@ export class Panel {
         h("a", { href: this.frame.exploreLink(query.expr) }, "Explore"),
       ),
     );
-    fill(this.promql, ...items);
+    refill(this.promql, ...items);
   }
 
   private showLegend(): void {
@@ -330,7 +330,9 @@ export class Panel {
       });
       return h("tr", { "data-time": time }, h("th", { scope: "row" }, clock(time, true)), ...cells);
     });
+    const { scrollTop, scrollLeft } = this.table;
     fill(this.table, h("table", { "data-series": names.length }, h("thead", {}, head), h("tbody", {}, ...rows.reverse())));
+    this.table.scrollTo(scrollLeft, scrollTop);
   }
 
   /** After a change of colours everything is drawn anew. */

@@ -42,7 +42,7 @@ export function options(
     ...sizeOf(host),
     series: [{}, ...series],
     legend: { show: false },
-    padding: [8, 12, 0, 0],
+    padding: [16, 12, 0, 0],
     scales: { x: { time: true, range: span }, y: { range: y.range } },
     axes: [
       {
@@ -136,18 +136,18 @@ function drawMarks(u: uPlot, marks: Mark[]): void {
   ctx.lineWidth = scale;
   ctx.setLineDash([3 * scale, 3 * scale]);
   ctx.font = `${11 * scale}px system-ui, sans-serif`;
-  ctx.textBaseline = "top";
+  ctx.textBaseline = "bottom";
   for (const { time, text } of marks) {
     if (time <= from || time >= to) continue;
     const left = Math.round(u.valToPos(time, "x", true));
     ctx.beginPath();
-    ctx.moveTo(left, bbox.top);
+    ctx.moveTo(left, bbox.top - 12 * scale);
     ctx.lineTo(left, bbox.top + bbox.height);
     ctx.stroke();
     // On the side where there is room.
     const isRight = left < bbox.left + bbox.width / 2;
     ctx.textAlign = isRight ? "left" : "right";
-    ctx.fillText(text, left + (isRight ? 4 : -4) * scale, bbox.top + 2 * scale, bbox.width / 2);
+    ctx.fillText(text, left + (isRight ? 4 : -4) * scale, bbox.top - 2 * scale, bbox.width / 2);
   }
   ctx.restore();
 }

@@ -5,6 +5,11 @@ export function quote(text: string): string {
   return `"${text.replace(/[\\"]/g, "\\$&").replace(/\n/g, "\\n")}"`;
 }
 
+/** What a record from outside has by this name, and not what every object inherits: a label may be called `constructor`. */
+export function own<T>(record: Record<string, T>, name: string): T | undefined {
+  return Object.hasOwn(record, name) ? record[name] : undefined;
+}
+
 const isPlainName = (name: string) => /^[a-zA-Z_:][a-zA-Z0-9_:]*$/.test(name);
 const isPlainLabel = (name: string) => /^[a-zA-Z_][a-zA-Z0-9_]*$/.test(name);
 

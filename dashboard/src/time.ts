@@ -96,6 +96,11 @@ export function duration(seconds: number): string {
   return `${seconds}s`;
 }
 
+/** The newest time of so many seconds, as the buttons call it. */
+export function lastText(seconds: number): string {
+  return `the last ${RANGES.find(([, known]) => known === seconds)?.[0] ?? duration(seconds)}`;
+}
+
 /** All steps of a window. */
 export function timesOf(window: TimeWindow): number[] {
   const count = Math.round((window.end - window.start) / window.step) + 1;

@@ -5,7 +5,7 @@ import { fill, h } from "../dom.ts";
 import type { Go, Load, Page } from "../page.ts";
 import { edges, loadOf, Panels, tableWindow } from "../page.ts";
 import type { PanelSpec } from "../panel.ts";
-import { parseError } from "../promql.ts";
+import { own, parseError } from "../promql.ts";
 import * as prom from "../prom.ts";
 import type { InstantData, InstantSeries, Labels } from "../prom.ts";
 import type { Route } from "../route.ts";
@@ -185,7 +185,7 @@ function vector(result: InstantSeries[]): HTMLElement {
   const labels = columns(result.map((series) => series.metric));
   const rows = result.map(({ metric, value, histogram }) => {
     const text = value?.[1] ?? `count ${histogram?.[1].count ?? ""}, sum ${histogram?.[1].sum ?? ""}`;
-    return h("tr", {}, ...labels.map((label) => h("td", {}, metric[label] ?? "")), h("td", { class: "number", "data-value": text }, text));
+    return h("tr", {}, ...labels.map((label) => h("td", {}, own(metric, label) ?? "")), h("td", { class: "number", "data-value": text }, text));
   });
   const head = h("tr", {}, ...labels.map((label) => h("th", { scope: "col" }, label === "__name__" ? "name" : label)), h("th", { scope: "col", class: "number" }, "value"));
   return h("div", { class: "scroll", tabindex: 0 }, h("table", {}, h("thead", {}, head), h("tbody", {}, ...rows)));

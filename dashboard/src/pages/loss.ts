@@ -8,10 +8,11 @@ import type { Go, Load, Page } from "../page.ts";
 import { edges, Panels } from "../page.ts";
 import type { PanelSpec } from "../panel.ts";
 import { overText } from "../panel.ts";
+import { own } from "../promql.ts";
 import * as prom from "../prom.ts";
 import type { Client, Ingest, Labels } from "../prom.ts";
 import type { Route } from "../route.ts";
-import { duration } from "../time.ts";
+import { duration, lastText } from "../time.ts";
 
 /** Why a client drops a call, and what to do. */
 const CLIENT: Record<string, string> = {
@@ -154,7 +155,7 @@ async function ask(load: Load): Promise<Numbers> {
 
 function accountOf(numbers: Numbers, ingest: Ingest, load: Load): Child[] {
   const [from, to] = edges(load);
-  const time = "last" in load.span ? `the last ${duration(load.span.last)}` : `these ${format((to - from) / 60, "")} minutes`;
+  const time = "last" in load.span ? lastText(load.span.last) : `these ${format((to - from) / 60, "")} minutes`;
   const refused = numbers.refused.reduce((sum, one) => sum + one.value, 0);
   const places: Place[] = [
     ...byLabel(numbers.dropped, "reason").map(([reason, lost]) => ({
@@ -162,7 +163,7 @@ function accountOf(numbers: Numbers, ingest: Ingest, load: Load): Child[] {
       why: reason,
       lost,
       unit: "calls",
-      what: CLIENT[reason] ?? "The log of cortex_metrics says more.",
+      what: own(CLIENT, reason) ?? "The log of cortex_metrics says more.",
     })),
     ...byLabel(numbers.kernel, "socket").map(([socket, lost]) => ({
       where: "in the kernel",
@@ -183,8 +184,8 @@ function accountOf(numbers: Numbers, ingest: Ingest, load: Load): Child[] {
       why: reason,
       lost,
       unit: "messages",
-      what: COLLECTOR[reason] ?? "The log of the collector names it.",
-      example: ingest.dropped[reason]?.example,
+      what: own(COLLECTOR, reason) ?? "The log of the collector names it.",
+      example: own(ingest.dropped, reason)?.example,
       isMeant: reason === "mapped_drop",
     })),
   ];

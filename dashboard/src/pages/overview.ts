@@ -11,7 +11,7 @@ import type { ApiRow, RangeSeries } from "../prom.ts";
 import type { Route } from "../route.ts";
 import { linkTo, linkWith } from "../route.ts";
 import { sparkline } from "../sparkline.ts";
-import { clock, duration, timesOf, windowOf } from "../time.ts";
+import { clock, duration, lastText, timesOf, windowOf } from "../time.ts";
 import type { Span, TimeWindow } from "../time.ts";
 
 /** Points of a sparkline. */
@@ -84,7 +84,7 @@ async function askSparks(load: Load, drawn: Sparks | null): Promise<Sparks> {
     ),
   ]);
   const span = sparkSpan(load);
-  const text = "last" in span ? `the last ${duration(span.last)}` : `${clock(span.from, true)} to ${clock(span.to, true)}`;
+  const text = "last" in span ? lastText(span.last) : `${clock(span.from, true)} to ${clock(span.to, true)}`;
   return { window, text, rate: byApi(rate.data, window), p99: byApi(p99.data, window) };
 }
 
