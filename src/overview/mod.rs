@@ -11,12 +11,8 @@ mod table;
 use crate::model::Labels;
 
 pub use detail::{ApiDetail, CustomMetric, detail};
-<<<<<<< HEAD
 pub use json::row_json;
-pub use rows::{ApiRow, Status, WINDOW, apis};
-=======
 pub use rows::{ApiRow, Status, WINDOW, apis, quote};
->>>>>>> w-serve
 pub use table::{Table, age, milliseconds, printable, table_of};
 
 /// Anything that answers instant PromQL queries, now.
