@@ -11,9 +11,9 @@ import { GAUGE_LOOKBACK, overText, threeQuantiles } from "../panel.ts";
 import type { Mark } from "../plot.ts";
 import { quote, selector } from "../promql.ts";
 import * as prom from "../prom.ts";
-import type { ApiRow } from "../prom.ts";
+import type { ApiRow, Labels } from "../prom.ts";
 import type { Route } from "../route.ts";
-import { linkTo } from "../route.ts";
+import { linkTo, linkWith } from "../route.ts";
 import { duration, TICK } from "../time.ts";
 import type { TimeWindow } from "../time.ts";
 import { ofClass, statusPill } from "./overview.ts";
@@ -22,7 +22,11 @@ import { ofClass, statusPill } from "./overview.ts";
 const EXACT = "exponential histograms, exact to 2.2 %";
 
 /** The panels of an API. The first ten are Cortex's, with its titles. */
-export function apiPanels(name: string): PanelSpec[] {
+export function apiPanels(name: string, isByVersion: boolean): PanelSpec[] {
+  // Side by side: a line for each version in the place of one for all.
+  const by = isByVersion ? " by (api_id) " : "";
+  const line = (whole: string) => (labels: Labels) => (isByVersion ? labels["api_id"] || "no api_id" : whole);
+  const part = (what: string) => (labels: Labels) => (isByVersion ? `${labels["api_id"] || "no api_id"} ${what}` : what);
   const of = (metric: string, ...more: string[]) => selector(metric, { api_name: name }, more);
   const duration_ = of("cortex_api_request_duration_seconds");
   const noRequests = `No requests in this time. Send one to ${name}; it is here 10 s later.`;
@@ -31,14 +35,24 @@ export function apiPanels(name: string): PanelSpec[] {
       title: "Request Rate",
       unit: "req/s",
       note: (w) => `requests per second, ${overText(w)}`,
-      queries: (w) => [{ expr: `sum(rate(${of("cortex_api_requests_total")}[${duration(w.over)}]))`, name: () => "requests", isFilled: true }],
+      queries: (w) => [
+        { expr: `sum${by}(rate(${of("cortex_api_requests_total")}[${duration(w.over)}]))`, name: line("requests"), isFilled: !isByVersion },
+      ],
       empty: noRequests,
     },
     {
       title: "In Flight Request",
       unit: "requests",
       note: (w) => (w.step > TICK ? `recorded every 10 s: mean and peak of each ${duration(w.step)}` : "recorded every 10 s, and the peak in between"),
-      queries: inFlight(of("cortex_api_in_flight_requests"), of("cortex_api_in_flight_requests_peak")),
+      queries: (w) => {
+        // Between two points of a longer step no record is left out: the mean of the sums of each tick, and the highest of them.
+        const each = (over: string, sum: string) => (w.step > TICK ? `${over}_over_time(${sum}[${duration(w.step)}:${TICK}s])` : sum);
+        const sum = (metric: string) => `sum${by}(${of(metric)})`;
+        return [
+          { expr: each("avg", sum("cortex_api_in_flight_requests")), name: part("in flight"), lookback: GAUGE_LOOKBACK, isFilled: !isByVersion },
+          { expr: each("max", sum("cortex_api_in_flight_requests_peak")), name: part("peak"), lookback: GAUGE_LOOKBACK },
+        ];
+      },
       empty: `No replica of ${name} was up in this time.`,
     },
     {
@@ -46,16 +60,25 @@ export function apiPanels(name: string): PanelSpec[] {
       unit: "replicas",
       note: () => "replicas up, beside how many were requested",
       queries: () => [
-        { expr: `count(${of("cortex_api_replica_start_timestamp_seconds")})`, name: () => "up", lookback: GAUGE_LOOKBACK, isFilled: true },
-        { expr: `max(${of("cortex_api_replicas_requested")})`, name: () => "requested", lookback: GAUGE_LOOKBACK, isDashed: true },
+        {
+          expr: `count${by}(${of("cortex_api_replica_start_timestamp_seconds")})`,
+          name: part("up"),
+          lookback: GAUGE_LOOKBACK,
+          isFilled: !isByVersion,
+        },
+        { expr: `max${by}(${of("cortex_api_replicas_requested")})`, name: part("requested"), lookback: GAUGE_LOOKBACK, isDashed: true },
       ],
       empty: `No replica of ${name} was up in this time: start one with cortex-serve, or put the middleware around your app.`,
     },
     ...["2", "4", "5"].map((klass, at): PanelSpec => ({
       title: `${klass}XX Responses`,
       unit: "req/s",
-      note: (w) => `responses per second, ${overText(w)}, by code`,
-      queries: (w) => byCode(of("cortex_api_requests_total", `response_code=~"${klass}.."`), w, `${klass}XX`),
+      note: (w) => `responses per second, ${overText(w)}, by ${isByVersion ? "version" : "code"}`,
+      queries: (w) => {
+        const rate = `rate(${of("cortex_api_requests_total", `response_code=~"${klass}.."`)}[${duration(w.over)}])`;
+        const all = { expr: `sum${by}(${rate})`, name: line(`${klass}XX`), isFilled: !isByVersion };
+        return isByVersion ? [all] : [all, { expr: `sum by (response_code) (${rate})`, name: (labels) => labels["response_code"] ?? "" }];
+      },
       color: [0, 1, 7][at] ?? 0,
       empty: `No ${klass}XX responses in this time.`,
     })),
@@ -63,7 +86,9 @@ export function apiPanels(name: string): PanelSpec[] {
       title: `p${Math.round(q * 100)} Latency`,
       unit: "s",
       note: (w) => `${overText(w)}, from ${EXACT}`,
-      queries: (w) => [{ expr: `histogram_quantile(${q}, sum(rate(${duration_}[${duration(w.over)}])))`, name: () => `p${Math.round(q * 100)}` }],
+      queries: (w) => [
+        { expr: `histogram_quantile(${q}, sum${by}(rate(${duration_}[${duration(w.over)}])))`, name: line(`p${Math.round(q * 100)}`) },
+      ],
       empty: noRequests,
     })),
     {
@@ -73,8 +98,8 @@ export function apiPanels(name: string): PanelSpec[] {
       queries: (w) => [
         {
           // Count and sum alone: of weeks they are read many times as fast as the buckets.
-          expr: ["sum", "count"].map((part) => `sum(rate(${of(`cortex_api_request_duration_seconds_${part}`)}[${duration(w.over)}]))`).join(" / "),
-          name: () => "average",
+          expr: ["sum", "count"].map((part) => `sum${by}(rate(${of(`cortex_api_request_duration_seconds_${part}`)}[${duration(w.over)}]))`).join(" / "),
+          name: line("average"),
         },
       ],
       empty: noRequests,
@@ -126,23 +151,6 @@ export function apiPanels(name: string): PanelSpec[] {
   ];
 }
 
-function inFlight(now: string, peak: string): (w: TimeWindow) => Query[] {
-  // Between two points of a longer step no record is left out: the mean of the sums of each tick, and the highest of them.
-  const each = (w: TimeWindow, of: string, expr: string) => (w.step > TICK ? `${of}_over_time(sum(${expr})[${duration(w.step)}:${TICK}s])` : `sum(${expr})`);
-  return (w) => [
-    { expr: each(w, "avg", now), name: () => "in flight", lookback: GAUGE_LOOKBACK, isFilled: true },
-    { expr: each(w, "max", peak), name: () => "peak", lookback: GAUGE_LOOKBACK },
-  ];
-}
-
-function byCode(requests: string, w: TimeWindow, klass: string): Query[] {
-  const rate = `rate(${requests}[${duration(w.over)}])`;
-  return [
-    { expr: `sum(${rate})`, name: () => klass, isFilled: true },
-    { expr: `sum by (response_code) (${rate})`, name: (labels) => labels["response_code"] ?? "" },
-  ];
-}
-
 /** p50, p90 and p99 of a histogram in one picture. */
 export function quantiles(histogram: string): (w: TimeWindow) => Query[] {
   return (w) => [threeQuantiles(`sum(rate(${histogram}[${duration(w.over)}]))`)];
@@ -151,7 +159,9 @@ export function quantiles(histogram: string): (w: TimeWindow) => Query[] {
 export function apiPage(name: string, route: () => Route, go: Go): Page {
   const facts = h("div", { class: "facts" });
   const message = h("div", {});
-  const panels = new Panels(apiPanels(name), route, go);
+  const isByVersion = route().params.get("versions") === "apart";
+  const panels = new Panels(apiPanels(name, isByVersion), route, go);
+  const versions = h("div", { class: "filters", hidden: true });
   const own = h("section", { class: "own" });
   const only = route().params.get("panel");
   const element = h(
@@ -160,6 +170,7 @@ export function apiPage(name: string, route: () => Route, go: Go): Page {
     h("p", { class: "crumbs" }, h("a", { href: linkTo(route(), []) }, "APIs"), ...(only === null ? [] : [" / ", h("a", { href: linkTo(route(), ["api", name]) }, name)])),
     h("h1", {}, name),
     facts,
+    versions,
     message,
     panels.element,
     only === null ? own : null,
@@ -173,8 +184,13 @@ export function apiPage(name: string, route: () => Route, go: Go): Page {
         refill(facts, ...(row ? factsOf(row) : []));
         fill(message, row ? null : unknown(name, answer.data, route()));
       });
-      const versions = versionsOf(name, load).then((marks) => panels.mark(marks));
-      await Promise.all([panels.load(load), quietly(rows, load), quietly(versions, load), only === null ? quietly(customMetrics(name, own, load), load) : null]);
+      const found = versionsOf(name, load).then((all) => {
+        const [from, to] = edges(load);
+        panels.mark(all.filter(({ time }) => time > from && time < to));
+        versions.hidden = all.length < 2 && !isByVersion;
+        refill(versions, ...versionChoice(route(), isByVersion));
+      });
+      await Promise.all([panels.load(load), quietly(rows, load), quietly(found, load), only === null ? quietly(customMetrics(name, own, load), load) : null]);
     },
     redraw: () => panels.redraw(),
     destroy: () => panels.destroy(),
@@ -190,13 +206,22 @@ async function quietly(work: Promise<void>, load: Load): Promise<void> {
   }
 }
 
-/** When each version of the API came up, of those that came up in the time that is shown. */
+/** When each version of the API came up, of those that were up in the time that is shown. */
 async function versionsOf(name: string, load: Load): Promise<Mark[]> {
   const [from, to] = edges(load);
   const starts = selector("cortex_api_replica_start_timestamp_seconds", { api_name: name });
   const expr = `min by (api_id) (last_over_time(${starts}[${Math.max(Math.ceil(to - from), TICK)}s]))`;
   const found = await prom.vector(expr, Math.min(to, load.now), load.signal);
-  return found.map(({ metric, value }) => ({ time: value, text: metric["api_id"] ?? "" })).filter(({ time }) => time > from && time < to);
+  return found.map(({ metric, value }) => ({ time: value, text: metric["api_id"] ?? "" }));
+}
+
+function versionChoice(route: Route, isByVersion: boolean): HTMLElement[] {
+  const choice = (text: string, value: string | null, isCurrent: boolean) =>
+    h("a", { class: "choice", href: linkWith(route, { versions: value }), "aria-current": isCurrent ? "true" : undefined }, text);
+  return [
+    h("span", { class: "hint" }, "versions"),
+    h("span", { class: "group", role: "group", "aria-label": "Versions" }, choice("together", null, !isByVersion), choice("side by side", "apart", isByVersion)),
+  ];
 }
 
 function factsOf(row: ApiRow): Child[] {
