@@ -142,7 +142,7 @@ def test_the_rows_are_those_of_cortex_get(collector: Collector) -> None:
     assert row["avg_request_seconds"] == 0.25
 
 
-@pytest.mark.parametrize("since", ["", "0s", "soon", "1h] or vector(1"])
+@pytest.mark.parametrize("since", ["0s", "soon", "1h] or vector(1"])
 def test_a_window_that_is_none_is_refused(collector: Collector, since: str) -> None:
     status, _, body = fetch(f"http://{collector.web}/api/v1/status/apis?since={quote(since)}")
     answer = json.loads(body)
