@@ -34,7 +34,7 @@ KINDS = {
     "dark": {"colorScheme": "dark", "viewport": {"width": 1280, "height": 300}},
     "narrow": {"colorScheme": "light", "viewport": {"width": 400, "height": 300}, "hasTouch": True},
 }
-HEIGHT_MAX = {"light": 1900, "dark": 1900, "narrow": 1500}
+HEIGHT_MAX = {"light": 1960, "dark": 1960, "narrow": 1500}
 PAGES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "overview": ((), {"range": "24h"}),
     "api": (("api", "text-generator"), {"range": "24h"}),
@@ -245,9 +245,15 @@ def main() -> None:
                 for name, (path, params) in PAGES.items():
                     page.goto(*path, **params, refresh="off")
                     width = options["viewport"]["width"]
-                    height = min(page.evaluate("() => document.documentElement.scrollHeight"), HEIGHT_MAX[kind])
                     file = OUT / f"{name}-{kind}.png"
-                    page.call("setViewportSize", {"width": width, "height": height})
+                    height = 0
+                    # Twice: what is drawn alone is as high as the window allows.
+                    for _ in range(2):
+                        content = page.evaluate(
+                            "() => document.querySelector('main').getBoundingClientRect().bottom + scrollY"
+                        )
+                        height = min(round(content), HEIGHT_MAX[kind])
+                        page.call("setViewportSize", {"width": width, "height": height})
                     # What came into the window is drawn too.
                     page.refreshed()
                     page.call("screenshot", {"path": str(file), "animations": "disabled"})
