@@ -329,9 +329,7 @@ def tsc(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str | Path], Pat
     """The compiler with Grafana's types, and a folder beside them; `make test` has seen to that where it could."""
     program, compiler = shutil.which("node"), SCHEMA / "node_modules" / "typescript" / "bin" / "tsc"
     if program is None or not compiler.exists():
-        reason = (
-            "Node.js is missing: make node" if program is None else "@grafana/schema is missing: make npm"
-        )
+        reason = "Node.js is missing: make node" if program is None else "@grafana/schema is missing: make npm"
         assert os.environ.get("CI") != "true", reason
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("schema")
