@@ -958,7 +958,7 @@ def test_metrics_of_the_client_are_found_by_themselves(browser: Browser, collect
         until(lambda: collector_alone.query("sum(my_counter)") == {"": 44})
         page.goto("metrics", range="15m", refresh="off")
         # What is newer than the last whole tick is there at the next.
-        until(lambda: page.refreshed() and len(page.panels()) == 3)
+        until(lambda: page.refreshed() and list(page.panels().values()) == ["drawn"] * 3)
         assert page.panels() == {"my_counter": "drawn", "my_gauge": "drawn", "my_histogram": "drawn"}
         gauges = {name: list(line.values())[-1] for name, line in page.drawn("my_gauge").items()}
         assert sorted(gauges.values()) == [13.5, 31.5]
