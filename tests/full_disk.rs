@@ -16,9 +16,7 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use cortex_metrics::model::{ExponentialHistogram, Labels, METRIC_NAME, MetricKind, Sample, SeriesId, Value};
-use cortex_metrics::store::{
-    Matcher, Part, Select as _, Selection, StartedSeries, Store, StoreError, Tick, WrittenSeries,
-};
+use cortex_metrics::store::{Part, Select as _, Selection, StartedSeries, Store, StoreError, Tick, WrittenSeries};
 use rusqlite::ffi;
 
 // The layer below SQLite --------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ fn what_cannot_be_kept_is_refused_with_a_reason() {
     let old = refused(&one(name(), floats(&[(-1, 1.0), (1_000_001, 1.0)]), vec![]));
     assert_eq!(old, (vec![("out_of_bounds", 2)], "out of bounds: series h at -1 ms".to_owned()));
     type Change = fn(&mut Histogram);
-    let changes: [(Change, &str); 12] = [
+    let changes: [(Change, &str); 14] = [
         (|h| h.schema = -53, "custom buckets (schema -53) are not supported: series h at 5 ms"),
         (|h| h.schema = 9, "got schema 9, want -4 to 8"),
         (|h| h.schema = -5, "got schema -5"),
