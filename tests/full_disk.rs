@@ -245,7 +245,7 @@ impl Folder {
             let path = entry.unwrap().path();
             // A file that the sealer gives its name just now.
             let copied = std::fs::copy(&path, copy.0.path().join(path.file_name().unwrap()));
-            assert!(copied.is_ok() || !path.exists(), "{path:?}");
+            assert!(copied.is_ok() || !path.exists(), "{}", path.display());
         }
         copy
     }
@@ -370,7 +370,7 @@ impl Recorder {
         self.in_flight.push(model);
         let samples = std::mem::take(&mut self.to_write);
         let series = [WrittenSeries { labels: labels(WRITTEN), samples }];
-        let written = store.write(&series, 0).inspect_err(|_| self.to_write = series[0].samples.clone())?;
+        let written = store.write(&series, 0).inspect_err(|_| self.to_write.clone_from(&series[0].samples))?;
         assert_eq!((written.stored, written.refused), (series[0].samples.len() as u64, 0));
         self.model = self.in_flight.pop().unwrap();
         self.in_flight.clear();
@@ -460,7 +460,7 @@ fn some_days(refuses_from: u64, is_broken: bool) -> u64 {
                 Err(other) => panic!("{what}: {other}"),
             }
             if ticks_refused == 2 {
-                after_a_crash(folder.copy(), &recorder, n, &format!("{what}, crashed"));
+                after_a_crash(&folder.copy(), &recorder, n, &format!("{what}, crashed"));
                 damage_journals(&folder, &recorder, &what, refuses_from);
                 disk.has_room_again();
             }
@@ -487,8 +487,8 @@ fn some_days(refuses_from: u64, is_broken: bool) -> u64 {
 }
 
 /// What a crash left is opened while the disk is still full, and goes on when there is room.
-fn after_a_crash(folder: Folder, recorder: &Recorder, n: i64, what: &str) {
-    let Folder(dir, disk) = &folder;
+fn after_a_crash(folder: &Folder, recorder: &Recorder, n: i64, what: &str) {
+    let Folder(dir, disk) = folder;
     disk.refuses_from.store(1, SeqCst);
     let (mut store, _) = Store::open(dir.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
     let left = all(&store);
@@ -528,7 +528,7 @@ fn damage_journals(folder: &Folder, recorder: &Recorder, what: &str, seed: u64) 
         let at = random(if round % 2 == 0 { bytes.len() } else { bytes.len().min(28) });
         bytes[at] ^= 1 << random(8);
         std::fs::write(&journal, bytes).unwrap();
-        let what = format!("{what}, {:?} damaged at {at}", journal.file_name().unwrap());
+        let what = format!("{what}, {} damaged at {at}", journal.display());
         let (store, _) = Store::open(crashed.0.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
         let left = all(&store);
         let models = || recorder.in_flight.iter().chain([&recorder.model]);
