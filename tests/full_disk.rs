@@ -528,7 +528,7 @@ fn damage_journals(folder: &Folder, recorder: &Recorder, what: &str, seed: u64) 
         let at = random(if round % 2 == 0 { bytes.len() } else { bytes.len().min(28) });
         bytes[at] ^= 1 << random(8);
         std::fs::write(&journal, bytes).unwrap();
-        let what = format!("{what}, {} damaged at {at}", journal.file_name().unwrap().display());
+        let what = format!("{what}, {} damaged at {at}", journal.display());
         let (store, _) = Store::open(crashed.0.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
         let left = all(&store);
         let models = || recorder.in_flight.iter().chain([&recorder.model]);

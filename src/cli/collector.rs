@@ -350,7 +350,7 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     }
     announce(&listeners, args.receive_buffer as u64, http_address, &data_dir)?;
 
-    runtime.block_on(async {
+    let refused = runtime.block_on(async {
         let (stop_http, http_stopped) = oneshot::channel::<()>();
         let app = App::new(engine, published, Arc::clone(&intake), ladder)
             .with_steady(steady)
@@ -375,16 +375,19 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
             break;
         }
         // Senders are refused first, then everything the kernel had accepted is read, and only then is the last tick made.
-        tokio::task::spawn_blocking(move || {
+        let refused = tokio::task::spawn_blocking(move || {
             listeners.into_iter().for_each(Listener::stop);
-            recorder.stop();
+            recorder.stop()
         })
         .await?;
         let _ = stop_http.send(());
         let _ = tokio::time::timeout(HTTP_GRACE, server).await;
-        anyhow::Ok(())
+        anyhow::Ok(refused)
     })?;
     runtime.shutdown_timeout(HTTP_GRACE);
+    if let Some(why) = refused {
+        bail!("stopped, but what came since the disk refused could not be stored and is lost: {why}");
+    }
     tracing::info!("stored and stopped");
     Ok(())
 }

@@ -42,7 +42,7 @@ pub struct RecorderConfig {
 #[derive(Debug)]
 pub struct Recorder {
     stop: Sender<()>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Option<String>>,
     writer: RemoteWriter,
 }
 
@@ -117,10 +117,11 @@ impl Recorder {
         self.writer.clone()
     }
 
-    /// Makes the last tick of what the intake holds and closes the store.
-    pub fn stop(self) {
+    /// Makes the last tick of what the intake holds and closes the store. Gives why that tick could not be stored, if it could not: what
+    /// it held is lost.
+    pub fn stop(self) -> Option<String> {
         drop(self.stop);
-        let _ = self.thread.join();
+        self.thread.join().unwrap_or_else(|_| Some("the recorder failed".to_owned()))
     }
 }
 
@@ -154,7 +155,7 @@ impl Worker {
     }
 
     /// Ticks, and writes what comes between, until it is stopped. Whoever holds a [`RemoteWriter`] keeps `written` open.
-    fn run(&mut self, stopped: &Receiver<()>, written: &Receiver<Write>) {
+    fn run(&mut self, stopped: &Receiver<()>, written: &Receiver<Write>) -> Option<String> {
         let interval = self.config.interval;
         let mut next = Instant::now() + interval;
         loop {
@@ -170,6 +171,7 @@ impl Worker {
             }
         }
         self.tick();
+        self.published.health().store_error
     }
 
     fn write(&mut self, Write { batch, reply }: Write) {

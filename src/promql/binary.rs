@@ -252,8 +252,8 @@ impl Sides {
         let Operation { evaluator, node, .. } = operation;
         let is_swapped = matches!(node.cardinality, Cardinality::OneToMany(_));
         let sides = if is_swapped { self.swapped() } else { self };
-        let [left, right] = node.fill.map(|value| value.map(Value::Float));
-        let [fill_many, fill_one] = if is_swapped { [right, left] } else { [left, right] };
+        // With `group_right` Prometheus takes `fill_left` for the right side: its tests want that.
+        let [fill_many, fill_one] = node.fill.map(|value| value.map(Value::Float));
         let mut result = Matched::new(evaluator, node, steps);
         let mut one_side: Vec<Option<usize>> = vec![None; sides.groups.len()];
         for step in 0..steps {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::chunk::{self, Summary};
 use super::codec::{Table, put_varint, take_varint};
@@ -52,8 +53,11 @@ impl Summaries {
 /// The file of a day.
 #[derive(Debug)]
 pub(super) struct Day {
-    day: i64,
+    /// In days since 1970-01-01.
+    number: i64,
     database: Database,
+    /// What connections that read are counted by.
+    _open: Option<Arc<()>>,
 }
 
 /// The name of a day's file: `2026-11-23.db`. Days before the year 0 or after 9999 have longer ones.
@@ -102,11 +106,11 @@ impl Day {
             return Err(StoreError::Damaged { path, what: "it is empty".to_owned() });
         }
         let database = Database::open(&path, &schema(&TABLES))?;
-        Ok(Self { day, database })
+        Ok(Self { number: day, database, _open: None })
     }
 
     fn make(path: &Path, day: i64) -> Result<Self, StoreError> {
-        let this = Self { day, database: Database::open(path, &schema(&TABLES))? };
+        let this = Self { number: day, database: Database::open(path, &schema(&TABLES))?, _open: None };
         this.database.transaction(|| this.put_count(0))?;
         Ok(this)
     }
@@ -128,13 +132,13 @@ impl Day {
         Ok(())
     }
 
-    /// Opens the file of a day for reading.
-    pub(super) fn open_to_read(dir: &Path, day: i64) -> Result<Self, StoreError> {
-        Ok(Self { day, database: Database::open_to_read(&path_of(dir, day))? })
+    /// Opens the file of a day for reading; `open` is held as long.
+    pub(super) fn open_to_read(dir: &Path, day: i64, open: Arc<()>) -> Result<Self, StoreError> {
+        Ok(Self { number: day, database: Database::open_to_read(&path_of(dir, day))?, _open: Some(open) })
     }
 
     pub(super) fn day(&self) -> i64 {
-        self.day
+        self.number
     }
 
     /// Lets writers pass: nobody reads for now.
@@ -156,7 +160,7 @@ impl Day {
         let count = self.count()?.ok_or_else(|| self.database.damaged("the number of its windows"))?;
         let mut windows = Vec::new();
         self.database.rows(Table::Windows, i64::MIN, |number, content| {
-            let window = u32::try_from(number).ok().and_then(|number| SealedWindow::take(self.day, number, content));
+            let window = u32::try_from(number).ok().and_then(|number| SealedWindow::take(self.number, number, content));
             windows.push(window.ok_or_else(|| self.database.damaged(format!("window {number}")))?);
             Ok(())
         })?;
@@ -292,7 +296,7 @@ impl Day {
         let target = Self::make(fresh, day)?;
         let mut lost = Lost::default();
         let Ok(database) = Database::open_to_read(path) else { return Ok(lost) };
-        let source = Self { day, database };
+        let source = Self { number: day, database, _open: None };
         let mut windows = BTreeMap::new();
         source.database.rows_that_are_left(Table::Windows, |key, content| {
             if let Some(window) = u32::try_from(key).ok().and_then(|number| SealedWindow::take(day, number, content)) {

@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +24,11 @@ const ROWS_PER_READ: u32 = 256;
 const CACHE_KIB: i64 = 1024;
 const CACHE_WRITING_KIB: i64 = 256;
 
+/// Where SQLite's header has the version of the format for those who write, and the greatest that there is (SQLite's "Database File Format",
+/// 1.3.3).
+const WRITE_VERSION_AT: usize = 18;
+const WRITE_VERSION_MAX: u8 = 2;
+
 /// A database of the data directory.
 #[derive(Debug)]
 pub(super) struct Database {
@@ -40,6 +46,10 @@ impl Database {
         let connection = &database.connection;
         // SQLite opens a file that may not be written for reading, without a word.
         if connection.is_readonly(rusqlite::MAIN_DB).map_err(|e| database.failed(e))? {
+            // So it does with a format that it may not write.
+            if write_version(path).is_some_and(|version| version > WRITE_VERSION_MAX) {
+                return Err(database.damaged("its header"));
+            }
             let source = io::Error::from(io::ErrorKind::PermissionDenied);
             return Err(StoreError::Directory { path: path.to_owned(), error: source });
         }
@@ -276,6 +286,12 @@ fn select_one(table: Table) -> &'static str {
     }
 }
 
+fn write_version(path: &Path) -> Option<u8> {
+    let mut header = [0; WRITE_VERSION_AT + 1];
+    File::open(path).and_then(|mut file| file.read_exact(&mut header)).ok()?;
+    header.last().copied()
+}
+
 fn failed(path: &Path, source: rusqlite::Error) -> StoreError {
     let path = path.to_owned();
     let is_damage = match &source {
@@ -283,7 +299,9 @@ fn failed(path: &Path, source: rusqlite::Error) -> StoreError {
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => true,
             // A table that is missing, a schema that cannot be read: we make neither.
             ErrorCode::Unknown => {
-                message.as_deref().is_some_and(|m| m.starts_with("no such") || m.contains("malformed"))
+                let is_damage =
+                    |m: &str| m.starts_with("no such") || m.contains("malformed") || m.contains("unsupported");
+                message.as_deref().is_some_and(is_damage)
             }
             // What is read past the end of a file that was cut.
             ErrorCode::SystemIoFailure => error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ,
@@ -330,6 +348,6 @@ pub(super) fn copy_while_used(path: &Path, target: &Path) -> Result<u64, StoreEr
     reading.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(|e| database.failed(e))?;
     let at = |source| StoreError::Directory { path: target.to_owned(), error: source };
     let bytes = std::fs::copy(path, target).map_err(at)?;
-    std::fs::File::open(target).and_then(|file| file.sync_all()).map_err(at)?;
+    File::open(target).and_then(|file| file.sync_all()).map_err(at)?;
     Ok(bytes)
 }

@@ -383,4 +383,24 @@ fn a_store_closes_in_the_middle_of_what_it_seals_and_goes_on_when_it_is_opened()
     let (store, _) = Store::open(dir.path()).unwrap();
     assert_eq!(floats(&select(&store, "w", 0, i64::MAX)), samples);
     assert_eq!((store.damaged_files(), names(dir.path()).len()), (0, DAYS as usize + 2));
+    // A process may have a thousand files, and HTTP wants some.
+    let reader = store.reader();
+    let look = || {
+        assert!(
+            reader.shared.open_files() <= 2 * super::shared::OPEN_MAX,
+            "{} files are open",
+            reader.shared.open_files()
+        );
+        Ok(())
+    };
+    let selection = Selection {
+        matchers: vec![Matcher::metric("w")],
+        start_ms: 0,
+        end_ms: i64::MAX,
+        repeats: true,
+        part: Part::Whole,
+        samples_max: 1000,
+    };
+    let mut visit = |_| look();
+    reader.for_each_while(&selection, &look, &mut visit).unwrap();
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 
 use super::day::{Day, Summaries};
-use super::shared::{Index, Shared};
+use super::shared::{Index, OPEN_MAX, Shared};
 use super::window::{OpenWindow, SealedWindow, Windows, day_of};
 use super::{MatchOp, Matcher, Part, Select, SelectedSeries, Selection, StoreError};
 use crate::model::{Labels, METRIC_NAME, Sample, Value};
@@ -228,6 +228,11 @@ impl<'a> Files<'a> {
     fn day(&mut self, day: i64) -> Result<Option<&Day>, StoreError> {
         self.last = Some(day);
         if !self.open.contains_key(&day) {
+            if self.shared.open_files() >= OPEN_MAX {
+                // The last one: the next series begins with the first.
+                let last = self.open.iter().rev().find_map(|(day, file)| file.is_some().then_some(*day));
+                last.and_then(|last| self.open.remove(&last));
+            }
             let file = self.shared.day(day)?;
             self.open.insert(day, file);
         }

@@ -17,6 +17,8 @@ use crate::model::{ByLabels, Labels, MetricKind};
 
 /// So many connections to files of days stay open between queries.
 const IDLE_MAX: usize = 32;
+/// So many are open at once as long as a query can do with one: a process may commonly have 1024 files, and half of them are for HTTP.
+pub(super) const OPEN_MAX: usize = if cfg!(test) { 8 } else { 256 };
 /// Of so many series and days the summaries stay in memory: less than 1 KiB each.
 const SUMMARIES_MAX: usize = 1 << 14;
 
@@ -107,6 +109,8 @@ pub(super) struct Shared {
     unsealed: Mutex<BTreeMap<i64, u64>>,
     /// Connections to files of days that nobody uses just now.
     idle: Mutex<BTreeMap<i64, Vec<Day>>>,
+    /// Each connection holds one of these, so that they can be counted.
+    open: Arc<()>,
     /// Summaries that were asked for lately: `cortex get` asks for the same ones again and again.
     summaries: Mutex<SummariesOfDays>,
     /// How often a file was no longer what it had been.
@@ -126,6 +130,7 @@ impl Shared {
             writing: Mutex::default(),
             unsealed: Mutex::default(),
             idle: Mutex::default(),
+            open: Arc::default(),
             summaries: Mutex::default(),
             forgotten: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
@@ -145,7 +150,12 @@ impl Shared {
         if !path_of(&self.dir, day).exists() {
             return Ok(None);
         }
-        Day::open_to_read(&self.dir, day).map(Some)
+        Day::open_to_read(&self.dir, day, Arc::clone(&self.open)).map(Some)
+    }
+
+    /// How many connections to files of days there are, idle ones counted.
+    pub(super) fn open_files(&self) -> usize {
+        Arc::strong_count(&self.open) - 1
     }
 
     /// How often a file was no longer what it had been.

@@ -537,6 +537,34 @@ fn any_flipped_byte_is_noticed_or_does_not_matter() {
     }
 }
 
+/// One bit of the hundred bytes in which SQLite says what a file is, and the collector refused to start: "permission denied", since SQLite
+/// takes a format of the future for one to be read alone.
+#[test]
+fn any_flipped_bit_of_a_header_is_damage_or_does_not_matter() {
+    let made = tempfile::tempdir().unwrap();
+    let whole = two_days_of_all_kinds(made.path());
+    for name in ["head.db", "1970-01-01.db"] {
+        let original = std::fs::read(made.path().join(name)).unwrap();
+        // All of them in `make torture`; else those of the versions, and some.
+        let is_long = std::env::var_os("TORTURE_FLIPS").is_some();
+        for bit in (0..800).filter(|bit| is_long || bit % 37 == 0 || (18 * 8..21 * 8).contains(bit)) {
+            let dir = tempfile::tempdir().unwrap();
+            for other in names(made.path()) {
+                std::fs::copy(made.path().join(&other), dir.path().join(&other)).unwrap();
+            }
+            let mut bytes = original.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(dir.path().join(name), &bytes).unwrap();
+            let what = format!("{name}: bit {} of byte {}", bit % 8, bit / 8);
+            let (mut store, _) = Store::open(dir.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let read = all_samples(&store);
+            assert!(read.iter().all(|(at, value)| whole.get(at) == Some(value)), "{what}");
+            assert!(read.len() == whole.len() || store.damaged_files() > 0, "{what}: lost without a word");
+            store.append(&tick(2 * DAY_MS, vec![], vec![])).unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+    }
+}
+
 #[test]
 fn a_full_disk_is_an_error_and_the_tick_may_be_appended_when_there_is_room_again() {
     let dir = tempfile::tempdir().unwrap();

@@ -121,6 +121,15 @@ def test_a_full_disk_stops_nothing_and_is_over_when_there_is_room(tmp_path: Path
             until(is_stored, 10)
         assert collector.query("min(new)") == {"": 1.0}
         assert "panic" not in collector.text()
+        # Whoever stops it while the disk refuses is told that something is lost.
+        collector.fill(0)
+        for _ in range(400):
+            series += 1
+            send(collector.udp, f"new:1|c|#number:{series},text:{'x' * 180}")
+        until(lambda: not collector.is_healthy(), 20)
+        assert collector.stop() == 1
+        assert "could not be stored and is lost" in collector.text()
+        assert "stored and stopped" not in collector.text()
     finally:
         collector.stop()
 

@@ -199,7 +199,7 @@ fn a_side_without_a_series_is_filled() {
     assert_eq!(sorted("l - fill_left(5) r"), [r#"{x="a"} -90"#, r#"{x="c"} -295"#]);
     assert_eq!(sorted("l - fill_right(-1) r"), [r#"{x="a"} -90"#, r#"{x="b"} 21"#]);
     assert_eq!(sorted("l - fill_right(1) fill_left(2) r"), [r#"{x="a"} -90"#, r#"{x="b"} 19"#, r#"{x="c"} -298"#]);
-    assert_eq!(sorted("r * on (x) group_right fill_left(3) many"), [r#"{x="a", y="1"} 100"#, r#"{x="d", y="2"} 6"#]);
+    assert_eq!(sorted("r * on (x) group_right fill_right(3) many"), [r#"{x="a", y="1"} 100"#, r#"{x="d", y="2"} 6"#]);
     assert_eq!(sorted("many + on (x) group_left fill_left(0) r"), [r#"{x="a", y="1"} 101"#, r#"{x="c"} 300"#]);
     assert_eq!(sorted("no + fill(1) l"), [r#"{x="a"} 11"#, r#"{x="b"} 21"#]);
     assert!(sorted("no + fill_right(1) l").is_empty());
