@@ -63,9 +63,7 @@ def main() -> None:
         web = collector.line(r"dashboard: +http://(\S+)/")
         browser = Browser()
         try:
-            print(
-                f"| page | head | first picture | all pictures | collector's processor | (medians of {LOADS}, ms) |"
-            )
+            print(f"| page | head | first picture | all pictures | collector's processor | (medians of {LOADS}, ms) |")
             for name, ((path, params), first) in PAGES.items():
                 times: dict[str, list[float]] = {"frame": [], "first": [], "all": [], "processor": []}
                 for _ in range(LOADS):
