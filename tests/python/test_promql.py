@@ -24,6 +24,8 @@ KNOWN = [
     # Prometheus compares histograms with the empty buckets that its chunks put in.
     re.compile(r"changes\(.*(rpc_seconds|signed|both)"),
     re.compile(r"(rpc_seconds|signed|both).* [!=]= .*(rpc_seconds|signed|both)"),
+    # It takes the parameter of the first step for all of them where what is aggregated is of a fixed time.
+    re.compile(r"(quantile|topk|bottomk|limitk|limit_ratio)[^(]*\([^,]*time\(\)[^,]*,.* @ "),
     # Of equal values it takes those that its hash map gives first, where there was one.
     re.compile(r"(topk|bottomk)[^(]*\([^,]*, .*\("),
 ]
