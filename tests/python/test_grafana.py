@@ -175,7 +175,8 @@ class Live(threading.Thread):
             path = folder / name
             path.mkdir()
             config = yaml.safe_load((GRAFANA / "prometheus.yml").read_text())
-            config["global"]["scrape_interval"] = "15s"
+            # Alerts are looked at often: once a minute, the only time may come before what the rules record.
+            config["global"] |= {"scrape_interval": "15s", "evaluation_interval": "5s"}
             config["scrape_configs"][0]["static_configs"] = [{"targets": [self.collector.web]}]
             config["rule_files"] = [str(GRAFANA / "rules" / "*.yaml")]
             (path / "prometheus.yml").write_text(json.dumps(config))
