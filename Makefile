@@ -23,9 +23,8 @@ test: test-rust test-python ## everything that the tests need, then all tests
 test-rust: check-rust
 	cargo test --locked
 
-# CI's machine is shared: a test that failed is run once more, and listed as such.
 test-python: $(VENV)/.test npm browser
-	$(BIN)/python -m pytest $(if $(filter true,$(CI)),--reruns 1)
+	$(BIN)/python -m pytest
 
 # In CI what is missing is installed; elsewhere whoever wants it says so.
 npm: ## install the npm packages of the page and of the tests that need some, if npm is there

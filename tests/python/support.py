@@ -30,7 +30,7 @@ PREDICTOR = ROOT / "examples" / "text_generator" / "predictor.py"
 CONFIG = ROOT / "examples" / "text_generator" / "config.yaml"
 
 
-def until(check: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(check: Callable[[], Any], seconds: float = 15.0) -> Any:
     """Waits until `check` gives something true, and gives that."""
     deadline = time.monotonic() + seconds
     while True:
@@ -257,7 +257,7 @@ class Process:
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(15)
 
 
 class Script:

@@ -108,11 +108,10 @@ def nobody(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def test_an_end_without_a_collector_gives_up_in_time_and_tells_what_is_lost(
     nobody: str, tmp_path: Path, how: str
 ) -> None:
-    # The end of a process waits 100 ms for the flusher's answer: on a busy machine they may still be held then.
+    # That the calls are counted as lost means that the flusher had answered: the end of a process waits 100 ms for it.
     stats, complaints = run(tmp_path / "ends.py", nobody, how, Path(sys.executable))
-    assert (stats["called"], stats["sent"]) == (20, 0)
-    assert 20 in (stats["held"], stats["dropped"]["closed"])  # type: ignore[index]
-    check_account(stats)
+    assert (stats["called"], stats["sent"], stats["held"]) == (20, 0, 0)
+    assert stats["dropped"]["closed"] == 20  # type: ignore[index]
     assert "20 calls are lost" in complaints
 
 
