@@ -23,7 +23,7 @@ mod linux {
     use super::{DATAGRAM_BYTES_MAX, Socket, io};
 
     /// Datagrams in one system call.
-    const BATCH: usize = 32;
+    const BATCH: usize = 64;
     /// Room for one control message with a `u32`, aligned as `cmsghdr` is.
     const CONTROL_WORDS: usize = 4;
 
