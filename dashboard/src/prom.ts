@@ -46,20 +46,35 @@ export class Unreachable extends Error {}
 
 /** As many as the collector runs at once: what is asked last waits here, where it can be taken back. */
 const AT_ONCE = 4;
+/** What is asked first is seen first: it has the collector for itself until it is answered, or for so long. */
+const ALONE_MS = 100;
+let most = AT_ONCE;
 let running = 0;
+let alone: ReturnType<typeof setTimeout> | undefined;
 const waiting: (() => void)[] = [];
 
+function letIn(): void {
+  clearTimeout(alone);
+  most = AT_ONCE;
+  while (running < most && waiting.length > 0) {
+    running += 1;
+    waiting.shift()?.();
+  }
+}
+
 async function inTurn<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T> {
-  if (running >= AT_ONCE) await new Promise<void>((resolve) => waiting.push(resolve));
-  else running += 1;
+  if (running === 0) {
+    most = 1;
+    alone = setTimeout(letIn, ALONE_MS);
+  }
+  if (running < most) running += 1;
+  else await new Promise<void>((resolve) => waiting.push(resolve));
   try {
     signal.throwIfAborted();
     return await work();
   } finally {
-    // The place goes to whoever waits longest.
-    const next = waiting.shift();
-    if (next) next();
-    else running -= 1;
+    running -= 1;
+    letIn();
   }
 }
 
@@ -188,7 +203,7 @@ export interface ApiRow {
 
 /** The rows of `cortex get`: made by the collector, with the same code. */
 export function apis(since: string, signal: AbortSignal): Promise<Answer<ApiRow[]>> {
-  return fetchJson<ApiRow[]>(`api/v1/status/apis?${new URLSearchParams({ since })}`, signal);
+  return inTurn(signal, () => fetchJson<ApiRow[]>(`api/v1/status/apis?${new URLSearchParams({ since })}`, signal));
 }
 
 export interface Ingest {

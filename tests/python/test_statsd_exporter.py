@@ -1,10 +1,14 @@
 """The mapping file, before Prometheus's statsd_exporter and before the collector: from the same lines come the same series.
 
-No registry has that program, so it is run where it is: `STATSD_EXPORTER=path`, or on the `PATH`."""
+No package registry has that program: what version 0.30 made of each case is recorded in `statsd_exporter.json`. Where the
+program is (`STATSD_EXPORTER=path`, or on the `PATH`) it runs beside the collector, and the record is compared with it;
+with `RECORD=1` it is written anew."""
 
 from __future__ import annotations
 
 import collections
+import hashlib
+import json
 import os
 import random
 import re
@@ -30,13 +34,8 @@ REGEXES = (
 )
 
 
-@pytest.fixture(scope="session")
-def statsd_exporter() -> Path:
-    names = ("statsd_exporter", "prometheus-statsd-exporter")
-    found = os.environ.get("STATSD_EXPORTER") or next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip("statsd_exporter is not on this machine: STATSD_EXPORTER=path says where")
-    return Path(found)
+RECORD = Path(__file__).with_name("statsd_exporter.json")
+NAMES = ("statsd_exporter", "prometheus-statsd-exporter")
 
 
 class StatsdExporter(Process):
@@ -136,24 +135,40 @@ def lines(rng: random.Random) -> list[str]:
     return made
 
 
+def recorded(case: str, file: str, sent: list[str], seen: Series | None) -> Series:
+    """What statsd_exporter made of a case, which it was `seen` to make where it is."""
+    record = json.loads(RECORD.read_text())
+    question = hashlib.sha256("\n".join([file, *sent]).encode()).hexdigest()
+    if seen is not None and os.environ.get("RECORD") == "1":
+        record[case] = {"question": question, "series": dict(sorted(seen.items()))}
+        RECORD.write_text(json.dumps(record, indent=0, sort_keys=True) + "\n")
+    assert record[case]["question"] == question, (
+        f"{case} has changed: RECORD=1 STATSD_EXPORTER=path writes its record anew"
+    )
+    theirs: Series = record[case]["series"]
+    assert seen in (None, theirs), f"statsd_exporter makes something else of {case} than version 0.30 did"
+    return theirs
+
+
 @pytest.fixture
-def compare(statsd_exporter: Path, tmp_path: Path) -> Iterator[Callable[[str, list[str]], tuple[Series, Series]]]:
-    """Sends lines to both programs with the same file; gives what each made of them."""
-    started: list[Process] = []
+def compare(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[[str, list[str]], tuple[Series, Series]]]:
+    """Sends lines to both programs with the same file; gives what each makes of them."""
+    started: list[StatsdExporter | Collector] = []
+    program = os.environ.get("STATSD_EXPORTER") or next(filter(None, map(shutil.which, NAMES)), None)
 
     def compared(file: str, sent: list[str]) -> tuple[Series, Series]:
-        folder = tmp_path / f"{len(started)}"
-        folder.mkdir()
-        mapping = folder / "mapping.yaml"
+        mapping = tmp_path / "mapping.yaml"
         mapping.write_text(file)
-        theirs = StatsdExporter(statsd_exporter, folder, mapping)
-        started.append(theirs)
-        ours = Collector(folder, "127.0.0.1:0", "127.0.0.1:0", "--mapping-config", str(mapping))
-        started.append(ours)
-        for each in (theirs, ours):
+        if program is not None:
+            started.append(StatsdExporter(Path(program), tmp_path, mapping))
+        started.append(Collector(tmp_path, "127.0.0.1:0", "127.0.0.1:0", "--mapping-config", str(mapping)))
+        for each in started:
             send(each.udp, [*sent, "that.was.all.of.it:1|g"])
             until(lambda: "\nthat_was_all_of_it 1\n" in each.get("/metrics"))  # noqa: B023
-        return series(theirs.get("/metrics")), series(ours.get("/metrics"))
+        *seen, ours = (series(each.get("/metrics")) for each in started)
+        return recorded(request.node.name, file, sent, seen[0] if seen else None), ours
 
     yield compared
     for each in started:

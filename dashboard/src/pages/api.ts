@@ -179,6 +179,7 @@ export function apiPage(name: string, route: () => Route, go: Go): Page {
     title: name,
     element,
     load: async (load) => {
+      const pictures = panels.load(load);
       const rows = prom.apis("2w", load.signal).then((answer) => {
         const row = answer.data.find((row) => row.api === name);
         refill(facts, ...(row ? factsOf(row) : []));
@@ -190,7 +191,7 @@ export function apiPage(name: string, route: () => Route, go: Go): Page {
         versions.hidden = all.length < 2 && !isByVersion;
         refill(versions, ...versionChoice(route(), isByVersion));
       });
-      await Promise.all([panels.load(load), quietly(rows, load), quietly(found, load), only === null ? quietly(customMetrics(name, own, load), load) : null]);
+      await Promise.all([pictures, quietly(rows, load), quietly(found, load), only === null ? quietly(customMetrics(name, own, load), load) : null]);
     },
     redraw: () => panels.redraw(),
     destroy: () => panels.destroy(),
