@@ -33,6 +33,8 @@ if (isTests) {
     target: ["es2022"],
     charset: "utf8",
     legalComments: "none",
+    inject: ["without-intl.js"],
+    define: { "Intl.NumberFormat": "WithoutIntl", "Intl.DateTimeFormat": "WithoutIntl" },
     // uPlot's licence wants to go with every copy.
     banner: { js: `/* with uPlot ${version()}\n${readFileSync("node_modules/uplot/LICENSE", "utf8")}*/` },
   });

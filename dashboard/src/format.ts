@@ -90,7 +90,7 @@ export function age(seconds: number): string {
 
 /** Every digit of a whole number, in groups of three. */
 export function count(value: number): string {
-  return Math.round(value).toLocaleString("en-US").replaceAll(",", " ");
+  return String(Math.round(value)).replace(/\B(?=(\d{3})+$)/g, " ");
 }
 
 /** What a metric's name says about its unit. */

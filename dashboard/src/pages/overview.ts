@@ -132,6 +132,8 @@ interface Column {
 
 function table(rows: ApiRow[], sparks: Sparks | null, route: Route): HTMLElement {
   const spark = (values: Value[] | undefined, unit: "req/s" | "s", what: string) => {
+    // Room for what is asked for: nothing moves when it comes.
+    if (sparks === null) return h("span", { class: "sparkcell" }, h("span", { class: "spark" }), h("span", { class: "now" }));
     const line = values ?? [];
     const last = line.at(-1) ?? null;
     const text = last === null ? "–" : unit === "s" ? format(last, unit) : `${format(last, unit)} /s`;
