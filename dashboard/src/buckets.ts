@@ -9,6 +9,8 @@ export const BANDS_MAX = 40;
 export interface Band {
   low: number;
   high: number;
+  /** What is in it is zero, or nobody tells it from zero. */
+  isZero?: boolean;
 }
 
 export interface Grid {
@@ -45,7 +47,7 @@ export function gridOf(histograms: (Histogram | null)[]): Grid {
   if (hasZero && isLogarithmic) {
     const lowest = bands[0]?.low ?? 1;
     const ratio = bands[0] ? bands[0].high / bands[0].low : 2;
-    bands.unshift({ low: 0, high: lowest === 0 ? ratio : lowest });
+    bands.unshift({ low: 0, high: lowest === 0 ? ratio : lowest, isZero: true });
   }
   const counts = columns.map((column) => column && spread(column, bands, isLogarithmic));
   const max = Math.max(0, ...counts.map((column) => (column ? Math.max(0, ...column) : 0)));

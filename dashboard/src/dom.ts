@@ -52,11 +52,18 @@ export function uniqueId(prefix: string): string {
   return `${prefix}-${ids}`;
 }
 
-/** As `fill`; whoever had the focus in it has it again, if there is still the like of it. */
+/** As `fill`; what was scrolled stays so, and whoever had the focus in it has it again, if there is still the like of it. */
 export function refill(element: Element, ...children: Child[]): void {
   const nameOf = (one: Element | null) => one && (one.getAttribute("data-control") ?? one.getAttribute("href") ?? one.getAttribute("aria-label"));
   const name = element.contains(document.activeElement) ? nameOf(document.activeElement) : null;
+  const boxes = () => [...element.querySelectorAll<HTMLElement>(".scroll")];
+  const before = boxes();
+  const [left, focused] = [before.map((box) => box.scrollLeft), before.findIndex((box) => box === document.activeElement)];
   fill(element, ...children);
+  boxes().forEach((box, at) => {
+    box.scrollLeft = left[at] ?? 0;
+    if (at === focused) box.focus({ preventScroll: true });
+  });
   if (name === null) return;
   const same = [...element.querySelectorAll<HTMLElement>("a, button, select, summary, input, textarea")].find((one) => nameOf(one) === name);
   same?.focus({ preventScroll: true });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { age, axisValues, count, format, number, short, unitOf } from "./format.ts";
+import { age, axisValues, count, format, inSentence, number, short, unitOf } from "./format.ts";
 
 test("values have the unit in which they are short", () => {
   const cases: [number | null, Parameters<typeof format>[1], string][] = [
@@ -36,6 +36,8 @@ test("the labels of an axis are in one unit", () => {
   assert.deepEqual(axisValues([0, 0.25, 0.5, 1], "s"), ["0", "0.25 s", "0.5 s", "1 s"]);
   assert.deepEqual(axisValues([0, 0.005, 0.01], "s"), ["0", "5 ms", "10 ms"]);
   assert.deepEqual(axisValues([-2, 0, 2], ""), ["−2", "0", "2"]);
+  // Neighbours that differ late.
+  assert.deepEqual(axisValues([1e9, 1e9 + 5, 1e9 + 10], ""), ["1 G", "1.000000005 G", "1.00000001 G"]);
 });
 
 test("the API's numbers are read", () => {
@@ -55,4 +57,10 @@ test("a name tells its unit", () => {
 test("ages and counts", () => {
   assert.deepEqual([0, 59.9, 60, 7199, 86_400 * 3].map(age), ["0s", "59s", "1m", "1h", "3d"]);
   assert.equal(count(1_234_567), "1 234 567");
+  assert.equal(count(1e300), "1.00e+300");
+});
+
+test("a name that is written from right to left turns nothing but itself", () => {
+  assert.equal(inSentence("text-generator"), "text-generator");
+  assert.equal(inSentence("\u202eapi"), "\u2068\u202eapi\u2069");
 });

@@ -63,7 +63,8 @@ export function format(value: number | null | undefined, unit: Unit): string {
   const scale = scaleOf(unit);
   if (size === 0) return scale === COUNT ? "0" : `0 ${scale === SECONDS || scale === MILLISECONDS ? unit : (scale[0]?.[0] ?? "")}`;
   if (scale === COUNT && size < 10_000) return sign + short(size, size < 1000 ? 3 : 4);
-  const [name, factor] = step(scale, size);
+  // Beyond all prefixes an exponent says it alone.
+  const [name, factor] = scale === COUNT && size >= 1e18 ? (["", 1] as const) : step(scale, size);
   return `${sign}${short(size / factor)}${name === "" ? "" : ` ${name}`}`;
 }
 
@@ -72,9 +73,12 @@ export function axisValues(splits: number[], unit: Unit): string[] {
   const largest = Math.max(...splits.map(Math.abs), 0);
   const scale = scaleOf(unit);
   const [name, factor] = scale === COUNT && largest < 10_000 ? (["", 1] as const) : step(scale, largest || 1);
+  // As many digits as it takes to tell neighbours apart.
+  const apart = Math.min(...splits.slice(1).map((value, at) => Math.abs(value - (splits[at] ?? value))));
+  const digits = apart > 0 && Number.isFinite(largest / apart) ? Math.min(Math.max(Math.ceil(Math.log10(largest / apart)) + 1, 4), 15) : 4;
   return splits.map((value) => {
     if (value === 0) return "0";
-    const text = short(Math.abs(value) / factor, 4);
+    const text = short(Math.abs(value) / factor, digits);
     return `${value < 0 ? "−" : ""}${text}${name === "" ? "" : ` ${name}`}`;
   });
 }
@@ -90,7 +94,13 @@ export function age(seconds: number): string {
 
 /** Every digit of a whole number, in groups of three. */
 export function count(value: number): string {
+  if (Math.abs(value) >= 1e15) return format(value, "");
   return String(Math.round(value)).replace(/\B(?=(\d{3})+$)/g, " ");
+}
+
+/** A name from outside in a sentence: one that is written from right to left, or says so, turns nothing but itself. */
+export function inSentence(name: string): string {
+  return /[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc]/.test(name) ? `\u2068${name}\u2069` : name;
 }
 
 /** What a metric's name says about its unit. */

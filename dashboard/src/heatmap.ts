@@ -4,7 +4,7 @@ import uPlot from "uplot";
 import { placeOf } from "./buckets.ts";
 import type { Grid } from "./buckets.ts";
 import type { Unit } from "./format.ts";
-import { format } from "./format.ts";
+import { axisValues, format } from "./format.ts";
 import { fit, moveCursor, options } from "./plot.ts";
 import type { PlotEvents } from "./plot.ts";
 import { rampColor, theme } from "./theme.ts";
@@ -44,7 +44,7 @@ export class HeatmapPlot {
     const axis = {
       grid: { show: false },
       splits: () => this.marks().map(([, place]) => place),
-      values: () => this.marks().map(([value]) => format(value, this.data?.unit ?? "")),
+      values: () => labels(this.marks().map(([value]) => value), this.data?.unit ?? ""),
     };
     // Cells first, then the axes.
     return options(this.host, () => this.span, { axis, range }, [{ show: false }], this.events, { drawClear: [(u) => this.cells(u)] });
@@ -55,7 +55,9 @@ export class HeatmapPlot {
     const grid = this.data?.grid;
     const [lowest, highest] = [grid?.bands[0], grid?.bands.at(-1)];
     if (grid === undefined || lowest === undefined || highest === undefined) return [];
-    const values = grid.isLogarithmic ? roundLogarithmic(grid.bands.find((band) => band.low > 0)?.low ?? 1, highest.high) : roundLinear(lowest.low, highest.high);
+    const low = grid.isLogarithmic ? (grid.bands.find((band) => band.low > 0)?.low ?? 1) : lowest.low;
+    const logarithmic = grid.isLogarithmic ? roundLogarithmic(low, highest.high) : [];
+    const values = logarithmic.length > 1 ? logarithmic : roundLinear(low, highest.high);
     return values.map((value): [number, number] => [value, placeOf(grid, value)]);
   }
 
@@ -109,6 +111,12 @@ export class HeatmapPlot {
     this.plot?.destroy();
     this.plot = null;
   }
+}
+
+/** Values that are near to each other need the digits in which they differ; others each its own unit. */
+function labels(values: number[], unit: Unit): string[] {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  return low > 0 && high / low >= 10 ? values.map((value) => format(value, unit)) : axisValues(values, unit);
 }
 
 /** At most so many labels of the value axis. */

@@ -25,6 +25,9 @@ export interface LineData {
   fromZero: boolean;
 }
 
+/** The whole of an axis must be a number too. */
+const DRAWN_MAX = Number.MAX_VALUE / 4;
+
 export class LinePlot {
   private plot: uPlot | null = null;
   private shape = "";
@@ -76,8 +79,8 @@ export class LinePlot {
     if (low === null || high === null || !Number.isFinite(low) || !Number.isFinite(high)) return [0, 1];
     if (this.data.fromZero && low >= 0) return [0, high > 0 ? high * 1.08 : 1];
     if (low === high) return [low - (Math.abs(low) * 0.05 || 1), high + (Math.abs(high) * 0.05 || 1)];
-    const margin = (high - low) * 0.08;
-    return [low - margin, high + margin];
+    const margin = (high / 2 - low / 2) * 0.16;
+    return [Math.max(low - margin, -DRAWN_MAX), Math.min(high + margin, DRAWN_MAX)];
   }
 
   /** Draws the marks anew. */

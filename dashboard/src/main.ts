@@ -84,7 +84,8 @@ async function load(): Promise<void> {
   document.body.dataset["ready"] = "false";
   const ahead = prom.now() - Date.now() / 1000;
   try {
-    if (!connection.isDown()) await page?.load(loadOf(route, signal));
+    // Beside it: a collector that hangs answers neither, and is told of.
+    await Promise.all([page?.load(loadOf(route, signal)), connection.ask()]);
   } catch (error) {
     if (!signal.aborted) console.error(error);
   }
@@ -95,7 +96,6 @@ async function load(): Promise<void> {
     return;
   }
   document.body.dataset["ready"] = "true";
-  void connection.ask();
   const [, seconds] = refreshOf(route);
   // What is over does not change.
   if (seconds > 0 && "last" in spanOf(route)) timer = window.setTimeout(again, seconds * 1000);

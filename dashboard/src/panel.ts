@@ -23,6 +23,8 @@ export interface Query {
   lookback?: string;
   /** The area below is filled: a total beside its parts. */
   isFilled?: boolean;
+  /** Left out where the next question gives one line alone: the same again. */
+  isTotal?: boolean;
   /** What is wanted, beside what is. */
   isDashed?: boolean;
 }
@@ -141,7 +143,7 @@ export class Panel {
     } catch (error) {
       if (signal.aborted || error instanceof prom.Unreachable) {
         // The banner says it; a panel that has drawn keeps what it has.
-        if (!signal.aborted && this.element.dataset["state"] === "loading") this.say("error", "The collector does not answer.");
+        if (!signal.aborted && this.element.dataset["state"] === "loading") this.say("error", error instanceof Error ? error.message : "");
         return;
       }
       this.say("error", error instanceof Error ? error.message : String(error));
@@ -149,9 +151,10 @@ export class Panel {
   }
 
   private takeLines(queries: Query[], answers: RangeSeries[][], window: TimeWindow): void {
-    const all = answers.flatMap((series, query) => series.map((one) => ({ series: one, query: queries[query] })));
+    const isTwice = (query: number) => queries[query]?.isTotal && answers[query + 1]?.length === 1;
+    const all = answers.flatMap((series, query) => (isTwice(query) ? [] : series.map((one) => ({ series: one, query: queries[query] }))));
     const used = new Map<string, number>();
-    this.lines = all.map(({ series, query }, at) => {
+    const lines = all.map(({ series, query }, at) => {
       let name = query?.name(series.metric) ?? "";
       const before = used.get(name) ?? 0;
       used.set(name, before + 1);
@@ -166,11 +169,14 @@ export class Panel {
         isHidden: this.hidden.has(name),
       };
     });
+    // What goes on before what has ended; colours stay those of the order of names.
+    const isNow = (line: Line) => newest(line.values) !== null;
+    this.lines = [...lines.filter(isNow), ...lines.filter((line) => !isNow(line))];
   }
 
   private takeGrid(answer: RangeSeries[], window: TimeWindow): void {
     const columns = new Array<Histogram | null>(this.times.length).fill(null);
-    for (const [time, histogram] of answer[0]?.histograms ?? []) {
+    for (const [time, histogram] of answer.find((series) => series.histograms !== undefined)?.histograms ?? []) {
       const at = Math.round((time - window.start) / window.step);
       if (at >= 0 && at < columns.length) columns[at] = histogram;
     }
@@ -311,6 +317,7 @@ export class Panel {
   }
 
   private bandName(band: Band | undefined): string {
+    if (band?.isZero) return "0";
     return band === undefined ? "" : `${format(band.low, this.spec.unit)} to ${format(band.high, this.spec.unit)}`;
   }
 
@@ -350,13 +357,16 @@ export class Panel {
   }
 }
 
+/** Native histograms count zeros up to this (2^-128), and percentiles among them are somewhere below it. */
+const ZERO = 2.94e-39;
+
 /** The values of a series at each step; `null` where there is none, or none that can be drawn. */
 function aligned(series: RangeSeries, window: TimeWindow, length: number): Value[] {
   const values = new Array<Value>(length).fill(null);
   for (const [time, text] of series.values ?? []) {
     const at = Math.round((time - window.start) / window.step);
     const value = number(text);
-    if (at >= 0 && at < length && Number.isFinite(value)) values[at] = value;
+    if (at >= 0 && at < length && Number.isFinite(value)) values[at] = Math.abs(value) <= ZERO ? 0 : value;
   }
   return values;
 }

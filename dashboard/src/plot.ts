@@ -4,7 +4,7 @@ import uPlot from "uplot";
 import { axisLabels } from "./time.ts";
 import { theme } from "./theme.ts";
 
-/** The same width of all value axes, so that panels below each other have the same time at the same place. */
+/** The width of all value axes but those of very long numbers, so that panels below each other have the same time at the same place. */
 export const AXIS_WIDTH = 62;
 const FONT = "11px system-ui, sans-serif";
 
@@ -55,7 +55,7 @@ export function options(
         space: 64,
         values: (_u, splits, _axis, _space, increment) => axisLabels(splits, increment),
       },
-      { stroke: text, font: FONT, size: AXIS_WIDTH, gap: 6, grid: line, ticks: { show: false }, ...y.axis },
+      { stroke: text, font: FONT, size: (_u, labels) => widthOf(labels), gap: 6, grid: line, ticks: { show: false }, ...y.axis },
     ],
     cursor: {
       y: false,
@@ -79,6 +79,11 @@ export function options(
       ],
     },
   };
+}
+
+/** Room for the labels of a value axis. */
+function widthOf(labels: string[] | null): number {
+  return Math.max(AXIS_WIDTH, ...(labels ?? []).map((label) => 14 + 6.5 * label.length));
 }
 
 function color(u: uPlot, at: number): string {

@@ -43,6 +43,7 @@ export class ApiError extends Error {
 
 /** No answer: the collector is not there. */
 export class Unreachable extends Error {}
+const GONE = "The collector does not answer.";
 
 /** As many as the collector runs at once: what is asked last waits here, where it can be taken back. */
 const AT_ONCE = 4;
@@ -89,6 +90,7 @@ export function now(): number {
 const CLOCK_DIFFERENCE = 2;
 
 async function fetchJson<T>(path: string, signal: AbortSignal, form?: URLSearchParams): Promise<Answer<T>> {
+  if (connection.isDown()) throw new Unreachable(GONE);
   let response: Response;
   let text: string;
   try {
@@ -97,7 +99,7 @@ async function fetchJson<T>(path: string, signal: AbortSignal, form?: URLSearchP
   } catch (error) {
     if (signal.aborted) throw error;
     connection.isGone();
-    throw new Unreachable("the collector does not answer");
+    throw new Unreachable(GONE);
   }
   connection.isThere();
   const date = Date.parse(response.headers.get("date") ?? "");

@@ -3,11 +3,11 @@
 import { customNames } from "../custom.ts";
 import { fill, h, refill } from "../dom.ts";
 import type { Child } from "../dom.ts";
-import { age, count, format } from "../format.ts";
+import { age, count, format, inSentence } from "../format.ts";
 import type { Go, Load, Page } from "../page.ts";
 import { edges, Panels, tableWindow } from "../page.ts";
 import type { PanelSpec, Query } from "../panel.ts";
-import { GAUGE_LOOKBACK, overText, threeQuantiles } from "../panel.ts";
+import { GAUGE_LOOKBACK, LINES_MAX, overText, threeQuantiles } from "../panel.ts";
 import type { Mark } from "../plot.ts";
 import { quote, selector } from "../promql.ts";
 import * as prom from "../prom.ts";
@@ -29,7 +29,10 @@ export function apiPanels(name: string, isByVersion: boolean): PanelSpec[] {
   const part = (what: string) => (labels: Labels) => (isByVersion ? `${labels["api_id"] || "no api_id"} ${what}` : what);
   const of = (metric: string, ...more: string[]) => selector(metric, { api_name: name }, more);
   const duration_ = of("cortex_api_request_duration_seconds");
-  const noRequests = `No requests in this time. Send one to ${name}; it is here 10 s later.`;
+  // Of replicas that came and went those that started last: the first by name would be the oldest.
+  const newest = (w: TimeWindow) =>
+    `and on (replica) topk(${LINES_MAX}, max by (replica) (last_over_time(${of("cortex_api_replica_start_timestamp_seconds")}[${duration(w.end - w.start + w.step)}] @ end())))`;
+  const noRequests = `No requests in this time. Send one to ${inSentence(name)}; it is here 10 s later.`;
   return [
     {
       title: "Request Rate",
@@ -53,7 +56,7 @@ export function apiPanels(name: string, isByVersion: boolean): PanelSpec[] {
           { expr: each("max", sum("cortex_api_in_flight_requests_peak")), name: part("peak"), lookback: GAUGE_LOOKBACK },
         ];
       },
-      empty: `No replica of ${name} was up in this time.`,
+      empty: `No replica of ${inSentence(name)} was up in this time.`,
     },
     {
       title: "Active Replicas",
@@ -68,7 +71,7 @@ export function apiPanels(name: string, isByVersion: boolean): PanelSpec[] {
         },
         { expr: `max${by}(${of("cortex_api_replicas_requested")})`, name: part("requested"), lookback: GAUGE_LOOKBACK, isDashed: true },
       ],
-      empty: `No replica of ${name} was up in this time: start one with cortex-serve, or put the middleware around your app.`,
+      empty: `No replica of ${inSentence(name)} was up in this time: start one with cortex-serve, or put the middleware around your app.`,
     },
     ...["2", "4", "5"].map((klass, at): PanelSpec => ({
       title: `${klass}XX Responses`,
@@ -76,7 +79,7 @@ export function apiPanels(name: string, isByVersion: boolean): PanelSpec[] {
       note: (w) => `responses per second, ${overText(w)}, by ${isByVersion ? "version" : "code"}`,
       queries: (w) => {
         const rate = `rate(${of("cortex_api_requests_total", `response_code=~"${klass}.."`)}[${duration(w.over)}])`;
-        const all = { expr: `sum${by}(${rate})`, name: line(`${klass}XX`), isFilled: !isByVersion };
+        const all = { expr: `sum${by}(${rate})`, name: line(`${klass}XX`), isFilled: !isByVersion, isTotal: true };
         return isByVersion ? [all] : [all, { expr: `sum by (response_code) (${rate})`, name: (labels) => labels["response_code"] ?? "" }];
       },
       color: [0, 1, 7][at] ?? 0,
@@ -129,19 +132,19 @@ export function apiPanels(name: string, isByVersion: boolean): PanelSpec[] {
     {
       title: "CPU per Replica",
       unit: "cores",
-      note: (w) => `processor time of all processes of a replica, ${overText(w)}`,
+      note: (w) => `processor time of all processes of a replica, ${overText(w)}; of the ${LINES_MAX} replicas that started last`,
       queries: (w) => [
-        { expr: `sum by (replica) (rate(${of("cortex_api_process_cpu_seconds_total")}[${duration(w.over)}]))`, name: (l) => l["replica"] ?? "" },
+        { expr: `sum by (replica) (rate(${of("cortex_api_process_cpu_seconds_total")}[${duration(w.over)}])) ${newest(w)}`, name: (l) => l["replica"] ?? "" },
       ],
       empty: "No processor time was recorded: it needs psutil beside the client (pip install psutil).",
     },
     {
       title: "Memory per Replica",
       unit: "bytes",
-      note: () => "resident memory of all processes of a replica",
-      queries: () => [
+      note: () => `resident memory of all processes of a replica; of the ${LINES_MAX} replicas that started last`,
+      queries: (w) => [
         {
-          expr: `sum by (replica) (${of("cortex_api_process_resident_memory_bytes")})`,
+          expr: `sum by (replica) (${of("cortex_api_process_resident_memory_bytes")}) ${newest(w)}`,
           name: (l) => l["replica"] ?? "",
           lookback: GAUGE_LOOKBACK,
         },

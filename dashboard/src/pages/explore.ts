@@ -1,7 +1,7 @@
 // A line of PromQL: what is wrong with it at its place, or its graph and its table.
 
 import { labelsText } from "../custom.ts";
-import { fill, h } from "../dom.ts";
+import { fill, h, refill } from "../dom.ts";
 import type { Go, Load, Page } from "../page.ts";
 import { edges, loadOf, Panels, tableWindow } from "../page.ts";
 import type { PanelSpec } from "../panel.ts";
@@ -11,7 +11,7 @@ import type { InstantData, InstantSeries, Labels } from "../prom.ts";
 import type { Route } from "../route.ts";
 import { linkWith } from "../route.ts";
 import { suggestions } from "../suggest.ts";
-import { clock, duration } from "../time.ts";
+import { clock, COLUMNS, duration, windowOf } from "../time.ts";
 
 /** Rows of the table. */
 const ROWS = 500;
@@ -88,8 +88,9 @@ export function explorePage(route: () => Route, go: Go): Page {
       try {
         const { data, warnings } = await prom.instant(expr, Math.min(to, load.now), load.signal, ROWS);
         fill(error);
-        fill(table, ...answer(data, warnings, Math.min(to, load.now)));
-        const kind = drawn(data);
+        refill(table, ...answer(data, warnings, Math.min(to, load.now)));
+        const now = drawn(data);
+        const kind = now === "unknown" ? await drawnBefore(expr, load) : now;
         if (kind === "none") {
           fill(graph);
           panels?.destroy();
@@ -118,10 +119,17 @@ export function explorePage(route: () => Route, go: Go): Page {
 }
 
 /** What can be drawn of an answer over time. A range and a text have one value alone. */
-function drawn(data: InstantData): "lines" | "heatmap" | "none" {
+function drawn(data: InstantData): "lines" | "heatmap" | "none" | "unknown" {
   if (data.resultType === "scalar") return "lines";
   if (data.resultType !== "vector") return "none";
-  return data.result.some((series) => series.histogram !== undefined) ? "heatmap" : "lines";
+  if (data.result.length === 0) return "unknown";
+  return data.result.every((series) => series.histogram !== undefined) ? "heatmap" : "lines";
+}
+
+/** The same of what ended before: what it was is asked of its time. */
+async function drawnBefore(expr: string, load: Load): Promise<"lines" | "heatmap"> {
+  const { data } = await prom.range(expr, windowOf(load.span, load.now, COLUMNS), load.signal, { limit: 1 });
+  return data.length > 0 && data.every((series) => series.histograms !== undefined) ? "heatmap" : "lines";
 }
 
 function panel(expr: string, kind: "lines" | "heatmap"): PanelSpec {
@@ -132,7 +140,7 @@ function panel(expr: string, kind: "lines" | "heatmap"): PanelSpec {
     note: (w) => `a point every ${duration(w.step)}${kind === "heatmap" ? ", of the first series" : ""}`,
     queries: () => [{ expr, name: seriesName }],
     fromZero: false,
-    empty: "The expression gives nothing in this time.",
+    empty: "The expression gives nothing that can be drawn in this time.",
   };
 }
 

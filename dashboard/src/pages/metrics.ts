@@ -98,7 +98,7 @@ export function metricsPage(route: () => Route, go: Go): Page {
         loadSeen();
         await pending;
       } catch (error) {
-        if (load.signal.aborted || error instanceof prom.Unreachable) return;
+        if (load.signal.aborted || (error instanceof prom.Unreachable && names.length > 0)) return;
         fill(message, h("p", { class: "message", role: "alert" }, error instanceof Error ? error.message : String(error)));
       }
     },

@@ -46,7 +46,8 @@ export function overviewPage(route: () => Route, go: Go): Page {
         sparks = newest;
         show();
       } catch (error) {
-        if (load.signal.aborted || error instanceof prom.Unreachable) return;
+        // What is drawn stays; the banner says the rest.
+        if (load.signal.aborted || (error instanceof prom.Unreachable && rows.length > 0)) return;
         fill(body, h("p", { class: "message", role: "alert" }, error instanceof Error ? error.message : String(error)));
       }
     },
