@@ -560,7 +560,11 @@ fn any_flipped_bit_of_a_header_is_damage_or_does_not_matter() {
             let read = all_samples(&store);
             assert!(read.iter().all(|(at, value)| whole.get(at) == Some(value)), "{what}");
             assert!(read.len() == whole.len() || store.damaged_files() > 0, "{what}: lost without a word");
-            store.append(&tick(2 * DAY_MS, vec![], vec![])).unwrap_or_else(|error| panic!("{what}: {error}"));
+            // So many series that the file gets new pages.
+            for (at, ids) in [(2 * DAY_MS, 0..0), (2 * DAY_MS + 10_000, 100..600)] {
+                let started = ids.map(|id| started(id, MetricKind::Counter, at - 1)).collect();
+                store.append(&tick(at, started, vec![])).unwrap_or_else(|error| panic!("{what}: {error}"));
+            }
         }
     }
 }
