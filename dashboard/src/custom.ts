@@ -3,6 +3,7 @@
 import { rateUnit, unitOf } from "./format.ts";
 import type { Unit } from "./format.ts";
 import type { Load } from "./page.ts";
+import { edges } from "./page.ts";
 import type { PanelSpec, Query } from "./panel.ts";
 import { GAUGE_LOOKBACK, LINES_MAX, overText, threeQuantiles } from "./panel.ts";
 import { isCustom, labelName, own, quote, selector } from "./promql.ts";
@@ -37,23 +38,35 @@ export async function customNames(window: TimeWindow, signal: AbortSignal, api: 
   return data.filter(isCustom).sort();
 }
 
-/** What names are. The metadata has those that live; of the others one value is looked at. */
-export async function kindsOf(names: string[], load: Load): Promise<Map<string, Kind>> {
+export interface Told {
+  /** `null`: no values in the time that is shown tell what it is. */
+  kind: Kind | null;
+  /** By its values in that time, so another time may tell otherwise. */
+  isGuessed: boolean;
+}
+
+/** What names are. The metadata has those that live; of the others the values are looked at. */
+export async function kindsOf(names: string[], load: Load, api?: string): Promise<Map<string, Told>> {
   const { data } = await prom.metadata(load.signal);
-  const kinds = names.map(async (name): Promise<[string, Kind]> => {
+  const kinds = names.map(async (name): Promise<[string, Told]> => {
     const told = own(data, name)?.[0]?.type;
-    if (told === "counter" || told === "gauge" || told === "histogram") return [name, told];
-    return [name, await guess(name, load)];
+    if (told === "counter" || told === "gauge" || told === "histogram") return [name, { kind: told, isGuessed: false }];
+    return [name, { kind: await guess(name, load, api), isGuessed: true }];
   });
   return new Map(await Promise.all(kinds));
 }
 
-async function guess(name: string, load: Load): Promise<Kind> {
+/** Floats that rise and never fall are a counter's, as are those of a name that says so. */
+async function guess(name: string, load: Load, api: string | undefined): Promise<Kind | null> {
+  const [from, to] = edges(load);
+  const values = within(of({ name, api }), to - from);
+  const { data } = await prom.instant(`last_over_time(${values})`, to, load.signal, 1);
+  const newest = data.resultType === "vector" ? data.result[0] : undefined;
+  if (newest === undefined) return null;
+  if (newest.histogram !== undefined) return "histogram";
   if (name.endsWith("_total")) return "counter";
-  const [from, to] = "last" in load.span ? [load.now - load.span.last, load.now] : [load.span.from, load.span.to];
-  const expr = `last_over_time(${selector(name)}[${Math.max(Math.ceil(to - from), TICK)}s])`;
-  const { data } = await prom.instant(expr, to, load.signal, 1);
-  return data.resultType === "vector" && data.result[0]?.histogram !== undefined ? "histogram" : "gauge";
+  const [rises] = await prom.vector(`(max(changes(${values})) > bool 0) * (max(resets(${values})) == bool 0)`, to, load.signal);
+  return rises?.value === 1 ? "counter" : "gauge";
 }
 
 /** The labels of a series as they are written, without the name. */
@@ -62,7 +75,7 @@ export function labelsText(labels: Labels, without: readonly string[] = []): str
   return shown.map(([name, value]) => `${name}=${value}`).join(", ");
 }
 
-function of(metric: Metric): string {
+function of(metric: Pick<Metric, "name" | "api">): string {
   return selector(metric.name, metric.api === undefined ? {} : { api_name: metric.api });
 }
 
@@ -215,8 +228,12 @@ function level(metric: Metric, title: string): PanelSpec {
   };
 }
 
-/** How much a counter or the count of a histogram grew in a time: levels, nothing extrapolated. */
+/** The samples of a time, of a tick at least. */
+export function within(series: string, seconds: number): string {
+  return `${series}[${Math.max(Math.ceil(seconds), TICK)}s]`;
+}
+
+/** How much a counter or the count of a histogram grew in a time, resets and all; nothing is extrapolated. */
 export function growth(series: string, seconds: number): string {
-  const length = `${Math.max(Math.ceil(seconds), TICK)}s`;
-  return `last_over_time(${series}[${length}]) - min_over_time(${series}[${length}])`;
+  return `increase(${within(series, seconds)} anchored)`;
 }

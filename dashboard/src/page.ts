@@ -92,8 +92,13 @@ export class Panels {
 
   private frame(): Frame {
     return {
-      zoom: (from, to) => this.go(linkWith(this.route(), zoomTo(from, to))),
-      back: () => this.go(linkWith(this.route(), { from: null, to: null })),
+      zoom: (from, to) => {
+        const before = beforeZoom() ?? shownTime(this.route());
+        this.go(linkWith(this.route(), zoomTo(from, to)));
+        // The step of the history that this made remembers it, through a reload too.
+        history.replaceState({ beforeZoom: before }, "");
+      },
+      back: () => this.go(linkWith(this.route(), beforeZoom() ?? { from: null, to: null })),
       panelLink: (title) => {
         if (this.link !== undefined) return this.link(title);
         return this.only === null ? linkWith(this.route(), { panel: title }) : null;
@@ -111,6 +116,16 @@ export class Panels {
         return one.panel.load(one.window, edges(load), load.signal);
       });
     await Promise.all(loading);
+  }
+
+  /** Takes a panel away. */
+  remove(title: string): HTMLElement | null {
+    const one = this.panels.find(({ spec }) => spec.title === title);
+    if (one === undefined) return null;
+    this.panels = this.panels.filter((other) => other !== one);
+    one.panel.destroy();
+    one.panel.element.remove();
+    return one.panel.element;
   }
 
   /** Shows these moments in all panels. */
@@ -133,13 +148,24 @@ export class Panels {
   }
 }
 
-/** The window of what is listed and not drawn: up to now, whatever the step. */
+/** The time that the address has, none of its own if it is the newest. */
+function shownTime({ params }: Route): { from: string | null; to: string | null } {
+  return { from: params.get("from"), to: params.get("to") };
+}
+
+/** Where the zoom began that is shown, if it is one. */
+function beforeZoom(): { from: string | null; to: string | null } | undefined {
+  return (history.state as { beforeZoom?: { from: string | null; to: string | null } } | null)?.beforeZoom;
+}
+
+/** The window of what is listed and not drawn: all of it, whatever the step. */
 export function tableWindow(load: Load): TimeWindow {
-  const window = windowOf(load.span, load.now, POINTS);
-  return "last" in load.span ? { ...window, end: Math.floor(load.now) } : window;
+  const [from, to] = edges(load);
+  const end = Math.floor(Math.min(to, load.now));
+  return { ...windowOf(load.span, load.now, POINTS), start: Math.min(Math.floor(from), end), end };
 }
 
 /** The load of the present moment. */
 export function loadOf(route: Route, signal: AbortSignal): Load {
-  return { route, now: prom.now(), span: spanOf(route), signal };
+  return { route, now: prom.now(), span: spanOf(route, prom.now()), signal };
 }

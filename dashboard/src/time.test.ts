@@ -45,3 +45,11 @@ test("an address that makes no sense shows the last hour", () => {
   }
   assert.deepEqual(spanOf(parseRoute("#/?from=5&to=400")), { from: 5, to: 400 });
 });
+
+test("a time beyond all times ends a day ahead", () => {
+  const now = 1_795_739_836;
+  for (const to of ["99999999999999", "1e300", "Infinity"]) {
+    assert.deepEqual(spanOf(parseRoute(`#/?from=-1e300&to=${to}`), now), { from: 0, to: now + 86_400 }, to);
+  }
+  assert.deepEqual(spanOf(parseRoute("#/?from=1e200&to=1e300"), now), { last: 3600 });
+});

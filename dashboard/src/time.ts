@@ -37,6 +37,9 @@ const SETTLED = TICK + 5;
 /** The least that a zoom shows. */
 const SPAN_MIN = 120;
 
+/** Nothing is known of what is so far ahead. */
+const AHEAD_MAX = 86_400;
+
 /** Unix seconds; the first and the last step among them. */
 export interface TimeWindow {
   start: number;
@@ -49,10 +52,11 @@ export interface TimeWindow {
 /** A time that is fixed, or the newest `range`. */
 export type Span = { from: number; to: number } | { last: number };
 
-/** What the address asks for. */
-export function spanOf(route: Route): Span {
-  const [from, to] = [Number(route.params.get("from") ?? NaN), Number(route.params.get("to") ?? NaN)];
-  if (from >= 0 && to > from) return { from, to };
+/** What the address asks for, within what a time can be. */
+export function spanOf(route: Route, now = Date.now() / 1000): Span {
+  const time = (name: string) => Math.min(Math.max(Number(route.params.get(name) ?? NaN), 0), now + AHEAD_MAX);
+  const [from, to] = [time("from"), time("to")];
+  if (to > from) return { from, to };
   return { last: rangeOf(route)[1] };
 }
 

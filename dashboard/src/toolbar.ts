@@ -41,7 +41,7 @@ export function toolbar(go: Go, refresh: () => void): { element: HTMLElement; sh
 }
 
 function controls(route: Route, go: Go, refresh: () => void): HTMLElement[] {
-  const span = spanOf(route);
+  const span = spanOf(route, prom.now());
   const isFixed = "from" in span;
   const [range, seconds] = rangeOf(route);
   const ranges = RANGES.map(([name]) =>
@@ -107,11 +107,8 @@ function spanText(from: number, to: number): string {
 
 /** From when to when, typed. */
 function custom(route: Route, go: Go): HTMLElement {
-  const span = spanOf(route);
-  const now = prom.now();
-  const [start, end] = "from" in span ? [span.from, span.to] : [now - span.last, now];
-  const from = h("input", { type: "datetime-local", step: 1, required: true, value: inputTime(start) });
-  const to = h("input", { type: "datetime-local", step: 1, required: true, value: inputTime(end) });
+  const from = h("input", { type: "datetime-local", step: 1, required: true });
+  const to = h("input", { type: "datetime-local", step: 1, required: true });
   const wrong = h("p", { class: "message", role: "alert" });
   const form = h(
     "form",
@@ -131,8 +128,15 @@ function custom(route: Route, go: Go): HTMLElement {
     h("button", { type: "submit" }, "Show"),
     wrong,
   );
-  const summary = h("summary", { class: "choice", "data-control": "custom", "aria-current": "from" in span ? "true" : undefined }, "custom");
+  const summary = h("summary", { class: "choice", "data-control": "custom", "aria-current": "from" in spanOf(route, prom.now()) ? "true" : undefined }, "custom");
   const details: HTMLDetailsElement = h("details", { class: "custom" }, summary, form);
+  details.addEventListener("toggle", () => {
+    if (!details.open) return;
+    // What is shown now: a page may have been open for hours.
+    const [now, span] = [prom.now(), spanOf(route, prom.now())];
+    const [start, end] = "from" in span ? [span.from, span.to] : [now - span.last, now];
+    [from.value, to.value, wrong.textContent] = [inputTime(start), inputTime(end), ""];
+  });
   details.addEventListener("keydown", (event) => {
     if (event.key === "Escape") {
       details.open = false;

@@ -52,6 +52,15 @@ const COLLECTOR: Record<string, string> = {
   mapped_to_nothing: "The mapping file makes an empty name of it.",
 };
 
+/** Why the collector refuses a sample of remote write. */
+const WRITTEN: Record<string, string> = {
+  order: "It is earlier than the last of its series, or another value at its time: each series wants one sender.",
+  series_limit: "One series too many: a million were written already. Write fewer.",
+  out_of_bounds: "It is older than the retention, or more than ten minutes ahead: look at the sender's clock, or raise --retention.",
+  invalid_labels: "It has no name, a name twice, more than 256 labels or 64 KiB of them, or they are not UTF-8.",
+  invalid_histogram: "It is a histogram with custom buckets, of another schema than -4 to 8, or with counts that do not add up.",
+};
+
 interface Place {
   /** Where, in a few words. */
   where: string;
@@ -86,7 +95,7 @@ const PANELS: PanelSpec[] = [
     title: "Lost",
     unit: "/s",
     color: 1,
-    note: (w) => `calls, datagrams, payloads and messages, each by itself, ${overText(w)}`,
+    note: (w) => `calls, datagrams, payloads, messages and samples, each by itself, ${overText(w)}`,
     queries: (w) => {
       const rate = (name: string) => `sum(rate(${name}[${duration(w.over)}]))`;
       return [
@@ -94,6 +103,7 @@ const PANELS: PanelSpec[] = [
         { expr: rate("cortex_collector_kernel_drops_total"), name: () => "kernel drops" },
         { expr: rate("cortex_collector_payloads_missing_total"), name: () => "payloads missing" },
         { expr: rate('cortex_collector_dropped_total{reason!="mapped_drop"}'), name: () => "refused" },
+        { expr: rate("cortex_collector_remote_write_refused_total"), name: () => "samples refused" },
       ];
     },
     empty: "Nothing is known of this time.",
@@ -134,13 +144,14 @@ interface Numbers {
   messages: number;
   datagrams: number;
   refused: { metric: Labels; value: number }[];
+  written: { metric: Labels; value: number }[];
 }
 
 async function ask(load: Load): Promise<Numbers> {
   const [from, to] = edges(load);
   const end = Math.min(to, load.now);
   const grown = (name: string, by: string) => prom.vector(`sum${by} (${growth(name, end - from)})`, end, load.signal);
-  const [calls, dropped, kernel, missing, messages, datagrams, refused] = await Promise.all([
+  const [calls, dropped, kernel, missing, messages, datagrams, refused, written] = await Promise.all([
     grown("cortex_client_calls_total", ""),
     grown("cortex_client_dropped_total", " by (reason)"),
     grown("cortex_collector_kernel_drops_total", " by (socket)"),
@@ -148,9 +159,10 @@ async function ask(load: Load): Promise<Numbers> {
     grown("cortex_collector_messages_total", ""),
     grown("cortex_collector_datagrams_total", ""),
     grown("cortex_collector_dropped_total", " by (reason)"),
+    grown("cortex_collector_remote_write_refused_total", " by (reason)"),
   ]);
   const one = (answer: { value: number }[]) => answer[0]?.value ?? 0;
-  return { calls: one(calls), dropped, kernel, missing: one(missing), messages: one(messages), datagrams: one(datagrams), refused };
+  return { calls: one(calls), dropped, kernel, missing: one(missing), messages: one(messages), datagrams: one(datagrams), refused, written };
 }
 
 function accountOf(numbers: Numbers, ingest: Ingest, load: Load): Child[] {
@@ -188,16 +200,24 @@ function accountOf(numbers: Numbers, ingest: Ingest, load: Load): Child[] {
       example: own(ingest.dropped, reason)?.example,
       isMeant: reason === "mapped_drop",
     })),
+    ...byLabel(numbers.written, "reason").map(([reason, lost]) => ({
+      where: "refused by the collector",
+      why: reason,
+      lost,
+      unit: "samples",
+      what: own(WRITTEN, reason) ?? "The answer to the sender says more.",
+    })),
   ];
   const losses = places.filter((place) => place.lost > 0 && !place.isMeant);
   const card = (name: string, value: string, about: string, key: string) =>
     h("div", { class: "card", "data-account": key }, h("span", { class: "name" }, name), h("strong", {}, value), h("span", { class: "hint" }, about));
-  const lost = losses.map((place) => `${count(place.lost)} ${place.unit} ${place.where}`);
+  const lost = new Map<string, number>();
+  for (const { unit, where, lost: here } of losses) lost.set(`${unit} ${where}`, (lost.get(`${unit} ${where}`) ?? 0) + here);
   return [
     h(
       "p",
       { class: losses.length === 0 ? "verdict good" : "verdict bad", "data-account": "verdict" },
-      losses.length === 0 ? `Nothing was lost in ${time}, as far as can be known.` : `Lost in ${time}: ${[...new Set(lost)].join("; ")}.`,
+      losses.length === 0 ? `Nothing was lost in ${time}, as far as can be known.` : `Lost in ${time}: ${[...lost].map(([what, all]) => `${count(all)} ${what}`).join("; ")}.`,
     ),
     h(
       "div",

@@ -1,7 +1,7 @@
 // One of the users' metrics: all its pictures, split by any tag.
 
-import { FOLDS, growth, kindsOf, labelsText, pictures } from "../custom.ts";
-import type { Fold, Kind, Metric } from "../custom.ts";
+import { FOLDS, growth, kindsOf, labelsText, pictures, within } from "../custom.ts";
+import type { Fold, Metric, Told } from "../custom.ts";
 import { fill, h, refill } from "../dom.ts";
 import type { Child } from "../dom.ts";
 import { count, format, number, unitOf } from "../format.ts";
@@ -41,17 +41,25 @@ export function metricPage(name: string, route: () => Route, go: Go): Page {
       try {
         const window = tableWindow(load);
         const [kinds, labels, values] = await Promise.all([
-          kindsOf([name], load),
+          kindsOf([name], load, api),
           prom.labelNames(window, load.signal, selector(name, matchers)),
           by === undefined ? null : prom.labelValues(by, window, load.signal, selector(name, matchers)),
         ]);
-        const told = kinds.get(name) ?? "gauge";
-        // A name that nobody counts any more may have been a counter: whoever knows says so.
-        const kind: Kind = told !== "histogram" && params.get("as") === "rate" ? "counter" : told;
+        const told: Told = kinds.get(name) ?? { kind: null, isGuessed: true };
+        // What is guessed may be wrong: whoever knows says so.
+        const said = { rate: "counter", values: "gauge" } as const;
+        const as = params.get("as");
+        const isOpen = told.isGuessed && told.kind !== "histogram";
+        const kind = isOpen && (as === "rate" || as === "values") ? said[as] : (told.kind ?? "gauge");
         const tags = labels.data.filter((label) => label !== "__name__" && !(label === "api_name" && api !== undefined));
         const metric: Metric = { name, kind, api, by, fold, isMany: (values?.data.length ?? 0) > LINES_MAX };
-        const isThere = labels.data.length > 0;
-        refill(splits, ...split(route(), tags, by), ...(isThere && kind === "gauge" ? folds(route(), fold, by) : []));
+        const isThere = labels.data.length > 0 && told.kind !== null;
+        refill(
+          splits,
+          ...(isThere ? split(route(), tags, by) : []),
+          ...(isThere && kind === "gauge" ? folds(route(), fold, by) : []),
+          ...(isThere && isOpen ? kindChoice(route(), kind === "counter") : []),
+        );
         fill(message, isThere ? null : h("div", { class: "nothing" }, h("p", {}, h("strong", {}, "Nothing of this name in this time."), " Choose a longer one, or ask ", h("code", {}, `cortex doctor ${name}`), " where it goes.")));
         const wanted = JSON.stringify([metric, isThere]);
         if (wanted !== shape) {
@@ -65,7 +73,7 @@ export function metricPage(name: string, route: () => Route, go: Go): Page {
           fill(facts);
           return;
         }
-        await Promise.all([panels.load(load), factsOf(metric, told, load, matchers, isSplit ? (values?.data.length ?? 0) : 0).then((all) => refill(facts, ...all))]);
+        await Promise.all([panels.load(load), factsOf(metric, load, matchers, isSplit ? (values?.data.length ?? 0) : 0).then((all) => refill(facts, ...all))]);
       } catch (error) {
         if (load.signal.aborted || error instanceof prom.Unreachable) return;
         fill(message, h("p", { class: "message", role: "alert" }, error instanceof Error ? error.message : String(error)));
@@ -77,28 +85,38 @@ export function metricPage(name: string, route: () => Route, go: Go): Page {
 }
 
 /** How much there was in the time that is shown, exactly. */
-async function factsOf(metric: Metric, told: Kind, load: Load, matchers: Record<string, string>, values: number): Promise<Child[]> {
+async function factsOf(metric: Metric, load: Load, matchers: Record<string, string>, values: number): Promise<Child[]> {
   const [from, to] = edges(load);
   const of = selector(metric.name, matchers);
   const fact = (name: string, value: string) => h("span", { class: "fact" }, h("span", { class: "name" }, name), " ", h("span", { class: "value" }, value));
-  const facts: Child[] = [h("span", { class: "kind" }, told)];
+  const facts: Child[] = [h("span", { class: "kind" }, metric.kind)];
   if (values > 0) facts.push(fact("values of the tag", `${count(values)}, the ${LINES_MAX} highest are drawn`));
-  if (told === "gauge" || !isCustom(metric.name)) {
+  if (metric.kind === "gauge" || !isCustom(metric.name)) {
     const { data } = await prom.instant(of, to, load.signal, 2);
     const [only, other] = data.resultType === "vector" ? data.result : [];
     if (only?.value && other === undefined) facts.push(fact("now", `${format(number(only.value[1]), unitOf(metric.name))} ${labelsText(only.metric)}`));
     return facts;
   }
-  const grown = (series: string) => prom.vector(`sum(${growth(series, to - from)})`, to, load.signal);
-  if (told === "counter") {
-    const [all] = await grown(of);
-    if (all) facts.push(fact("in this time", whole(all.value)));
+  const seconds = to - from;
+  const ask = async (expr: string) => (await prom.vector(expr, to, load.signal))[0]?.value;
+  if (metric.kind === "counter") {
+    const all = await ask(`sum(${growth(of, seconds)})`);
+    if (all !== undefined) facts.push(fact("in this time", whole(all)));
     return facts;
   }
   const part = (suffix: string) => selector(metric.name + suffix, matchers);
-  const [[n], [sum]] = await Promise.all([grown(part("_count")), grown(part("_sum"))]);
-  if (n) facts.push(fact("values in this time", whole(n.value)));
-  if (n && sum && n.value > 0) facts.push(fact("mean", format(sum.value / n.value, unitOf(metric.name))));
+  // The sum falls where values are negative too: the count alone tells of resets.
+  const [n, sum, resets] = await Promise.all([
+    ask(`sum(${growth(part("_count"), seconds)})`),
+    ask(`sum(delta(${within(part("_sum"), seconds)} anchored))`),
+    ask(`sum(resets(${within(part("_count"), seconds)}))`),
+  ]);
+  if (n === undefined || sum === undefined) return facts;
+  facts.push(fact("values in this time", whole(n)));
+  if (n === 0) return facts;
+  // The buckets of weeks take long to read: only where it must be.
+  const mean = resets ? await ask(`histogram_avg(sum(increase(${within(of, seconds)})))`) : sum / n;
+  if (mean !== undefined) facts.push(fact("mean", format(mean, unitOf(metric.name))));
   return facts;
 }
 
@@ -117,4 +135,13 @@ function folds(route: Route, fold: Fold | undefined, by: string | undefined): HT
     h("a", { class: "choice", href: linkWith(route, { fold: one }), "aria-current": current === one ? "true" : undefined }, text);
   const all = by === undefined ? [choice("each", null)] : [];
   return [h("span", { class: "hint" }, "show"), h("span", { class: "group", role: "group", "aria-label": "Show" }, ...all, ...FOLDS.map((one) => choice(one, one)))];
+}
+
+function kindChoice(route: Route, isCounter: boolean): HTMLElement[] {
+  const choice = (text: string, as: string, isCurrent: boolean) =>
+    h("a", { class: "choice", href: linkWith(route, { as, panel: null, fold: null }), "aria-current": isCurrent ? "true" : undefined, "data-as": as }, text);
+  return [
+    h("span", { class: "hint" }, "show as"),
+    h("span", { class: "group", role: "group", "aria-label": "Show as" }, choice("rate", "rate", isCounter), choice("values", "values", !isCounter)),
+  ];
 }

@@ -1,7 +1,7 @@
 // All metrics that users' code made, each with its picture.
 
 import { customNames, kindsOf, picture } from "../custom.ts";
-import type { Kind } from "../custom.ts";
+import type { Kind, Told } from "../custom.ts";
 import { fill, h, setText } from "../dom.ts";
 import type { Go, Load, Page } from "../page.ts";
 import { Panels, tableWindow } from "../page.ts";
@@ -33,7 +33,10 @@ export function metricsPage(route: () => Route, go: Go): Page {
   let names: string[] = [];
   let shown = SHOWN;
   let newest: Load | null = null;
-  const kinds = new Map<string, Kind>();
+  const kinds = new Map<string, Told>();
+  /** As what there is a panel of a name. */
+  const drawn = new Map<string, Kind>();
+  let time = "";
   const seen = new Set<string>();
   const loaded = new Set<string>();
   let pending: Promise<unknown> = Promise.resolve();
@@ -60,18 +63,38 @@ export function metricsPage(route: () => Route, go: Go): Page {
     const words = search.value.toLowerCase().split(/\s+/).filter((word) => word !== "");
     const found = names.filter((name) => words.every((word) => name.toLowerCase().includes(word)));
     const now = found.slice(0, shown);
-    setText(told, names.length === 0 ? "" : found.length === names.length ? `${names.length} metrics` : `${found.length} of ${names.length} metrics`);
     more.hidden = found.length <= shown;
     const unknown = now.filter((name) => !kinds.has(name));
     if (unknown.length > 0 && newest !== null) {
-      for (const [name, kind] of await kindsOf(unknown, newest)) {
+      for (const [name, one] of await kindsOf(unknown, newest, api ?? undefined)) {
         if (kinds.has(name)) continue;
-        kinds.set(name, kind);
-        for (const panel of panels.add([picture({ name, kind, api: api ?? undefined }, name)])) observer.observe(panel);
+        kinds.set(name, one);
+        draw(name, one.kind);
       }
       panels.sort();
     }
+    const isThere = (name: string) => kinds.get(name)?.kind !== null;
+    const [all, of] = [names.filter(isThere).length, found.filter(isThere).length];
+    setText(told, all === 0 ? "" : all === of ? `${all} metrics` : `${of} of ${all} metrics`);
+    fill(message, all === 0 ? nothing() : null);
     panels.show((title) => now.includes(title));
+  };
+  /** Makes the panel of a name, anew if it was taken for something else. */
+  const draw = (name: string, kind: Kind | null) => {
+    if (drawn.get(name) === kind) return;
+    const before = panels.remove(name);
+    if (before) observer.unobserve(before);
+    drawn.delete(name);
+    seen.delete(name);
+    if (kind === null) return;
+    drawn.set(name, kind);
+    for (const panel of panels.add([picture({ name, kind, api: api ?? undefined }, name)])) observer.observe(panel);
+  };
+  /** Another time may tell otherwise what was guessed; the same time later, of what it had no values. */
+  const forget = (load: Load) => {
+    const isOther = JSON.stringify(load.span) !== time;
+    time = JSON.stringify(load.span);
+    for (const [name, { kind, isGuessed }] of kinds) if (kind === null || (isOther && isGuessed)) kinds.delete(name);
   };
   search.addEventListener("input", () => {
     shown = SHOWN;
@@ -87,11 +110,11 @@ export function metricsPage(route: () => Route, go: Go): Page {
     element,
     load: async (load) => {
       newest = load;
+      forget(load);
       loaded.clear();
       pending = Promise.resolve();
       try {
         names = await customNames(tableWindow(load), load.signal, api);
-        fill(message, names.length === 0 ? nothing() : null);
         await filter();
         // The observer tells a while after it is so what can be seen now.
         for (const name of panels.visible(MARGIN)) seen.add(name);
