@@ -78,7 +78,8 @@ export class LinePlot {
   private range(low: number | null, high: number | null): [number, number] {
     if (low === null || high === null || !Number.isFinite(low) || !Number.isFinite(high)) return [0, 1];
     if (this.data.fromZero && low >= 0) return [0, high > 0 ? high * 1.08 : 1];
-    if (low === high) return [low - (Math.abs(low) * 0.05 || 1), high + (Math.abs(high) * 0.05 || 1)];
+    // What differs by the rounding of numbers alone has no steps between.
+    if (high - low <= Math.abs(high) * 1e-9) return [low - (Math.abs(low) * 0.05 || 1), high + (Math.abs(high) * 0.05 || 1)];
     const margin = (high / 2 - low / 2) * 0.16;
     return [Math.max(low - margin, -DRAWN_MAX), Math.min(high + margin, DRAWN_MAX)];
   }
