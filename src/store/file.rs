@@ -151,6 +151,15 @@ impl Database {
         }
     }
 
+    /// Whether its pages and its free space fit together: where they do not all may be read, but the next write is refused.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let check = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+        match check.map_err(|e| self.failed(e))? {
+            found if found == "ok" => Ok(()),
+            found => Err(self.damaged(found)),
+        }
+    }
+
     /// Whether a row says so too.
     fn holds_newer(&self) -> Result<bool, StoreError> {
         let table = "SELECT name FROM sqlite_schema WHERE name IN ('state', 'windows')";

@@ -108,6 +108,7 @@ impl Head {
         let path = dir.join(FILE);
         let is_new = !path.exists();
         let database = Database::open(&path, &schema(&TABLES))?;
+        database.check()?;
         let (series, levels) = (RoaringBitmap::new(), RoaringBitmap::new());
         let mut head = Self { database, state: State::default(), series, levels, perhaps_gone: Vec::new() };
         let mut loaded = Loaded::default();
