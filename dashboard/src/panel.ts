@@ -67,7 +67,7 @@ export class Panel {
   private readonly at = h("span", { class: "at" });
   private readonly note = h("p", { class: "note" });
   private readonly promql = h("div", { class: "questions" });
-  private readonly table = h("div", { class: "numbers", tabindex: 0 });
+  private readonly table = h("div", { class: "numbers", tabindex: 0, role: "region", "aria-label": "Data of the panel" });
   private readonly details: HTMLDetailsElement;
   private readonly observer: ResizeObserver;
   private plot: LinePlot | HeatmapPlot;

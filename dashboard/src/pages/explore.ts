@@ -196,7 +196,7 @@ function vector(result: InstantSeries[]): HTMLElement {
     return h("tr", {}, ...labels.map((label) => h("td", {}, own(metric, label) ?? "")), h("td", { class: "number", "data-value": text }, text));
   });
   const head = h("tr", {}, ...labels.map((label) => h("th", { scope: "col" }, label === "__name__" ? "name" : label)), h("th", { scope: "col", class: "number" }, "value"));
-  return h("div", { class: "scroll", tabindex: 0 }, h("table", {}, h("thead", {}, head), h("tbody", {}, ...rows)));
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Series and values" }, h("table", {}, h("thead", {}, head), h("tbody", {}, ...rows)));
 }
 
 function matrix(result: prom.RangeSeries[]): HTMLElement {
@@ -205,7 +205,7 @@ function matrix(result: prom.RangeSeries[]): HTMLElement {
     const others = (histograms ?? []).map(([time, one]) => `count ${one.count}, sum ${one.sum} @ ${clock(time, true)}`);
     return h("tr", {}, h("td", {}, seriesName(metric)), h("td", { class: "values" }, [...floats, ...others].join("\n")));
   });
-  return h("div", { class: "scroll", tabindex: 0 }, h("table", {}, h("tbody", {}, ...rows)));
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Series and samples" }, h("table", {}, h("tbody", {}, ...rows)));
 }
 
 /** All labels that any of the series has, the name first. */

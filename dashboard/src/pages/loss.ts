@@ -251,13 +251,13 @@ function placesTable(places: Place[]): HTMLElement {
     ),
   );
   const head = h("tr", {}, ...["where", "why"].map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col", class: "number" }, "lost"), h("th", { scope: "col" }, "what to do"));
-  return h("div", { class: "scroll", tabindex: 0 }, h("table", { class: "places" }, h("thead", {}, head), h("tbody", {}, ...rows)));
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "What was lost where" }, h("table", { class: "places" }, h("thead", {}, head), h("tbody", {}, ...rows)));
 }
 
 function simpleTable(title: string, about: string, names: string[], rows: Child[][]): Node[] {
   const head = h("tr", {}, ...names.map((name, at) => h("th", { scope: "col", class: at > 0 ? "number" : undefined }, name)));
   const body = rows.map((cells) => h("tr", {}, ...cells.map((cell, at) => h("td", { class: at > 0 ? "number" : undefined }, cell))));
-  return [h("h2", {}, title), h("p", { class: "hint" }, about), h("div", { class: "scroll", tabindex: 0 }, h("table", {}, h("thead", {}, head), h("tbody", {}, ...body)))];
+  return [h("h2", {}, title), h("p", { class: "hint" }, about), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, h("table", {}, h("thead", {}, head), h("tbody", {}, ...body)))];
 }
 
 function sockets(ingest: Ingest): Node[] {

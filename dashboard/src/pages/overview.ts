@@ -171,7 +171,7 @@ function table(rows: ApiRow[], sparks: Sparks | null, route: Route): HTMLElement
       ),
     ),
   );
-  return h("div", { class: "scroll" }, h("table", { class: "apis" }, h("thead", {}, head), h("tbody", {}, ...body)));
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "APIs" }, h("table", { class: "apis" }, h("thead", {}, head), h("tbody", {}, ...body)));
 }
 
 function footer(since: string, about: HTMLElement, route: () => Route, go: Go): HTMLElement {
