@@ -18,6 +18,8 @@ import type { Span, TimeWindow } from "../time.ts";
 const SPARK_POINTS = 60;
 /** The longest time of a sparkline. */
 const SPARK_SECONDS = 6 * 3600;
+/** More rows than a window shows: they are seen a frame before the others. */
+const FIRST_ROWS = 40;
 /** Over what counts and averages are, as in `cortex get`. */
 const SINCE = ["2w", "7d", "24h", "1h"];
 
@@ -28,8 +30,8 @@ export function overviewPage(route: () => Route, go: Go): Page {
   const element = h("div", {}, h("h1", {}, "APIs"), body, footer(since(), about, route, go));
   let rows: ApiRow[] = [];
   let sparks: Sparks | null = null;
-  const show = () => {
-    refill(body, rows.length === 0 ? nothing() : table(rows, sparks, route()));
+  const show = (shown = rows.length) => {
+    refill(body, rows.length === 0 ? nothing() : table(rows, shown, sparks, route()));
     if (sparks !== null) setText(about, ` Rate and p99: ${sparks.text}, over ${duration(sparks.window.over)}.`);
   };
   return {
@@ -39,8 +41,10 @@ export function overviewPage(route: () => Route, go: Go): Page {
       try {
         // The table first: it is drawn when it comes. The sparklines fill cells that have their size already.
         const asked = prom.apis(since(), load.signal).then((answer) => {
+          const isFirst = rows.length === 0;
           rows = answer.data;
-          show();
+          show(isFirst ? FIRST_ROWS : rows.length);
+          if (isFirst && rows.length > FIRST_ROWS) requestAnimationFrame(() => setTimeout(show));
         });
         const [, newest] = await Promise.all([asked, askSparks(load, sparks)]);
         sparks = newest;
@@ -131,7 +135,8 @@ interface Column {
   cell: (row: ApiRow) => Child;
 }
 
-function table(rows: ApiRow[], sparks: Sparks | null, route: Route): HTMLElement {
+/** The first rows; columns are those of all. */
+function table(rows: ApiRow[], first: number, sparks: Sparks | null, route: Route): HTMLElement {
   const spark = (values: Value[] | undefined, unit: "req/s" | "s", what: string) => {
     // Room for what is asked for: nothing moves when it comes.
     if (sparks === null) return h("span", { class: "sparkcell" }, h("span", { class: "spark" }), h("span", { class: "now" }));
@@ -162,7 +167,7 @@ function table(rows: ApiRow[], sparks: Sparks | null, route: Route): HTMLElement
   const shown = columns.filter((column): column is Column => column !== false);
   const number = (column: Column) => (column.isNumber ? "number" : undefined);
   const head = h("tr", {}, ...shown.map((column) => h("th", { scope: "col", class: number(column) }, column.name)));
-  const body = rows.map((row) =>
+  const body = rows.slice(0, first).map((row) =>
     h(
       "tr",
       { "data-api": row.api },
