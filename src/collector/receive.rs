@@ -30,7 +30,7 @@ mod linux {
     /// The buffers for one batch, and what tells the kernel of them: made once, since each batch would cost as much again.
     pub(in super::super) struct Receiver {
         /// Pointed to by `vectors`, these by `headers`; none of them is moved or dropped before the receiver is.
-        buffers: Vec<Box<[u8]>>,
+        buffers: Box<[u8]>,
         _vectors: Box<[libc::iovec]>,
         headers: Box<[libc::mmsghdr]>,
         /// For the first datagram of a batch alone: once there was a drop, the kernel takes its time to tell with each.
@@ -88,10 +88,11 @@ mod linux {
         #[allow(unsafe_code)]
         pub(in super::super) fn new(socket: &Socket) -> io::Result<Self> {
             set_option(socket, libc::SO_RXQ_OVFL, 1)?;
-            let mut buffers = vec![vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice(); BATCH];
+            // In one piece: so much comes from the system untouched, and takes what datagrams fill.
+            let mut buffers = vec![0; BATCH * DATAGRAM_BYTES_MAX].into_boxed_slice();
             let vector =
-                |buffer: &mut Box<[u8]>| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-            let mut vectors: Box<[libc::iovec]> = buffers.iter_mut().map(vector).collect();
+                |buffer: &mut [u8]| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            let mut vectors: Box<[libc::iovec]> = buffers.chunks_mut(DATAGRAM_BYTES_MAX).map(vector).collect();
             let header = |vector: &mut libc::iovec| {
                 // SAFETY: mmsghdr is a C struct of integers and pointers, for which zeros are valid.
                 let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
@@ -144,7 +145,7 @@ mod linux {
         pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = (&[u8], bool)> {
             let lengths = self.lengths.iter();
             self.buffers
-                .iter()
+                .chunks(DATAGRAM_BYTES_MAX)
                 .zip(lengths)
                 .filter_map(|(buffer, (length, whole))| Some((buffer.get(..*length)?, *whole)))
         }
