@@ -127,14 +127,12 @@ impl Database {
     /// its tables tell it from another program's.
     fn check_owner(&self) -> Result<(), StoreError> {
         let pragma = |name: &str| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        // No file of ours is vacuumed by itself. One that says so has no page with what that takes: SQLite would take another for it.
-        if pragma("auto_vacuum").map_err(|e| self.failed(e))? != 0 {
-            return Err(self.damaged("its header"));
-        }
         let id = pragma("application_id").map_err(|e| self.failed(e))?;
         let version = pragma("user_version").map_err(|e| self.failed(e))?;
         if id == APPLICATION_ID && version == i64::from(FORMAT_VERSION) {
-            return Ok(());
+            // No file of ours is vacuumed by itself. One that says so lacks the page which that takes: SQLite would take another for it.
+            let is_vacuumed = pragma("auto_vacuum").map_err(|e| self.failed(e))? != 0;
+            return if is_vacuumed { Err(self.damaged("its header")) } else { Ok(()) };
         }
         let names = "SELECT count(*) FROM sqlite_schema WHERE name IN ('state', 'windows')";
         let is_ours: bool = self.connection.query_row(names, [], |row| row.get(0)).map_err(|e| self.failed(e))?;

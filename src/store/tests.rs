@@ -255,10 +255,15 @@ fn a_directory_belongs_to_one_collector_and_only_to_us() {
     drop(store);
     Store::open(dir.path()).unwrap();
 
-    let foreign = tempfile::tempdir().unwrap();
-    let connection = rusqlite::Connection::open(foreign.path().join("head.db")).unwrap();
-    connection.execute_batch("CREATE TABLE theirs (x)").unwrap();
-    assert!(matches!(Store::open(foreign.path()), Err(StoreError::NotOurs { .. })));
+    // Also one that is vacuumed by itself, as none of ours is: it is somebody's, not damage to set aside.
+    for vacuum in ["NONE", "FULL"] {
+        let foreign = tempfile::tempdir().unwrap();
+        let connection = rusqlite::Connection::open(foreign.path().join("head.db")).unwrap();
+        connection.pragma_update(None, "auto_vacuum", vacuum).unwrap();
+        connection.execute_batch("CREATE TABLE theirs (x)").unwrap();
+        assert!(matches!(Store::open(foreign.path()), Err(StoreError::NotOurs { .. })));
+        assert!(foreign.path().join("head.db").exists());
+    }
 
     let newer = tempfile::tempdir().unwrap();
     let (mut store, _) = Store::open(newer.path()).unwrap();
