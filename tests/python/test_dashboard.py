@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import signal
 import socket
@@ -854,6 +855,10 @@ def test_a_collector_that_stops_is_said_and_never_drawn_as_zero(browser: Browser
         assert {title: page.drawn(title) for title in steady} == before
         assert page.evaluate("() => document.querySelectorAll('[data-state=error]').length") == 0
         # Another page has nothing to show, which it does not call nothing.
+        for other in ("", "loss"):
+            page.call("goto", f"http://{sending.web}/#/{other}?range=1h")
+            page.call("waitForSelector", 'main p.message[role="alert"]')
+            assert page.text('main p.message[role="alert"]') == "The collector does not answer."
         page.call("goto", f"http://{sending.web}/#/api/live?range=1h")
         assert page.text(".banner") == said
         # It will be back at the same address.
@@ -873,6 +878,21 @@ def test_a_collector_that_stops_is_said_and_never_drawn_as_zero(browser: Browser
         page.close()
     finally:
         again.stop()
+
+
+def test_a_collector_that_hangs_is_said_too(browser: Browser, collector_alone: Collector) -> None:
+    page = browser.page(collector_alone.web)
+    page.goto("loss", range="15m", refresh="10s")
+    assert page.call("isVisible", ".banner") is False
+    os.kill(collector_alone.process.pid, signal.SIGSTOP)
+    try:
+        page.call("click", '[data-control="refresh-now"]')
+        page.call("waitForSelector", '.banner[role="alert"]')
+        assert "The collector does not answer since" in page.text(".banner")
+    finally:
+        os.kill(collector_alone.process.pid, signal.SIGCONT)
+    until(lambda: not page.call("isVisible", ".banner"))
+    page.close()
 
 
 def test_the_account_of_loss_is_what_was_lost(browser: Browser, tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ export function lossPage(route: () => Route, go: Go): Page {
   const account = h("div", {}, h("p", { class: "hint" }, "Asking…"));
   const panels = new Panels(PANELS, route, go);
   const more = h("div", {});
+  let isTold = false;
   const element = h("div", {}, h("h1", {}, "Loss"), account, panels.element, more);
   return {
     title: "Loss",
@@ -123,9 +124,10 @@ export function lossPage(route: () => Route, go: Go): Page {
         try {
           const [numbers, ingest, clients] = await Promise.all([ask(load), prom.ingest(load.signal), prom.clients(load.signal)]);
           refill(account, ...accountOf(numbers, ingest.data, load));
+          isTold = true;
           refill(more, ...sockets(ingest.data), ...senders(clients.data, load.now), ...overflows(ingest.data));
         } catch (error) {
-          if (load.signal.aborted || error instanceof prom.Unreachable) return;
+          if (load.signal.aborted || (error instanceof prom.Unreachable && isTold)) return;
           fill(account, h("p", { class: "message", role: "alert" }, error instanceof Error ? error.message : String(error)));
         }
       };
