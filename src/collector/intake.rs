@@ -147,8 +147,8 @@ impl Intake {
             } else {
                 shard.truncated_datagram(datagram, &mut batch);
             }
-            if shard.is_heavy() {
-                self.hand_over(shard.take()); // sums have no order
+            if shard.is_due() {
+                shard.settle(|parts| self.hand_over(parts)); // sums have no order
             }
             if batch.ops.len() >= OPS_MAX {
                 if let Some(turn) = turn.take() {
@@ -306,8 +306,8 @@ impl IntakeState {
         let at = resolved.at;
         if shard.is_full(self.shards) {
             self.add_parts(shard.clear());
-        } else if shard.is_heavy() {
-            self.add_parts(shard.take());
+        } else if shard.is_due() {
+            shard.settle(|parts| self.add_parts(parts));
         }
         let write = if resolved.is_routable {
             shard.route(message, usage, resolved)?
@@ -441,21 +441,31 @@ mod tests {
     #[test]
     fn spellings_of_one_histogram_do_not_add_up_to_more_memory_than_a_shard_may_take() {
         // Each spelling gathers a histogram of its own, of 4 KiB if its values are far apart: 200,000 took 800 MB.
+        let spellings = |values: &'static str| {
+            (0..4096).map(move |i| format!("h:{values}|h|#a{}\n", ",".repeat(i % 64) + &" ".repeat(i / 64)))
+        };
         let intake = Intake::new(Registry::new(Restored::default()), 0);
         let shard = intake.shard();
         let mut heaviest = 0;
-        let lines: Vec<String> =
-            (0..4096).map(|i| format!("h:0.001:60|h|#a{}\n", ",".repeat(i % 64) + &" ".repeat(i / 64))).collect();
         for _ in 0..2 {
-            for lines in lines.chunks(50) {
+            for lines in spellings("0.001:60").collect::<Vec<_>>().chunks(50) {
                 intake.receive(&shard, std::iter::once((lines.concat().as_bytes(), true)), || (), 0);
                 heaviest = heaviest.max(shard.lock().histogram_bytes());
             }
         }
+        // Values that wait make them as heavy, all at once.
+        for values in ["0.001", "60"] {
+            let lines: String = spellings(values).skip(1).collect();
+            intake.receive(&shard, std::iter::once((lines.as_bytes(), true)), || (), 0);
+            shard.lock().settle(|parts| {
+                heaviest = heaviest.max(parts.iter().map(|part| part.gathered.histogram_bytes()).sum());
+                intake.hand_over(parts);
+            });
+        }
         assert!((6 << 20..10 << 20).contains(&heaviest), "{heaviest}");
         let tick = intake.take(20, 10, |_, _| None);
         let count: f64 = tick.samples.iter().map(|(_, value)| value.as_histogram().unwrap().count()).sum();
-        assert_eq!(count, 4.0 * 4096.0);
+        assert_eq!(count, 4.0 * 4096.0 + 2.0 * 4095.0);
     }
 
     #[test]
@@ -497,6 +507,26 @@ mod tests {
         assert_eq!(tick.samples[0].1.as_histogram().unwrap().count(), 101.0);
         let dropped = intake.lock().totals.dropped["total_not_finite"].clone();
         assert_eq!((dropped.count, dropped.example.as_str()), (2, "lat:1.7e308|h|@0.5"));
+    }
+
+    #[test]
+    fn values_that_wait_are_recorded_beside_those_that_do_not() {
+        let intake = Intake::new(Registry::new(Restored::default()), 0);
+        let (most, more) = (f64::MAX, 6000);
+        let waiting = "a:1|h\nb:1000|ms\na:-1e100|h\n".repeat(more);
+        intake.datagram(format!("{waiting}a:{most}|h\nb:2:3|h|@0.5\nb:5|d\n{waiting}").as_bytes(), 0);
+        let tick = intake.take(20, 10, |_, _| None);
+        let value_of = |name: &str| {
+            let id = tick.started.iter().find(|series| series.labels.name() == name).unwrap().id;
+            let value = &tick.samples.iter().find(|(other, _)| *other == id).unwrap().1;
+            let histogram = value.as_histogram().unwrap();
+            (histogram.count(), histogram.sum())
+        };
+        let more = 2.0 * more as f64;
+        assert_eq!(value_of("a"), (2.0 * more + 1.0, most), "what is added is less than half of its last bit");
+        assert_eq!(value_of("b"), (more + 5.0, more + 15.0));
+        assert!(intake.lock().totals.dropped.is_empty());
+        assert!(intake.take(30, 10, |_, _| None).samples.is_empty());
     }
 
     #[test]

@@ -22,6 +22,11 @@ const ROUTES_PER_SERIES: usize = 2;
 /// So many bytes of histograms are gathered in a shard; then they are handed over before the recorder asks. A series comes in
 /// any number of spellings, and each has a histogram of its own.
 const GATHERED_BYTES_MAX: usize = 8 << 20;
+/// Values of histograms wait until they are so many, then they are recorded, one histogram after the other. A histogram is rarely
+/// in the processor's caches when a value of it comes: recorded at once, each costs more than all else that its message does.
+const PENDING_MAX: usize = 4096;
+/// No value that waits is larger: a sum that is finite stays so, be it the largest double there is.
+const PENDING_VALUE_MAX: f64 = 1e100;
 /// The bytes of these spellings, for each series that there may be, in all shards together.
 const ROUTE_BYTES_PER_SERIES: usize = 512;
 
@@ -112,6 +117,13 @@ pub(super) enum Gathered {
     Values(Box<ExponentialHistogram>),
 }
 
+impl Gathered {
+    #[cfg(test)]
+    pub(super) fn histogram_bytes(&self) -> usize {
+        if let Self::Values(histogram) = self { histogram.bytes() } else { 0 }
+    }
+}
+
 /// All that a message of a known series touches, side by side in memory.
 #[derive(Debug)]
 struct Slot {
@@ -158,6 +170,8 @@ pub struct Shard {
     member_hasher: foldhash::quality::RandomState,
     slots: Vec<Slot>,
     changed: Vec<u32>,
+    /// Values that are not in their slots yet, each with the number of its slot.
+    pending: Vec<(u32, f64)>,
     /// What the histograms in the slots take.
     gathered_bytes: usize,
     gauge_minus: GaugeMinus,
@@ -177,6 +191,7 @@ impl Shard {
             keys: Vec::new(),
             slots: Vec::new(),
             changed: Vec::new(),
+            pending: Vec::new(),
             gathered_bytes: 0,
             gauge_minus,
             series_max,
@@ -262,9 +277,8 @@ impl Shard {
 
     /// Adds all values of a message, or none; what cannot be gathered is returned.
     fn add(&mut self, slot: u32, message: &Message<'_>) -> Result<Option<(u32, Write)>, Refusal> {
-        let Self { slots, changed, member_hasher, gathered_bytes, .. } = self;
         let number = slot;
-        let Some(slot) = slots.get_mut(slot as usize) else { return Ok(None) };
+        let Some(slot) = self.slots.get_mut(slot as usize) else { return Ok(None) };
         let scale = slot.scale;
         match slot.usage {
             _ if slot.at == DROPPED => return Err(Refusal::MappedDrop),
@@ -277,33 +291,55 @@ impl Shard {
                 }
             }
             Usage::Histogram => {
-                let (count, sum) = values_of(message, scale)?;
-                if let Gathered::Values(histogram) = &mut slot.gathered {
-                    if !(histogram.count() + count).is_finite() || !(histogram.sum() + sum).is_finite() {
-                        return Err(Refusal::NotFinite);
-                    }
-                    let before = histogram.bytes();
-                    record_all(histogram, message, scale);
-                    // It may get smaller when it gets coarser.
-                    *gathered_bytes = (*gathered_bytes + histogram.bytes()).saturating_sub(before);
-                } else {
-                    let mut histogram = Box::default();
-                    record_all(&mut histogram, message, scale);
-                    *gathered_bytes += histogram.bytes();
-                    slot.gathered = Gathered::Values(histogram);
+                if let Some(value) = pending_of(message, scale) {
+                    self.pending.push((number, value));
+                    return Ok(None);
                 }
+                let (count, sum) = values_of(message, scale)?;
+                if let Gathered::Values(histogram) = &slot.gathered
+                    && !((histogram.count() + count).is_finite() && (histogram.sum() + sum).is_finite())
+                {
+                    return Err(Refusal::NotFinite);
+                }
+                slot.record(&mut self.gathered_bytes, |histogram| record_all(histogram, message, scale));
             }
             Usage::Gauge => return Ok(Some((slot.at, write_of(message, scale)?))),
             Usage::Set => {
-                let hash = member_hasher.hash_one(message.member().unwrap_or_default());
+                let hash = self.member_hasher.hash_one(message.member().unwrap_or_default());
                 return Ok(Some((slot.at, Write::Member(hash))));
             }
         }
-        if slot.messages == 0 {
-            changed.push(number);
-        }
-        slot.messages = slot.messages.saturating_add(1);
+        slot.count_messages(number, 1, &mut self.changed);
         Ok(None)
+    }
+
+    /// Whether it is time to [`Shard::settle`].
+    pub(super) fn is_due(&self) -> bool {
+        self.pending.len() >= PENDING_MAX || self.is_heavy()
+    }
+
+    /// Records the values that wait, and gives away what is gathered as soon as it is too much to keep.
+    pub(super) fn settle(&mut self, mut give: impl FnMut(Vec<Part>)) {
+        self.record_pending(GATHERED_BYTES_MAX);
+        while self.is_heavy() {
+            give(self.take_recorded());
+            self.record_pending(GATHERED_BYTES_MAX);
+        }
+    }
+
+    /// Brings values that wait into their slots, all of a slot together, until so much is gathered.
+    fn record_pending(&mut self, bytes_max: usize) {
+        let Self { slots, pending, changed, gathered_bytes, .. } = self;
+        pending.sort_unstable_by_key(|(slot, _)| *slot);
+        while *gathered_bytes < bytes_max
+            && let Some((number, _)) = pending.last().copied()
+        {
+            let from = pending.iter().rposition(|(slot, _)| *slot != number).map_or(0, |before| before + 1);
+            let values = pending.drain(from..);
+            let Some(slot) = slots.get_mut(number as usize) else { continue };
+            slot.count_messages(number, values.len() as u32, changed);
+            slot.record(gathered_bytes, |histogram| values.for_each(|(_, value)| histogram.record(value, 1.0)));
+        }
     }
 
     /// Adds a message whose series is known and remembers the way there.
@@ -371,7 +407,7 @@ impl Shard {
     }
 
     /// Whether so much is gathered that it must be taken at once.
-    pub(super) fn is_heavy(&self) -> bool {
+    fn is_heavy(&self) -> bool {
         self.gathered_bytes >= GATHERED_BYTES_MAX
     }
 
@@ -383,15 +419,16 @@ impl Shard {
     /// What the histograms in the slots take, added up anew.
     #[cfg(test)]
     pub(super) fn histogram_bytes(&self) -> usize {
-        let bytes = |slot: &Slot| match &slot.gathered {
-            Gathered::Values(histogram) => histogram.bytes(),
-            _ => 0,
-        };
-        self.slots.iter().map(bytes).sum()
+        self.slots.iter().map(|slot| slot.gathered.histogram_bytes()).sum()
     }
 
     /// Takes what was gathered.
     pub(super) fn take(&mut self) -> Vec<Part> {
+        self.record_pending(usize::MAX);
+        self.take_recorded()
+    }
+
+    fn take_recorded(&mut self) -> Vec<Part> {
         self.gathered_bytes = 0;
         let Self { changed, slots, .. } = self;
         let part = |slot: u32| {
@@ -413,6 +450,29 @@ impl Shard {
 }
 
 impl Slot {
+    /// Lets something be recorded in its histogram, and keeps the account of what such take.
+    fn record(&mut self, gathered_bytes: &mut usize, record: impl FnOnce(&mut ExponentialHistogram)) {
+        let mut before = 0;
+        if let Gathered::Values(histogram) = &self.gathered {
+            before = histogram.bytes();
+        } else {
+            self.gathered = Gathered::Values(Box::default());
+        }
+        let Gathered::Values(histogram) = &mut self.gathered else { return };
+        record(histogram);
+        // It may get smaller when it gets coarser.
+        *gathered_bytes = (*gathered_bytes + histogram.bytes()).saturating_sub(before);
+    }
+
+    /// Counts messages in what is gathered in it, the slot of that number.
+    #[inline]
+    fn count_messages(&mut self, number: u32, messages: u32, changed: &mut Vec<u32>) {
+        if self.messages == 0 {
+            changed.push(number);
+        }
+        self.messages = self.messages.saturating_add(messages);
+    }
+
     #[inline]
     fn key<'k>(&self, keys: &'k [u8]) -> Option<(&'k [u8], &'k [u8])> {
         let (name, rest) = keys.get(self.key_at..)?.split_at_checked(usize::from(self.name_bytes))?;
@@ -462,6 +522,13 @@ fn write_of(message: &Message<'_>, scale: f64) -> Result<Write, Refusal> {
         Write::Set(amount) | Write::Change(amount) if !amount.is_finite() => Err(Refusal::NotFinite),
         _ => Ok(write),
     }
+}
+
+/// The value of a message of a histogram that has one and no rate, unless it is enormous.
+#[inline]
+fn pending_of(message: &Message<'_>, scale: f64) -> Option<f64> {
+    let value = message.single().filter(|_| message.weight == 1.0)? * (timer_factor(message.kind) * scale);
+    (value.abs() <= PENDING_VALUE_MAX).then_some(value)
 }
 
 /// What a message adds to count and sum of a histogram, the sum of timers in milliseconds.
