@@ -19,6 +19,9 @@ const STATE: i64 = 1;
 const FILE: &str = "head.db";
 const BEGINS: u64 = 1;
 const WRITTEN: u64 = 2;
+/// What a commit writes is in memory up to so many pages of 8 KiB; then it goes to the file, and is taken back from there if the commit
+/// fails. Tens of thousands of series that begin with one tick are more than that. Nobody waits for the head but a backup.
+const SPILL_PAGES: i64 = if cfg!(test) { 2 } else { 256 };
 /// So many entries of the log are removed with one commit, so that no tick waits for a long removal.
 const CUT_PER_COMMIT: u64 = 64;
 
@@ -65,8 +68,11 @@ pub(super) struct State {
     levels: u64,
 }
 
+/// Writes the content of a row.
+pub(super) type PutContent<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// What is committed at once.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Commit<'a> {
     pub(super) next_id: u64,
     pub(super) levels: Vec<(u32, LevelRow)>,
@@ -74,8 +80,8 @@ pub(super) struct Commit<'a> {
     pub(super) gone: &'a [u32],
     /// Everything up to here is sealed, and the levels say so.
     pub(super) sealed: Option<u64>,
-    /// The next entry of the log.
-    pub(super) log: Option<Vec<u8>>,
+    /// Writes the next entry of the log.
+    pub(super) log: Option<PutContent<'a>>,
 }
 
 /// All that the head holds but the log.
@@ -108,6 +114,7 @@ impl Head {
         let path = dir.join(FILE);
         let is_new = !path.exists();
         let database = Database::open(&path, &schema(&TABLES))?;
+        database.spill_beyond(SPILL_PAGES)?;
         database.check()?;
         let (series, levels) = (RoaringBitmap::new(), RoaringBitmap::new());
         let mut head = Self { database, state: State::default(), series, levels, perhaps_gone: Vec::new() };
@@ -242,7 +249,7 @@ impl Head {
                 self.delete("DELETE FROM log WHERE key <= ?1", up_to.cast_signed())?;
             }
             if let Some(log) = &commit.log {
-                self.database.put(Table::Log, state.last.cast_signed(), |out| out.extend_from_slice(log))?;
+                self.database.put(Table::Log, state.last.cast_signed(), log)?;
             }
             self.database.put(Table::State, STATE, |out| put_state(out, &state))
         })?;

@@ -6,20 +6,12 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::tests::{DAY_MS, floats, labels, names, run, select, started, tick, two_days};
+use super::tests::{DAY_MS, copy_of, floats, labels, names, run, select, started, tick, two_days};
 use super::*;
 
 const SLOT_MS: i64 = 7_200_000;
 /// The log of [`two_days`] begins here.
 const SEALED_MS: i64 = DAY_MS + DAY_MS / 2;
-
-fn copy_of(dir: &Path) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for name in names(dir) {
-        std::fs::copy(dir.join(&name), copy.path().join(&name)).unwrap();
-    }
-    copy
-}
 
 fn written(name: &str, samples: &[(i64, f64)]) -> WrittenSeries {
     let samples =

@@ -47,6 +47,14 @@ pub(super) fn tick(timestamp_ms: i64, started: Vec<StartedSeries>, samples: Vec<
     Tick { timestamp_ms, started, samples, ..Tick::default() }
 }
 
+pub(super) fn copy_of(dir: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for name in names(dir) {
+        std::fs::copy(dir.join(&name), copy.path().join(&name)).unwrap();
+    }
+    copy
+}
+
 #[test]
 fn a_series_is_one_sample_per_tick_from_its_explicit_zero_to_its_end() {
     let dir = tempfile::tempdir().unwrap();
@@ -593,10 +601,18 @@ fn a_full_disk_is_an_error_and_the_tick_may_be_appended_when_there_is_room_again
     let dir = tempfile::tempdir().unwrap();
     let (mut store, _) = Store::open(dir.path()).unwrap();
     store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))])).unwrap();
-    store.limit_pages(1);
     let many = || (2..2000).map(|id| started(id, MetricKind::Counter, 15)).collect::<Vec<_>>();
-    assert!(matches!(store.append(&tick(20, many(), vec![(1, Value::Float(2.0))])), Err(StoreError::Database { .. })));
-    assert_eq!(floats(&select(&store, "m1", 5, 99)), [(10, 1.0)]);
+    // At once, and when some of it has gone to the file.
+    for pages in 1..=14 {
+        store.limit_pages(pages);
+        let refused = store.append(&tick(20, many(), vec![(1, Value::Float(2.0))]));
+        assert!(matches!(refused, Err(StoreError::Database { .. })), "{pages} pages are enough");
+        assert_eq!(floats(&select(&store, "m1", 5, 99)), [(10, 1.0)]);
+        let copy = copy_of(dir.path());
+        let (copied, restored) = Store::open(copy.path()).unwrap();
+        assert_eq!((restored.series.len(), copied.damaged_files()), (1, 0));
+        assert_eq!(floats(&select(&copied, "m1", 5, 99)), [(10, 1.0)]);
+    }
     store.limit_pages(1_000_000);
     store.append(&tick(30, many(), vec![(1, Value::Float(2.0))])).unwrap();
     assert_eq!(floats(&select(&store, "m1", 5, 99)), [(10, 1.0), (30, 2.0)]);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use foldhash::fast::RandomState;
 use roaring::RoaringBitmap;
 
 use super::day::{Day, day_of_name, end_of, path_of};
-use super::head::{Commit, Entry, Head, LevelRow, Loaded, put_entry, take_entry};
+use super::head::{Commit, Entry, Head, LevelRow, Loaded, PutContent, put_entry, take_entry};
 use super::reader::Reader;
 use super::sealer::{Done, Job, Sealer};
 use super::shared::{Known, Shared};
@@ -30,7 +31,7 @@ const OPEN_BYTES: usize = 16 << 20;
 const OPEN_BYTES_PER_SERIES: usize = 256;
 
 /// A series as the writer knows it: as little as it can be, there are very many.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Live {
     /// Its last value that was no stale marker; `None`: there was none yet.
     value: Option<Value>,
@@ -359,22 +360,26 @@ impl Store {
             if open.is_empty() { sequence } else { open.first_sequence }
         };
         let mut bytes = Vec::new();
-        let mut growth: Vec<(u32, usize, usize)> = Vec::new();
+        let mut grown: Vec<Grown> = Vec::new();
         for of_series in changes.chunk_by(|a, b| a.id == b.id) {
-            let Some(id) = of_series.first().map(|change| change.id) else { continue };
-            let mut cursor = self.series.get(&id).map_or_else(Cursor::default, |live| live.cursor(first));
+            let Some(last) = of_series.last() else { continue };
+            let mut live = self.series.get(&last.id).cloned().unwrap_or_default();
+            let mut cursor = live.cursor(first);
             let start = bytes.len();
             for change in of_series {
                 cursor.put(&mut bytes, change.at(), &[], &change.value);
                 cursor.advance(change.at(), change.time_ms, &change.value);
             }
-            growth.push((id, start, bytes.len()));
+            live.stands(first, cursor, last.value.is_stale());
+            grown.push(Grown { id: last.id, bytes: start..bytes.len(), live });
         }
-        let slices = || growth.iter().map(|(id, start, end)| (*id, bytes.get(*start..*end).unwrap_or_default()));
-        let mut log = Vec::with_capacity(bytes.len() + 4 * growth.len() + 32);
-        put_entry(&mut log, entry, slices());
+        let times = || changes.iter().map(|change| change.time_ms);
+        let span = times().min().zip(times().max());
+        drop(changes); // of a tick with very many series they are much
+        let growth = || grown.iter().map(|grown| (grown.id, bytes.get(grown.bytes.clone()).unwrap_or_default()));
         let (levels, sealed) = self.levels_to_settle();
         let series = rows.into_iter().filter_map(|id| Some((id, self.shared.row(id)?)));
+        let log: PutContent<'_> = &|out| put_entry(out, entry, growth());
         self.head.commit(&Commit { next_id, levels, sealed, log: Some(log), ..Commit::default() }, series)?;
         self.has_rolled = false;
         self.settled();
@@ -391,23 +396,24 @@ impl Store {
             open.ticks.push(entry.time_ms);
             open.includes(entry.time_ms);
         }
-        changes.iter().for_each(|change| open.includes(change.time_ms));
-        slices().for_each(|(id, entry)| open.grow(id, entry));
+        span.into_iter().for_each(|(least, greatest)| {
+            open.includes(least);
+            open.includes(greatest);
+        });
+        growth().for_each(|(id, entry)| open.grow(id, entry));
         drop(windows);
         let mut ended = Vec::new();
-        for change in changes {
-            let live = self.series.entry(change.id).or_default();
-            let mut cursor = live.cursor(first);
-            cursor.advance(change.at(), change.time_ms, &change.value);
-            live.stands(first, cursor, change.value.is_stale());
-            if live.is_ended {
-                ended.push(change.id);
+        for Grown { id, live, .. } in grown {
+            let is_ended = live.is_ended;
+            let had_ended = self.series.insert(id, live).is_some_and(|before| before.is_ended);
+            if is_ended || had_ended {
+                ended.push((id, is_ended));
             }
         }
         let mut index = self.shared.index.write();
-        for id in ended {
+        for (id, is_ended) in ended {
             if let Some(known) = index.series.get_mut(&id) {
-                known.is_ended = self.series.get(&id).is_some_and(|live| live.is_ended);
+                known.is_ended = is_ended;
             }
         }
         Ok(())
@@ -641,6 +647,14 @@ impl Store {
     }
 }
 
+/// What an entry of the log makes of a series.
+struct Grown {
+    id: u32,
+    /// Where in the entry the bytes are by which its stream grows.
+    bytes: Range<usize>,
+    live: Live,
+}
+
 impl Live {
     /// Where its stream stands in a window.
     fn cursor(&self, window: u64) -> Cursor {
@@ -818,8 +832,10 @@ fn rebuild(
     head.commit(&commit, std::mem::take(&mut loaded.series).into_iter())?;
     let mut renumbered = Vec::with_capacity(log.len());
     for (_, content) in log {
-        renumbered.push((head.next_sequence(), content.clone()));
-        head.commit(&Commit { log: Some(content), ..Commit::default() }, std::iter::empty())?;
+        let sequence = head.next_sequence();
+        let log: PutContent<'_> = &|out| out.extend_from_slice(&content);
+        head.commit(&Commit { log: Some(log), ..Commit::default() }, std::iter::empty())?;
+        renumbered.push((sequence, content));
     }
     Ok(renumbered)
 }
