@@ -270,8 +270,8 @@ impl IntakeState {
                         self.senders.heard(*header, now_ms);
                     }
                 }
-                Op::Unrouted { message, usage, line } => {
-                    if let Err(refusal) = self.unrouted(shard, message, *usage, writer) {
+                Op::Unrouted { message, line } => {
+                    if let Err(refusal) = self.unrouted(shard, message, writer) {
                         self.totals.drop(refusal.into(), 1, line, now_ms);
                     }
                 }
@@ -295,14 +295,8 @@ impl IntakeState {
     }
 
     /// A message whose raw bytes are new to the shard.
-    fn unrouted(
-        &mut self,
-        shard: &mut Shard,
-        message: &Message<'_>,
-        usage: Usage,
-        writer: Option<u64>,
-    ) -> Result<(), Refusal> {
-        let resolved = self.registry.resolve(message, usage)?;
+    fn unrouted(&mut self, shard: &mut Shard, message: &Message<'_>, writer: Option<u64>) -> Result<(), Refusal> {
+        let resolved = self.registry.resolve(message, Usage::of(message.kind))?;
         let at = resolved.at;
         if shard.is_full(self.shards) {
             self.add_parts(shard.clear());
@@ -310,9 +304,9 @@ impl IntakeState {
             shard.settle(|parts| self.add_parts(parts));
         }
         let write = if resolved.is_routable {
-            shard.route(message, usage, resolved)?
+            shard.route(message, resolved)?
         } else {
-            match shard.effect_of(message, usage, resolved.scale)? {
+            match shard.effect_of(message, resolved.scale)? {
                 Effect::Gather(gathered) => {
                     self.add_parts([Part { at, messages: 1, gathered }]);
                     None
@@ -368,6 +362,7 @@ mod tests {
     use proptest::sample::select;
 
     use super::super::registry::Limits;
+    use super::super::shard::Gathered;
     use super::*;
     use crate::store::Restored;
 
@@ -458,7 +453,11 @@ mod tests {
             let lines: String = spellings(values).skip(1).collect();
             intake.receive(&shard, std::iter::once((lines.as_bytes(), true)), || (), 0);
             shard.lock().settle(|parts| {
-                heaviest = heaviest.max(parts.iter().map(|part| part.gathered.histogram_bytes()).sum());
+                let bytes = |part: &Part| match &part.gathered {
+                    Gathered::Values(histogram) => histogram.bytes(),
+                    Gathered::Count(_) => 0,
+                };
+                heaviest = heaviest.max(parts.iter().map(bytes).sum());
                 intake.hand_over(parts);
             });
         }

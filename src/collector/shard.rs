@@ -30,6 +30,9 @@ const PENDING_VALUE_MAX: f64 = 1e100;
 /// The bytes of these spellings, for each series that there may be, in all shards together.
 const ROUTE_BYTES_PER_SERIES: usize = 512;
 
+/// A [`Route`] finds no key beyond.
+const KEYS_MAX: usize = 1 << 31;
+
 /// What must happen in the order of the datagrams.
 #[derive(Debug)]
 pub(super) enum Op<'a> {
@@ -38,7 +41,7 @@ pub(super) enum Op<'a> {
     /// A gauge or a set is written.
     Write { at: u32, write: Write, line: &'a [u8] },
     /// The raw bytes are new.
-    Unrouted { message: Message<'a>, usage: Usage, line: &'a [u8] },
+    Unrouted { message: Message<'a>, line: &'a [u8] },
 }
 
 /// Messages of a batch that cannot be used, for one reason; their order means nothing.
@@ -108,39 +111,38 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// What a slot has gathered since the recorder took it last.
+/// What was gathered for a series since the recorder took it last.
 #[derive(Debug)]
 pub(super) enum Gathered {
-    /// Nothing yet, or nothing ever: gauges and sets are not gathered.
-    Nothing,
     Count(f64),
     Values(Box<ExponentialHistogram>),
 }
 
-impl Gathered {
-    #[cfg(test)]
-    pub(super) fn histogram_bytes(&self) -> usize {
-        if let Self::Values(histogram) = self { histogram.bytes() } else { 0 }
-    }
+/// Where a message goes. It has the place of the key beside that of the slot, so that nobody waits for one to look at the other.
+#[derive(Debug, Clone, Copy)]
+struct Route {
+    slot: u32,
+    key_at: u32,
 }
 
-/// All that a message of a known series touches, side by side in memory.
+/// All that a message of a known series changes, half a line of the processor's cache.
 #[derive(Debug)]
+#[repr(align(32))]
 struct Slot {
-    /// Where in `keys` the name is, and after it the sections.
-    key_at: usize,
-    name_bytes: u16,
-    sections_bytes: u16,
-    /// The place of the series in the registry.
-    at: u32,
-    kind: MessageType,
-    usage: Usage,
+    /// What a counter has gathered.
+    sum: f64,
     /// What the mapping file multiplies values by.
     scale: f64,
-    /// How many messages are in `gathered`.
+    /// The place of the series in the registry.
+    at: u32,
+    /// How many messages it has gathered.
     messages: u32,
-    gathered: Gathered,
+    /// Which of the shard's histograms has what it has gathered, or [`NO_HISTOGRAM`].
+    histogram: u32,
+    kind: MessageType,
 }
+
+const NO_HISTOGRAM: u32 = u32::MAX;
 
 /// What a shard gathered for one series.
 #[derive(Debug)]
@@ -160,19 +162,21 @@ pub(super) enum Effect {
 /// One ingest thread's own.
 #[derive(Debug)]
 pub struct Shard {
-    /// The numbers of the slots, by their keys.
-    routes: HashTable<u32>,
+    /// By their keys.
+    routes: HashTable<Route>,
     hasher: RandomState,
     /// The keys, one after the other in few pages of memory: what is spread costs more to look up than all the rest. Each
-    /// is the name and what follows the value: `type|#tags` and whatever else does not differ from message to message.
+    /// is the lengths of two texts, and these: the name, and what follows the value, `type|#tags` and whatever else does not
+    /// differ from message to message.
     keys: Vec<u8>,
     /// The same in all shards: members of a set must meet.
     member_hasher: foldhash::quality::RandomState,
     slots: Vec<Slot>,
     changed: Vec<u32>,
+    histograms: Vec<ExponentialHistogram>,
     /// Values that are not in their slots yet, each with the number of its slot.
     pending: Vec<(u32, f64)>,
-    /// What the histograms in the slots take.
+    /// What the histograms take.
     gathered_bytes: usize,
     gauge_minus: GaugeMinus,
     series_max: usize,
@@ -191,6 +195,7 @@ impl Shard {
             keys: Vec::new(),
             slots: Vec::new(),
             changed: Vec::new(),
+            histograms: Vec::new(),
             pending: Vec::new(),
             gathered_bytes: 0,
             gauge_minus,
@@ -255,7 +260,7 @@ impl Shard {
     fn message<'a>(&mut self, message: Message<'a>, line: &'a [u8]) -> Result<Option<Op<'a>>, Why> {
         match self.find(message.name, &sections_of(&message)) {
             Some(slot) => self.known(slot, &message, line),
-            None => Ok(Some(Op::Unrouted { message, usage: Usage::of(message.kind), line })),
+            None => Ok(Some(Op::Unrouted { message, line })),
         }
     }
 
@@ -268,40 +273,36 @@ impl Shard {
     #[inline]
     fn find(&self, name: &[u8], sections: &[u8]) -> Option<u32> {
         let hash = hash_of(&self.hasher, name, sections);
-        let is_it = |slot: &u32| {
-            let key = self.slots.get(*slot as usize).and_then(|slot| slot.key(&self.keys));
-            key == Some((name, sections))
-        };
-        self.routes.find(hash, is_it).copied()
+        let is_it = |route: &Route| key_at(&self.keys, *route) == Some((name, sections));
+        Some(self.routes.find(hash, is_it)?.slot)
     }
 
     /// Adds all values of a message, or none; what cannot be gathered is returned.
-    fn add(&mut self, slot: u32, message: &Message<'_>) -> Result<Option<(u32, Write)>, Refusal> {
-        let number = slot;
-        let Some(slot) = self.slots.get_mut(slot as usize) else { return Ok(None) };
+    fn add(&mut self, number: u32, message: &Message<'_>) -> Result<Option<(u32, Write)>, Refusal> {
+        let Self { slots, changed, histograms, pending, gathered_bytes, .. } = self;
+        let Some(slot) = slots.get_mut(number as usize) else { return Ok(None) };
         let scale = slot.scale;
-        match slot.usage {
+        match Usage::of(slot.kind) {
             _ if slot.at == DROPPED => return Err(Refusal::MappedDrop),
             Usage::Counter => {
-                let amount = count_of(message, scale)?;
-                match &mut slot.gathered {
-                    Gathered::Count(sum) if !(*sum + amount).is_finite() => return Err(Refusal::NotFinite),
-                    Gathered::Count(sum) => *sum += amount,
-                    gathered => *gathered = Gathered::Count(amount),
+                let sum = slot.sum + count_of(message, scale)?;
+                if !sum.is_finite() {
+                    return Err(Refusal::NotFinite);
                 }
+                slot.sum = sum;
             }
             Usage::Histogram => {
                 if let Some(value) = pending_of(message, scale) {
-                    self.pending.push((number, value));
+                    pending.push((number, value));
                     return Ok(None);
                 }
                 let (count, sum) = values_of(message, scale)?;
-                if let Gathered::Values(histogram) = &slot.gathered
+                if let Some(histogram) = histograms.get(slot.histogram as usize)
                     && !((histogram.count() + count).is_finite() && (histogram.sum() + sum).is_finite())
                 {
                     return Err(Refusal::NotFinite);
                 }
-                slot.record(&mut self.gathered_bytes, |histogram| record_all(histogram, message, scale));
+                slot.record(histograms, gathered_bytes, |histogram| record_all(histogram, message, scale));
             }
             Usage::Gauge => return Ok(Some((slot.at, write_of(message, scale)?))),
             Usage::Set => {
@@ -309,7 +310,7 @@ impl Shard {
                 return Ok(Some((slot.at, Write::Member(hash))));
             }
         }
-        slot.count_messages(number, 1, &mut self.changed);
+        slot.count_messages(number, 1, changed);
         Ok(None)
     }
 
@@ -329,7 +330,7 @@ impl Shard {
 
     /// Brings values that wait into their slots, all of a slot together, until so much is gathered.
     fn record_pending(&mut self, bytes_max: usize) {
-        let Self { slots, pending, changed, gathered_bytes, .. } = self;
+        let Self { slots, pending, changed, histograms, gathered_bytes, .. } = self;
         pending.sort_unstable_by_key(|(slot, _)| *slot);
         while *gathered_bytes < bytes_max
             && let Some((number, _)) = pending.last().copied()
@@ -338,48 +339,38 @@ impl Shard {
             let values = pending.drain(from..);
             let Some(slot) = slots.get_mut(number as usize) else { continue };
             slot.count_messages(number, values.len() as u32, changed);
-            slot.record(gathered_bytes, |histogram| values.for_each(|(_, value)| histogram.record(value, 1.0)));
+            slot.record(histograms, gathered_bytes, |histogram| {
+                values.for_each(|(_, value)| histogram.record(value, 1.0));
+            });
         }
     }
 
     /// Adds a message whose series is known and remembers the way there.
-    pub(super) fn route(
-        &mut self,
-        message: &Message<'_>,
-        usage: Usage,
-        resolved: Resolved,
-    ) -> Result<Option<Write>, Refusal> {
+    pub(super) fn route(&mut self, message: &Message<'_>, resolved: Resolved) -> Result<Option<Write>, Refusal> {
         let sections = sections_of(message);
         // An earlier message of the same batch may have been the first.
         let slot = self.find(message.name, &sections).unwrap_or_else(|| {
-            let number = self.slots.len() as u32;
-            self.slots.push(Slot {
-                key_at: self.keys.len(),
-                // A datagram is shorter than that.
-                name_bytes: message.name.len() as u16,
-                sections_bytes: sections.len() as u16,
-                at: resolved.at,
-                scale: resolved.scale,
-                kind: message.kind,
-                usage,
-                messages: 0,
-                gathered: Gathered::Nothing,
-            });
+            let route = Route { slot: self.slots.len() as u32, key_at: self.keys.len() as u32 };
+            let Resolved { at, scale, .. } = resolved;
+            self.slots.push(Slot { sum: 0.0, scale, at, messages: 0, histogram: NO_HISTOGRAM, kind: message.kind });
+            for text in [message.name, &sections] {
+                self.keys.extend_from_slice(&(text.len() as u16).to_ne_bytes()); // a datagram is shorter than that
+            }
             self.keys.extend_from_slice(message.name);
             self.keys.extend_from_slice(&sections);
-            let Self { routes, hasher, slots, keys, .. } = self;
-            routes.insert_unique(hash_of(hasher, message.name, &sections), number, |slot| {
-                let (name, sections) = slots.get(*slot as usize).and_then(|slot| slot.key(keys)).unwrap_or_default();
+            let Self { routes, hasher, keys, .. } = self;
+            routes.insert_unique(hash_of(hasher, message.name, &sections), route, |route| {
+                let (name, sections) = key_at(keys, *route).unwrap_or_default();
                 hash_of(hasher, name, sections)
             });
-            number
+            route.slot
         });
         Ok(self.add(slot, message)?.map(|(_, write)| write))
     }
 
     /// What a message comes to whose way is not remembered.
-    pub(super) fn effect_of(&self, message: &Message<'_>, usage: Usage, scale: f64) -> Result<Effect, Refusal> {
-        Ok(match usage {
+    pub(super) fn effect_of(&self, message: &Message<'_>, scale: f64) -> Result<Effect, Refusal> {
+        Ok(match Usage::of(message.kind) {
             Usage::Counter => Effect::Gather(Gathered::Count(count_of(message, scale)?)),
             Usage::Histogram => {
                 values_of(message, scale)?;
@@ -397,7 +388,7 @@ impl Shard {
     /// Whether so many spellings are remembered that they must be learned anew, where there are so many shards.
     pub(super) fn is_full(&self, shards: usize) -> bool {
         self.slots.len() >= ROUTES_PER_SERIES * self.series_max.max(1024)
-            || self.keys.len() >= ROUTE_BYTES_PER_SERIES * self.series_max.max(1024) / shards.max(1)
+            || self.keys.len() >= (ROUTE_BYTES_PER_SERIES * self.series_max.max(1024) / shards.max(1)).min(KEYS_MAX)
     }
 
     /// Whether nothing is remembered.
@@ -416,10 +407,10 @@ impl Shard {
         self.keys.len()
     }
 
-    /// What the histograms in the slots take, added up anew.
+    /// What the histograms take, added up anew.
     #[cfg(test)]
     pub(super) fn histogram_bytes(&self) -> usize {
-        self.slots.iter().map(|slot| slot.gathered.histogram_bytes()).sum()
+        self.histograms.iter().map(ExponentialHistogram::bytes).sum()
     }
 
     /// Takes what was gathered.
@@ -430,13 +421,18 @@ impl Shard {
 
     fn take_recorded(&mut self) -> Vec<Part> {
         self.gathered_bytes = 0;
-        let Self { changed, slots, .. } = self;
+        let Self { changed, slots, histograms, .. } = self;
         let part = |slot: u32| {
             let slot = slots.get_mut(slot as usize)?;
-            let gathered = std::mem::replace(&mut slot.gathered, Gathered::Nothing);
+            let gathered = match histograms.get_mut(std::mem::replace(&mut slot.histogram, NO_HISTOGRAM) as usize) {
+                Some(histogram) => Gathered::Values(Box::new(std::mem::take(histogram))),
+                None => Gathered::Count(std::mem::take(&mut slot.sum)),
+            };
             Some(Part { at: slot.at, messages: u64::from(std::mem::take(&mut slot.messages)), gathered })
         };
-        changed.drain(..).filter_map(part).collect()
+        let parts = changed.drain(..).filter_map(part).collect();
+        *histograms = Vec::new();
+        parts
     }
 
     /// Takes what was gathered and forgets all ways: once the registry has it, places there may be given to other series.
@@ -451,14 +447,20 @@ impl Shard {
 
 impl Slot {
     /// Lets something be recorded in its histogram, and keeps the account of what such take.
-    fn record(&mut self, gathered_bytes: &mut usize, record: impl FnOnce(&mut ExponentialHistogram)) {
+    fn record(
+        &mut self,
+        histograms: &mut Vec<ExponentialHistogram>,
+        gathered_bytes: &mut usize,
+        record: impl FnOnce(&mut ExponentialHistogram),
+    ) {
         let mut before = 0;
-        if let Gathered::Values(histogram) = &self.gathered {
-            before = histogram.bytes();
+        if self.histogram == NO_HISTOGRAM {
+            self.histogram = histograms.len() as u32;
+            histograms.push(ExponentialHistogram::default());
         } else {
-            self.gathered = Gathered::Values(Box::default());
+            before = histograms.get(self.histogram as usize).map_or(0, ExponentialHistogram::bytes);
         }
-        let Gathered::Values(histogram) = &mut self.gathered else { return };
+        let Some(histogram) = histograms.get_mut(self.histogram as usize) else { return };
         record(histogram);
         // It may get smaller when it gets coarser.
         *gathered_bytes = (*gathered_bytes + histogram.bytes()).saturating_sub(before);
@@ -472,12 +474,14 @@ impl Slot {
         }
         self.messages = self.messages.saturating_add(messages);
     }
+}
 
-    #[inline]
-    fn key<'k>(&self, keys: &'k [u8]) -> Option<(&'k [u8], &'k [u8])> {
-        let (name, rest) = keys.get(self.key_at..)?.split_at_checked(usize::from(self.name_bytes))?;
-        Some((name, rest.get(..usize::from(self.sections_bytes))?))
-    }
+/// The name and the sections of a route.
+#[inline]
+fn key_at(keys: &[u8], route: Route) -> Option<(&[u8], &[u8])> {
+    let ([a, b, c, d], rest) = keys.get(route.key_at as usize..)?.split_first_chunk()?;
+    let (name, rest) = rest.split_at_checked(usize::from(u16::from_ne_bytes([*a, *b])))?;
+    Some((name, rest.get(..usize::from(u16::from_ne_bytes([*c, *d])))?))
 }
 
 #[inline]
