@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python
 FUZZ_SECONDS ?= 60
+# Most Python tests wait for ticks: so many files of them run side by side.
+TEST_WORKERS ?= 2
 LIB := $(if $(filter Darwin,$(shell uname)),dylib,so)
 NPM := dashboard tests/browser tests/grafana-schema tests/hot-shots
 SOURCES := Cargo.toml Cargo.lock pyproject.toml build_backend.py $(shell find src python dashboard/dist -type f -not -name '*.pyc' 2>/dev/null)
@@ -24,7 +26,7 @@ test-rust: check-rust
 	cargo test --locked
 
 test-python: $(VENV)/.test npm browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 # In CI what is missing is installed; elsewhere whoever wants it says so.
 npm: ## install the npm packages of the page and of the tests that need some, if npm is there
