@@ -71,11 +71,6 @@ impl Database {
         Ok(database)
     }
 
-    /// Lets a transaction write to the file before its end once it has changed more than so many pages.
-    pub(super) fn spill_beyond(&self, pages: i64) -> Result<(), StoreError> {
-        self.connection.pragma_update(None, "cache_spill", pages).map_err(|e| self.failed(e))
-    }
-
     /// Opens a file that is there, for reading.
     pub(super) fn open_to_read(path: &Path) -> Result<Self, StoreError> {
         // Not for reading alone: a transaction that a crash left half done is taken back by whoever comes first.

@@ -19,9 +19,6 @@ const STATE: i64 = 1;
 const FILE: &str = "head.db";
 const BEGINS: u64 = 1;
 const WRITTEN: u64 = 2;
-/// What a commit writes is in memory up to so many pages of 8 KiB; then it goes to the file, and is taken back from there if the commit
-/// fails. Tens of thousands of series that begin with one tick are more than that. Nobody waits for the head but a backup.
-const SPILL_PAGES: i64 = if cfg!(test) { 2 } else { 256 };
 /// So many entries of the log are removed with one commit, so that no tick waits for a long removal.
 const CUT_PER_COMMIT: u64 = 64;
 
@@ -114,7 +111,6 @@ impl Head {
         let path = dir.join(FILE);
         let is_new = !path.exists();
         let database = Database::open(&path, &schema(&TABLES))?;
-        database.spill_beyond(SPILL_PAGES)?;
         database.check()?;
         let (series, levels) = (RoaringBitmap::new(), RoaringBitmap::new());
         let mut head = Self { database, state: State::default(), series, levels, perhaps_gone: Vec::new() };

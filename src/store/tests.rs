@@ -602,7 +602,7 @@ fn a_full_disk_is_an_error_and_the_tick_may_be_appended_when_there_is_room_again
     let (mut store, _) = Store::open(dir.path()).unwrap();
     store.append(&tick(10, vec![started(1, MetricKind::Counter, 0)], vec![(1, Value::Float(1.0))])).unwrap();
     let many = || (2..2000).map(|id| started(id, MetricKind::Counter, 15)).collect::<Vec<_>>();
-    // At once, and when some of it has gone to the file.
+    // At once, and in the middle.
     for pages in 1..=14 {
         store.limit_pages(pages);
         let refused = store.append(&tick(20, many(), vec![(1, Value::Float(2.0))]));
