@@ -189,7 +189,10 @@ impl Intake {
     /// Gives what the shards have gathered to the registry, without holding up those who receive for long.
     pub fn gather(&self) {
         for shard in self.shards() {
-            let parts = shard.lock().take();
+            let mut shard = shard.lock();
+            shard.settle(|parts| self.hand_over(parts));
+            let parts = shard.take();
+            drop(shard);
             self.hand_over(parts);
         }
     }
@@ -242,6 +245,7 @@ impl Intake {
     fn clear_shards(&self) {
         for shard in self.shards() {
             let mut shard = shard.lock();
+            shard.settle(|parts| self.hand_over(parts));
             self.hand_over(shard.clear());
         }
     }
@@ -298,10 +302,12 @@ impl IntakeState {
     fn unrouted(&mut self, shard: &mut Shard, message: &Message<'_>, writer: Option<u64>) -> Result<(), Refusal> {
         let resolved = self.registry.resolve(message, Usage::of(message.kind))?;
         let at = resolved.at;
-        if shard.is_full(self.shards) {
-            self.add_parts(shard.clear());
-        } else if shard.is_due() {
+        let is_full = shard.is_full(self.shards);
+        if is_full || shard.is_due() {
             shard.settle(|parts| self.add_parts(parts));
+        }
+        if is_full {
+            self.add_parts(shard.clear());
         }
         let write = if resolved.is_routable {
             shard.route(message, resolved)?

@@ -1,7 +1,8 @@
 //! A shard: what one ingest thread holds for itself.
 //!
 //! A message finds its series by the raw bytes around its value, one hash look-up: what the sections say was read when
-//! they came for the first time. What a counter or a histogram gets is added up here, where no other thread comes, until the recorder takes it: sums do not depend on their order.
+//! they came for the first time. What a counter or a histogram gets is added up here, where no other thread comes, until the
+//! recorder takes it: sums do not depend on their order. Values of histograms first wait until there are some thousand.
 //! Whatever does depend on the order of the messages of one sender (gauges, sets, headers, new series, refusals) becomes
 //! an [`Op`], and those are applied to the registry batch after batch.
 

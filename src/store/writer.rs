@@ -405,7 +405,8 @@ impl Store {
         let mut ended = Vec::new();
         for Grown { id, live, .. } in grown {
             let is_ended = live.is_ended;
-            let had_ended = self.series.insert(id, live).is_some_and(|before| before.is_ended);
+            // One that is not known here is new, or had ended long ago.
+            let had_ended = self.series.insert(id, live).is_none_or(|before| before.is_ended);
             if is_ended || had_ended {
                 ended.push((id, is_ended));
             }
