@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cortex_metrics import MetricsClient
 
@@ -257,7 +258,27 @@ class Process:
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(15)
+        try:
+            return self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            # What each of them waits in, and no process that is left behind to fail a later test.
+            tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+            states = []
+            for process in tree:
+                threads = list(Path(f"/proc/{process.pid}/task").glob("*"))
+                waits = {thread.name: _proc(thread / "wchan") for thread in threads}
+                states.append((process.pid, process.status(), waits, _proc(Path(f"/proc/{process.pid}/status"))))
+            for process in tree:
+                process.kill()
+            self.process.wait(15)
+            raise AssertionError(f"still there 15 s after signal {number}: {states}\n{self.text()}") from None
+
+
+def _proc(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        return str(error)
 
 
 class Script:
