@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import importlib.util
 import json
 import os
@@ -21,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from cortex_metrics import MetricsClient
 
@@ -262,23 +262,30 @@ class Process:
             return self.process.wait(15)
         except subprocess.TimeoutExpired:
             # What each of them waits in, and no process that is left behind to fail a later test.
-            tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+            tree = _tree(self.process.pid)
             states = []
-            for process in tree:
-                threads = list(Path(f"/proc/{process.pid}/task").glob("*"))
-                waits = {thread.name: _proc(thread / "wchan") for thread in threads}
-                states.append((process.pid, process.status(), waits, _proc(Path(f"/proc/{process.pid}/status"))))
-            for process in tree:
-                process.kill()
+            for pid in tree:
+                waits = {task.name: _proc(task / "wchan") for task in Path(f"/proc/{pid}/task").glob("*")}
+                states.append((pid, waits, _proc(Path(f"/proc/{pid}/status"))))
+            for pid in tree:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.process.wait(15)
             raise AssertionError(f"still there 15 s after signal {number}: {states}\n{self.text()}") from None
 
 
+def _tree(pid: int) -> list[int]:
+    """The process and all that it and its children started and that are there yet."""
+    children = [_proc(path) for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [pid, *(below for child in " ".join(children).split() for below in _tree(int(child)))]
+
+
 def _proc(path: Path) -> str:
+    """A file of /proc, empty where its process is gone."""
     try:
         return path.read_text()
-    except OSError as error:
-        return str(error)
+    except OSError:
+        return ""
 
 
 class Script:
