@@ -225,6 +225,27 @@ fn series_that_ended_before_or_began_later_are_not_listed() {
 }
 
 #[test]
+fn a_series_that_comes_back_long_after_its_end_is_there_while_it_is_quiet() {
+    const HOUR_MS: i64 = 3_600_000;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    for at in 0..20 {
+        let began = if at == 1 { vec![started(1, MetricKind::Gauge, HOUR_MS)] } else { vec![] };
+        let samples = match at {
+            1 | 11 => vec![(1, Value::Float(1.0))],
+            3 => vec![(1, Value::stale())],
+            _ => vec![],
+        };
+        store.append(&tick(at * HOUR_MS, began, samples)).unwrap();
+        // So that the writer has forgotten it when it comes back.
+        store.seal_now();
+    }
+    assert_eq!(listed(&store, HOUR_MS, 2 * HOUR_MS), ["m1"]);
+    assert_eq!(listed(&store, 15 * HOUR_MS, 16 * HOUR_MS), ["m1"]);
+    assert_eq!(floats(&select(&store, "m1", 15 * HOUR_MS, 15 * HOUR_MS)), [(15 * HOUR_MS, 1.0)]);
+}
+
+#[test]
 fn a_store_that_is_opened_again_goes_on_where_it_ended() {
     let dir = tempfile::tempdir().unwrap();
     let mut histogram = ExponentialHistogram::default();
