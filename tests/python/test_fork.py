@@ -320,6 +320,13 @@ async def app(scope, receive, send):
 """
 
 
+# gunicorn itself loses a SIGTERM that comes to a worker before this, and then waits 30 s for that worker.
+CONFIG = """
+def post_worker_init(worker):
+    worker.log.info("Worker is ready")
+"""
+
+
 def request(address: str, count: int) -> None:
     for _ in range(count):
         connection = http.client.HTTPConnection(address, timeout=30)
@@ -344,19 +351,21 @@ def test_gunicorns_workers_send_everything_also_when_they_are_replaced_and_on_si
     tally: Tally, tmp_path: Path, python: Path, options: tuple[str, ...], loads: int
 ) -> None:
     (tmp_path / "wsgi.py").write_text(WSGI)
+    (tmp_path / "config.py").write_text(CONFIG)
     server = Process(
         tmp_path / "gunicorn.log",
         *(python, *ALL_WARNINGS, "-m", "gunicorn", "-w", "3", "-b", "127.0.0.1:0", "--chdir", tmp_path),
+        *("-c", tmp_path / "config.py"),
         "--no-control-socket",  # a thread of its own, of which Python warns
         *(*options, "wsgi:app"),
         env={"CORTEX_METRICS_URL": tally.url, "PYTHONPATH": package_path(tmp_path, "gunicorn", "packaging")},
     )
     address = server.line(r"Listening at: http://(\S+)")
-    until(lambda: server.text().count("Booting worker") == 3)
+    until(lambda: server.text().count("Worker is ready") == 3)
     request(address, 100)
     server.process.send_signal(signal.SIGHUP)
     until(lambda: server.text().count("Worker exiting") == 3)
-    until(lambda: server.text().count("Booting worker") == 6)
+    until(lambda: server.text().count("Worker is ready") == 6)
     request(address, 100)
     assert server.stop() == 0
     assert "Traceback" not in server.text(), server.text()
@@ -382,7 +391,8 @@ def test_gunicorns_asgi_workers_send_everything_on_sigterm(
     )
     address = server.line(r"Listening at: http://(\S+)")
     request(address, 100)
-    until(lambda: server.text().count("loaded\n") == (1 if preload else 2))
+    until(lambda: len(re.findall("ASGI server listening|Started server process", server.text())) == 2)
+    assert server.text().count("loaded\n") == (1 if preload else 2)
     assert server.stop() == 0
     assert "Traceback" not in server.text(), server.text()
     tally.close()
