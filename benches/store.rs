@@ -199,8 +199,7 @@ impl Workload {
                     labels: series.labels.clone(),
                     kind: series.kind,
                     start_ms: time_ms - TICK_MS,
-                    since_ms: time_ms - TICK_MS,
-                    level: None,
+                    earlier: None,
                 });
             }
             if std::mem::take(&mut series.is_changed) || is_first {
@@ -240,7 +239,7 @@ fn append(is_quick: bool) {
         for id in 1..=10_000u32 {
             if at == 1 {
                 let (kind, labels) = (MetricKind::Counter, labels(id));
-                let series = StartedSeries { id: SeriesId(id), labels, kind, start_ms: 0, since_ms: 0, level: None };
+                let series = StartedSeries { id: SeriesId(id), labels, kind, start_ms: 0, earlier: None };
                 tick.started.push(series);
             }
             tick.samples.push((SeriesId(id), Value::Float(f64::from(at as u32 * (id % 100)))));

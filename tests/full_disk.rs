@@ -304,8 +304,8 @@ impl Recorder {
     }
 
     fn start(&mut self, id: u32, kind: MetricKind, start_ms: i64) {
-        let (labels, level) = (labels(&format!("m{id}")), None);
-        self.started.push(StartedSeries { id: SeriesId(id), labels, kind, start_ms, since_ms: start_ms, level });
+        let (labels, earlier) = (labels(&format!("m{id}")), None);
+        self.started.push(StartedSeries { id: SeriesId(id), labels, kind, start_ms, earlier });
     }
 
     /// The values of the `n`th tick.

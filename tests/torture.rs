@@ -54,8 +54,7 @@ fn tick(n: i64) -> Tick {
                 labels: Labels::from_pairs([(METRIC_NAME, "m".to_owned()), ("id", id.to_string())]),
                 kind,
                 start_ms: -STEP_MS,
-                since_ms: -STEP_MS,
-                level: None,
+                earlier: None,
             });
         }
         if before.iter().any(|(other, earlier)| *other == id && *earlier == value) {

@@ -95,10 +95,14 @@ impl Published {
         snapshot.tick_ms = Some(tick.timestamp_ms);
         *self.last.lock() = Instant::now();
         self.newest_ms.store(tick.timestamp_ms, Ordering::Relaxed);
-        for StartedSeries { id, labels, kind, since_ms, .. } in &tick.started {
+        for started in &tick.started {
+            let StartedSeries { id, labels, kind, .. } = started;
             // Its first value is among the samples.
-            let series =
-                PublishedSeries { labels: labels.clone(), start_ms: NonZeroI64::new(*since_ms), value: Value::stale() };
+            let series = PublishedSeries {
+                labels: labels.clone(),
+                start_ms: NonZeroI64::new(started.since_ms()),
+                value: Value::stale(),
+            };
             places.entry(*id).or_insert_with(|| snapshot.insert(*kind, series));
         }
         for (id, value) in &tick.samples {
@@ -131,6 +135,7 @@ mod tests {
     use super::*;
     use crate::exposition::text_chunks;
     use crate::model::{Labels, Ladder, METRIC_NAME, MetricKind};
+    use crate::store::Earlier;
 
     fn tick(at: i64, started: Vec<StartedSeries>) -> Tick {
         let samples = (0..2000).map(|id| (SeriesId(id), Value::Float(at as f64))).collect();
@@ -142,7 +147,7 @@ mod tests {
         let published = Published::default();
         let started = |id: u32| {
             let labels = Labels::from_pairs([(METRIC_NAME, "c".to_owned()), ("id", id.to_string())]);
-            StartedSeries { id: SeriesId(id), labels, kind: MetricKind::Counter, start_ms: 0, since_ms: 0, level: None }
+            StartedSeries { id: SeriesId(id), labels, kind: MetricKind::Counter, start_ms: 0, earlier: None }
         };
         published.publish(&tick(1, (0..2000).map(started).collect()));
         let is_over = AtomicBool::new(false);
@@ -186,15 +191,15 @@ mod tests {
     fn a_series_that_is_gone_from_the_store_takes_no_room() {
         let published = Published::default();
         let labels = Labels::from_pairs([(METRIC_NAME, "c")]);
-        let started =
-            StartedSeries { id: SeriesId(7), labels, kind: MetricKind::Counter, start_ms: 5, since_ms: 5, level: None };
+        let started = StartedSeries { id: SeriesId(7), labels, kind: MetricKind::Counter, start_ms: 5, earlier: None };
         published.publish(&tick(1, vec![started.clone()]));
         let start = || published.snapshot().series("c").next().and_then(|series| series.start_ms);
         assert_eq!(start(), NonZeroI64::new(5));
         published.publish(&Tick { timestamp_ms: 2, ended: vec![SeriesId(7)], ..Tick::default() });
         assert!(published.snapshot().family("c").is_none());
         // It comes back where it was: it has counted since its first beginning.
-        published.publish(&tick(3, vec![StartedSeries { start_ms: 2, level: Some(Value::Float(1.0)), ..started }]));
+        let earlier = Some(Box::new(Earlier { since_ms: 5, value: Value::Float(1.0) }));
+        published.publish(&tick(3, vec![StartedSeries { start_ms: 2, earlier, ..started }]));
         assert_eq!(start(), NonZeroI64::new(5));
         published.forget(&[SeriesId(7), SeriesId(8)]);
         assert!(published.snapshot().family("c").is_none() && published.places.lock().is_empty());

@@ -17,7 +17,7 @@ use super::shard::{Gathered, Part, Write, check};
 use crate::dogstatsd::{Message, MessageType};
 use crate::exposition::{help, own_kind};
 use crate::model::{ByLabels, ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value};
-use crate::store::{Known, Restored, StartedSeries, Tick};
+use crate::store::{Earlier, Known, Restored, StartedSeries, Tick};
 
 /// The longest name with tags that becomes a series of its own, in bytes.
 const CONTEXT_BYTES_MAX: usize = 4096;
@@ -888,22 +888,22 @@ impl Registry {
 impl Live {
     /// Begins in the store, at 0 or where it was.
     fn start(&mut self, start_ms: i64, known: Option<Known>) -> StartedSeries {
-        let (mut level, mut since_ms) = (None, start_ms);
+        let mut earlier = None;
         if let Some(known) = known {
             self.id = known.id;
             match (&mut self.value, known.value) {
                 (LiveValue::Counter(total), Some(Value::Float(before))) if (*total + before).is_finite() => {
                     *total += before;
-                    (level, since_ms) = (Some(Value::Float(before)), known.since_ms);
+                    earlier = Some(Box::new(Earlier { since_ms: known.since_ms, value: Value::Float(before) }));
                 }
                 (LiveValue::Histogram(total), Some(Value::Histogram(before))) => {
                     Arc::make_mut(total).merge(&before);
-                    (level, since_ms) = (Some(Value::Histogram(before)), known.since_ms);
+                    earlier = Some(Box::new(Earlier { since_ms: known.since_ms, value: Value::Histogram(before) }));
                 }
                 _ => {}
             }
         }
-        StartedSeries { id: self.id, labels: self.labels.clone(), kind: self.usage.kind(), start_ms, since_ms, level }
+        StartedSeries { id: self.id, labels: self.labels.clone(), kind: self.usage.kind(), start_ms, earlier }
     }
 }
 
@@ -1127,8 +1127,11 @@ mod tests {
         };
         let third = intake.take(3000, 2001, known);
         assert_eq!(value_of(&third, id_of("c")), Some(Value::Float(7.0)));
-        let level = |a: &str| third.started.iter().find(|s| s.labels.get("a") == Some(a)).unwrap().level.clone();
-        assert_eq!((level("1"), level("2")), (Some(Value::Float(5.0)), None));
+        let earlier = |a: &str| {
+            let started = third.started.iter().find(|s| s.labels.get("a") == Some(a)).unwrap();
+            (started.since_ms(), started.earlier.as_ref().map(|earlier| earlier.value.clone()))
+        };
+        assert_eq!((earlier("1"), earlier("2")), ((3, Some(Value::Float(5.0))), (2001, None)));
         assert_eq!(value_of(&third, id_of("h")).unwrap().as_histogram().unwrap().count(), 2.0);
     }
 

@@ -2,33 +2,35 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::sync::Arc;
+
+use arcstr::ArcStr;
 
 /// The label that holds a series' name, as in Prometheus.
 pub const METRIC_NAME: &str = "__name__";
 
 /// The labels of one series, its name among them as `__name__`.
 ///
-/// Invariants: sorted by label name, each name once, no empty values (to Prometheus an empty value is an absent label).
+/// Invariants: sorted by label name, each name once, no empty names, no empty values (to Prometheus an empty value is an absent label).
 ///
-/// All of them are one piece of text, since there are as many of these as there are series: each name and each value after
-/// its length ([`push`] writes it). Equal labels are equal text; the order is that of the pairs.
+/// All of them are one piece of text behind a single pointer, since there are more of these than there are series: each name and each value after
+/// its length ([`push`] writes it), and nothing for the name that every series has. Equal labels are equal text; the order is that of the pairs.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Labels(Arc<str>);
+pub struct Labels(ArcStr);
 
 impl Labels {
     /// No labels at all, not even a name: what `sum(x)` returns.
     pub fn empty() -> Self {
-        Self(Arc::from(""))
+        Self(ArcStr::new())
     }
 
-    /// Labels from pairs in any order. Of equal names the first wins; empty values are left out.
+    /// Labels from pairs in any order. Of equal names the first wins; empty names and values are left out.
     pub fn from_pairs<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Self
     where
         N: AsRef<str>,
         V: AsRef<str>,
     {
-        let mut pairs: Vec<(N, V)> = pairs.into_iter().filter(|(_, value)| !value.as_ref().is_empty()).collect();
+        let is_label = |(name, value): &(N, V)| !name.as_ref().is_empty() && !value.as_ref().is_empty();
+        let mut pairs: Vec<(N, V)> = pairs.into_iter().filter(is_label).collect();
         pairs.sort_by(|a, b| a.0.as_ref().cmp(b.0.as_ref())); // stable: the first of equal names stays first
         pairs.dedup_by(|later, earlier| later.0.as_ref() == earlier.0.as_ref());
         Self::packed(pairs.iter().map(|(name, value)| (name.as_ref(), value.as_ref())))
@@ -38,7 +40,7 @@ impl Labels {
     fn packed<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
         let mut text = String::new();
         for (name, value) in pairs {
-            push(&mut text, name);
+            push(&mut text, if name == METRIC_NAME { "" } else { name });
             push(&mut text, value);
         }
         Self(text.into())
@@ -57,7 +59,10 @@ impl Labels {
     /// All pairs in the order of their names, `__name__` among them.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         let mut rest = &*self.0;
-        std::iter::from_fn(move || Some((take(&mut rest)?, take(&mut rest)?)))
+        std::iter::from_fn(move || {
+            let (name, value) = (take(&mut rest)?, take(&mut rest)?);
+            Some((if name.is_empty() { METRIC_NAME } else { name }, value))
+        })
     }
 
     /// How many labels there are, the name counted.
@@ -171,7 +176,8 @@ mod tests {
 
     #[test]
     fn labels_are_sorted_deduplicated_and_never_empty() {
-        let labels = Labels::from_pairs([("b", "2"), ("a", "1"), ("b", "3"), ("c", ""), (METRIC_NAME, "up")]);
+        let labels =
+            Labels::from_pairs([("b", "2"), ("a", "1"), ("b", "3"), ("c", ""), ("", "d"), (METRIC_NAME, "up")]);
         assert_eq!(labels.iter().collect::<Vec<_>>(), [(METRIC_NAME, "up"), ("a", "1"), ("b", "2")]);
         assert_eq!(labels.name(), "up");
         assert_eq!(labels.get("c"), None);
@@ -182,8 +188,8 @@ mod tests {
     proptest! {
         #[test]
         fn property_test_packed_labels_are_the_pairs_and_their_order(
-            mut a in prop::collection::btree_map(".{0,3}", ".{1,3}", 0..4),
-            b in prop::collection::btree_map(".{0,3}", ".{1,3}", 0..4),
+            mut a in prop::collection::btree_map("__name__|.{1,3}", ".{1,3}", 0..4),
+            b in prop::collection::btree_map("__name__|.{1,3}", ".{1,3}", 0..4),
             long in 0..20_000_usize,
         ) {
             a.insert("long".to_owned(), "ä".repeat(long) + "x");

@@ -337,15 +337,20 @@ fn take_level(mut content: &[u8]) -> Option<LevelRow> {
     rest.is_empty().then_some(LevelRow { time_ms, is_ended: is_ended == 1, value })
 }
 
-/// Writes an entry of the log: what it is, and what each series grows by, ascending by id.
-pub(super) fn put_entry<'a>(out: &mut Vec<u8>, entry: Entry, growth: impl ExactSizeIterator<Item = (u32, &'a [u8])>) {
+/// Writes an entry of the log: what it is, and what each of `count` series grows by, ascending by id.
+pub(super) fn put_entry<'a>(
+    out: &mut Vec<u8>,
+    entry: Entry,
+    count: usize,
+    growth: impl Iterator<Item = (u32, &'a [u8])>,
+) {
     put_varint(out, if entry.begins { BEGINS } else { 0 } | if entry.is_written { WRITTEN } else { 0 });
     if entry.begins {
         put_varint(out, entry.previous);
     }
     put_zigzag(out, entry.time_ms);
     put_varint(out, entry.run);
-    put_varint(out, growth.len() as u64);
+    put_varint(out, count as u64);
     let mut last = 0;
     for (id, bytes) in growth {
         put_varint(out, u64::from(id - last));

@@ -68,10 +68,24 @@ pub struct StartedSeries {
     pub kind: MetricKind,
     /// When it began, before the tick: counters and histograms get an explicit zero here, so that the first increment is seen.
     pub start_ms: i64,
-    /// When it began for the first time: what it counts, it has counted since then. Of a new one `start_ms`.
+    /// What one that comes back was; `None`: it is new. (In a place of its own: in most ticks in which very many begin, all are new.)
+    pub earlier: Option<Box<Earlier>>,
+}
+
+impl StartedSeries {
+    /// When it began for the first time, in milliseconds since the Unix epoch: what it counts, it has counted since then.
+    pub fn since_ms(&self) -> i64 {
+        self.earlier.as_ref().map_or(self.start_ms, |earlier| earlier.since_ms)
+    }
+}
+
+/// What a series was before it left.
+#[derive(Debug, Clone)]
+pub struct Earlier {
+    /// When it began for the first time, in milliseconds since the Unix epoch.
     pub since_ms: i64,
-    /// For one that comes back, the value that it had; `None`: it is new.
-    pub level: Option<Value>,
+    /// Its last value that is not a stale marker.
+    pub value: Value,
 }
 
 /// What a store held when it was opened: where the registry goes on.

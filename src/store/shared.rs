@@ -32,25 +32,15 @@ pub(super) struct Known {
     /// `None`: it came by remote write.
     pub(super) kind: Option<MetricKind>,
     pub(super) start_ms: i64,
-    pub(super) writer: Box<str>,
     pub(super) is_ended: bool,
-}
-
-impl Known {
-    pub(super) fn row(&self) -> SeriesRow {
-        SeriesRow {
-            kind: self.kind,
-            start_ms: self.start_ms,
-            writer: self.writer.to_string(),
-            labels: self.labels.clone(),
-        }
-    }
 }
 
 /// Every series, so that matching never touches the disk.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub(super) series: HashMap<u32, Known, RandomState>,
+    /// The last writers of gauges and sets, apart: most series are neither.
+    writers: HashMap<u32, Box<str>, RandomState>,
     ticked: ByLabels,
     /// Apart from those of ticks: a remote write never gets into a series that this collector counts.
     pub(super) written: ByLabels,
@@ -67,11 +57,38 @@ impl Index {
         by_labels.insert(&labels, id, |id| self.series.get(&id).map(|known| &known.labels));
     }
 
+    /// The last writer of a gauge or a set, empty if that one does not name itself.
+    pub(super) fn writer(&self, id: u32) -> &str {
+        self.writers.get(&id).map_or("", |writer| writer)
+    }
+
+    pub(super) fn set_writer(&mut self, id: u32, writer: &str) {
+        if writer.is_empty() {
+            self.writers.remove(&id);
+        } else {
+            self.writers.insert(id, writer.into());
+        }
+    }
+
+    /// What the head says of a series.
+    pub(super) fn row(&self, id: u32) -> Option<SeriesRow> {
+        let Known { labels, kind, start_ms, .. } = self.series.get(&id)?;
+        let writer = self.writer(id).to_owned();
+        Some(SeriesRow { kind: *kind, start_ms: *start_ms, writer, labels: labels.clone() })
+    }
+
+    /// A series that is read: that it has not ended, its samples tell.
+    pub(super) fn insert_row(&mut self, id: u32, row: SeriesRow) {
+        self.set_writer(id, &row.writer);
+        self.insert(id, Known { labels: row.labels, kind: row.kind, start_ms: row.start_ms, is_ended: true });
+    }
+
     /// Forgets series: one pass over those of a name, however many of them go.
     pub(super) fn remove(&mut self, ids: &[u32]) {
         let mut names: HashSet<String, RandomState> = HashSet::default();
         for id in ids {
             let Some(known) = self.series.remove(id) else { continue };
+            self.writers.remove(id);
             let by_labels = if known.kind.is_some() { &mut self.ticked } else { &mut self.written };
             by_labels.remove(&known.labels, *id);
             names.insert(known.labels.name().to_owned());
@@ -219,7 +236,7 @@ impl Shared {
     }
 
     pub(super) fn row(&self, id: u32) -> Option<SeriesRow> {
-        self.index.read().series.get(&id).map(Known::row)
+        self.index.read().row(id)
     }
 
     /// Sets the damaged file of a day aside, and goes on with what is left of it. Whoever holds `writing` does this.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,12 +19,14 @@ use super::window::{DAY_MS, Level, SealedWindow, day_of, slot_of};
 use super::{
     Known as KnownSeries, Part, Restored, RestoredSeries, StartedSeries, StoreError, Tick, Written, WrittenSeries,
 };
-use crate::model::{ExponentialHistogram, Labels, MetricKind, SeriesId, Value};
+use crate::model::{ExponentialHistogram, Labels, MetricKind, Sample, SeriesId, Value};
 
 /// The database of the first version of the format.
 const FIRST_VERSION: &str = "cortex.db";
 /// So many levels are renewed with one tick.
 const LEVELS_PER_COMMIT: usize = 2048;
+/// So many rows of series are written with one commit: the pages of very many would fill the memory.
+const ROWS_PER_COMMIT: usize = if cfg!(test) { 100 } else { 4096 };
 /// Beyond this much in memory, and as much for each live series, windows are sealed before their two hours are over.
 const OPEN_BYTES: usize = 16 << 20;
 const OPEN_BYTES_PER_SERIES: usize = 256;
@@ -72,20 +73,12 @@ pub struct Store {
     _lock: File,
 }
 
-/// A sample on its way into the log.
-struct Change {
-    id: u32,
-    /// The number of its tick in the window; `None`: it has a time of its own.
-    tick: Option<u32>,
-    time_ms: i64,
-    value: Value,
-}
+/// What samples are appended: the series of each, and its place among those that its caller has; of a tick first the starts of series, then its
+/// samples. Of a tick with very many series this is much, so it has no values.
+type Order = Vec<(u32, u32)>;
 
-impl Change {
-    fn at(&self) -> At {
-        self.tick.map_or(At::Time(self.time_ms), At::Tick)
-    }
-}
+/// The place of what a series was last.
+const AGAIN: u32 = u32::MAX;
 
 impl Store {
     /// Opens a data directory, makes it if it is missing, and takes it for this process alone. Files that are damaged are set
@@ -123,7 +116,7 @@ impl Store {
         };
         // What a day's series are is known before its file may have to be salvaged.
         for (id, row) in &loaded.series {
-            shared.index.write().insert(*id, known(row.clone()));
+            shared.index.write().insert_row(*id, row.clone());
         }
         open_days(&shared)?;
         let newest = shared.windows.read().sealed.iter().map(|window| window.last_sequence).max().unwrap_or_default();
@@ -220,25 +213,37 @@ impl Store {
             let windows = self.shared.windows.read();
             (windows.open.ticks.len() as u32, windows.open.previous)
         };
-        let mut changes = Vec::with_capacity(tick.samples.len() + tick.started.len());
-        for StartedSeries { id, kind, start_ms, level, .. } in &tick.started {
-            if let Some(value) = level.clone().or_else(|| start_value(*kind)) {
-                changes.push(Change { id: number_of(*id)?, tick: None, time_ms: *start_ms, value });
+        let (starts, samples) = (&tick.started, &tick.samples);
+        let mut order = Order::with_capacity(starts.len() + samples.len());
+        for (place, StartedSeries { id, kind, earlier, .. }) in (0..).zip(starts) {
+            if earlier.is_some() || start_value(*kind).is_some() {
+                order.push((number_of(*id)?, place));
             }
         }
-        let change = |id, value| Change { id, tick: Some(number), time_ms, value };
-        for (id, value) in &tick.samples {
-            changes.push(change(number_of(*id)?, value.clone()));
+        for (place, (id, _)) in (starts.len() as u32..).zip(samples) {
+            order.push((number_of(*id)?, place));
         }
         // After damage too: what a quiet series was may be in the part that is lost.
         let pictured = Some((day_of(time_ms), run, self.shared.damaged()));
         if self.pictured != pictured {
-            let told: HashSet<u32> = changes.iter().map(|change| change.id).collect();
+            let told: HashSet<u32> = order.iter().map(|(id, _)| *id).collect();
             let index = self.shared.index.read();
             let is_ticked = |id: &u32| index.series.get(id).is_some_and(|known| known.kind.is_some());
-            let others = self.series.iter().filter(|(id, live)| !live.is_ended && !told.contains(id) && is_ticked(id));
-            changes.extend(others.filter_map(|(id, live)| Some(change(*id, live.value.clone()?))));
+            let others = self
+                .series
+                .iter()
+                .filter(|(id, live)| !live.is_ended && live.value.is_some() && !told.contains(id) && is_ticked(id));
+            order.extend(others.map(|(id, _)| (*id, AGAIN)));
         }
+        let sample_of = |place: u32, live: &Live| {
+            if let Some(StartedSeries { kind, start_ms, earlier, .. }) = starts.get(place as usize) {
+                let earlier = earlier.as_ref().map(|earlier| earlier.value.clone());
+                return Some((At::Time(*start_ms), *start_ms, earlier.or_else(|| start_value(*kind))?));
+            }
+            let sample = samples.get(place as usize - starts.len()).map(|(_, value)| value);
+            let value = if place == AGAIN { live.value.as_ref() } else { sample };
+            Some((At::Tick(number), time_ms, value?.clone()))
+        };
         let mut rows = Vec::new();
         {
             // First, so that whoever sees any sample of this tick finds all of its series.
@@ -249,8 +254,7 @@ impl Store {
                     known.is_ended = false;
                 } else {
                     let (labels, kind) = (labels.clone(), Some(*kind));
-                    let writer = Box::default();
-                    index.insert(id, Known { labels, kind, start_ms: *start_ms, writer, is_ended: false });
+                    index.insert(id, Known { labels, kind, start_ms: *start_ms, is_ended: false });
                 }
                 if !self.head.knows(id) {
                     rows.push(id);
@@ -258,15 +262,15 @@ impl Store {
             }
             for (id, writer) in &tick.writers {
                 let id = number_of(*id)?;
-                if let Some(known) = index.series.get_mut(&id) {
-                    known.writer = writer.as_str().into();
+                if index.series.contains_key(&id) {
+                    index.set_writer(id, writer);
                     rows.push(id);
                 }
             }
         }
         let next_id = tick.started.iter().map(|started| u64::from(started.id.0) + 1).max().unwrap_or_default();
         let entry = Entry { begins, previous, is_written: false, time_ms, run };
-        self.log(entry, changes, rows, next_id)?;
+        self.log(entry, order, sample_of, rows, next_id)?;
         self.last_tick_ms = Some(time_ms);
         self.run = run;
         self.pictured = pictured;
@@ -281,7 +285,8 @@ impl Store {
     pub fn write(&mut self, series: &[WrittenSeries], oldest_ms: i64) -> Result<Written, StoreError> {
         self.note_sealed();
         let mut written = Written::default();
-        let mut changes = Vec::new();
+        let mut accepted: Vec<&Sample> = Vec::new();
+        let mut order = Order::new();
         let mut rows = Vec::new();
         let mut last: HashMap<u32, (i64, Value)> = HashMap::new();
         let mut index = self.shared.index.write();
@@ -310,8 +315,8 @@ impl Store {
                     }
                     _ => {
                         last.insert(id, (sample.timestamp_ms, sample.value.clone()));
-                        let (time_ms, value) = (sample.timestamp_ms, sample.value.clone());
-                        changes.push(Change { id, tick: None, time_ms, value });
+                        order.push((id, accepted.len() as u32));
+                        accepted.push(sample);
                         written.stored += 1;
                     }
                 }
@@ -321,38 +326,50 @@ impl Store {
             }
             if is_new {
                 self.next_written = id.checked_add(1).ok_or(StoreError::TooManySeries)?;
-                let start_ms =
-                    changes.get(changes.len() - (written.stored - stored) as usize).map_or(0, |c: &Change| c.time_ms);
-                let (labels, writer) = (labels.clone(), Box::default());
-                index.insert(id, Known { labels, kind: None, start_ms, writer, is_ended: false });
+                let start_ms = accepted.get(stored as usize).map_or(0, |first| first.timestamp_ms);
+                index.insert(id, Known { labels: labels.clone(), kind: None, start_ms, is_ended: false });
             }
             if !self.head.knows(id) {
                 rows.push(id);
             }
         }
         drop(index);
-        if changes.is_empty() {
+        if order.is_empty() {
             return Ok(written);
         }
         let time_ms = self.last_tick_ms.unwrap_or_default();
         // A tick that was refused may have completed the windows.
         let previous = self.shared.windows.read().open.previous;
         let entry = Entry { begins: self.has_rolled, previous, is_written: true, time_ms, run: self.run };
-        self.log(entry, changes, rows, 0)?;
+        let sample_of = |place: u32, _: &Live| {
+            let Sample { timestamp_ms, value } = accepted.get(place as usize)?;
+            Some((At::Time(*timestamp_ms), *timestamp_ms, value.clone()))
+        };
+        self.log(entry, order, sample_of, rows, 0)?;
         Ok(written)
     }
 
-    /// Commits an entry of the log, and then grows the open window by it.
+    /// Commits an entry of the log with these samples, and then grows the open window by it. `sample_of` gives where the sample at a place
+    /// is, its time, and its value; it is asked twice, so that nobody holds what all series become while that is not yet committed.
     fn log(
         &mut self,
         entry: Entry,
-        mut changes: Vec<Change>,
+        mut order: Order,
+        sample_of: impl Fn(u32, &Live) -> Option<(At, i64, Value)>,
         mut rows: Vec<u32>,
         next_id: u64,
     ) -> Result<(), StoreError> {
         rows.sort_unstable();
         rows.dedup();
-        changes.sort_by_key(|change| change.id); // stable: the zero of a series comes before its first value
+        // Of those that come before the entry there may be no sample, after a crash or on a full disk: they did not begin.
+        while rows.len() > ROWS_PER_COMMIT {
+            let some = rows.split_off(rows.len() - ROWS_PER_COMMIT);
+            let some = some.into_iter().filter_map(|id| Some((id, self.shared.row(id)?)));
+            self.head.commit(&Commit { next_id, ..Commit::default() }, some)?;
+        }
+        order.sort_unstable();
+        let of_series =
+            || order.chunk_by(|a, b| a.0 == b.0).filter_map(|of_series| Some((of_series.first()?.0, of_series)));
         let sequence = self.head.next_sequence();
         let first = {
             let windows = self.shared.windows.read();
@@ -360,26 +377,29 @@ impl Store {
             if open.is_empty() { sequence } else { open.first_sequence }
         };
         let mut bytes = Vec::new();
-        let mut grown: Vec<Grown> = Vec::new();
-        for of_series in changes.chunk_by(|a, b| a.id == b.id) {
-            let Some(last) = of_series.last() else { continue };
-            let mut live = self.series.get(&last.id).cloned().unwrap_or_default();
+        let mut ends = Vec::new();
+        let mut span: Option<(i64, i64)> = None;
+        for (id, of_series) in of_series() {
+            let live = self.series.get(&id).cloned().unwrap_or_default();
             let mut cursor = live.cursor(first);
-            let start = bytes.len();
-            for change in of_series {
-                cursor.put(&mut bytes, change.at(), &[], &change.value);
-                cursor.advance(change.at(), change.time_ms, &change.value);
+            for (_, place) in of_series {
+                let Some((at, time_ms, value)) = sample_of(*place, &live) else { continue };
+                cursor.put(&mut bytes, at, &[], &value);
+                cursor.advance(at, time_ms, &value);
+                let (least, greatest) = span.unwrap_or((time_ms, time_ms));
+                span = Some((least.min(time_ms), greatest.max(time_ms)));
             }
-            live.stands(first, cursor, last.value.is_stale());
-            grown.push(Grown { id: last.id, bytes: start..bytes.len(), live });
+            ends.push(bytes.len());
         }
-        let times = || changes.iter().map(|change| change.time_ms);
-        let span = times().min().zip(times().max());
-        drop(changes); // of a tick with very many series they are much
-        let growth = || grown.iter().map(|grown| (grown.id, bytes.get(grown.bytes.clone()).unwrap_or_default()));
+        let growth = || {
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let ranges = starts.zip(&ends).map(|(start, end)| bytes.get(start..*end).unwrap_or_default());
+            of_series().zip(ranges)
+        };
         let (levels, sealed) = self.levels_to_settle();
         let series = rows.into_iter().filter_map(|id| Some((id, self.shared.row(id)?)));
-        let log: PutContent<'_> = &|out| put_entry(out, entry, growth());
+        let log: PutContent<'_> =
+            &|out| put_entry(out, entry, ends.len(), growth().map(|((id, _), bytes)| (id, bytes)));
         self.head.commit(&Commit { next_id, levels, sealed, log: Some(log), ..Commit::default() }, series)?;
         self.has_rolled = false;
         self.settled();
@@ -400,19 +420,20 @@ impl Store {
             open.includes(least);
             open.includes(greatest);
         });
-        growth().for_each(|(id, entry)| open.grow(id, entry));
+        growth().for_each(|((id, _), bytes)| open.grow(id, bytes));
         drop(windows);
-        let mut ended = Vec::new();
-        for Grown { id, live, .. } in grown {
-            let is_ended = live.is_ended;
-            // One that is not known here is new, or had ended long ago.
-            let had_ended = self.series.insert(id, live).is_none_or(|before| before.is_ended);
-            if is_ended || had_ended {
-                ended.push((id, is_ended));
-            }
-        }
+        // After the window: a reader that finds a series ended finds its end as well.
         let mut index = self.shared.index.write();
-        for (id, is_ended) in ended {
+        for (id, of_series) in of_series() {
+            let live = self.series.entry(id).or_default();
+            let mut cursor = live.cursor(first);
+            let mut is_ended = live.is_ended;
+            for (_, place) in of_series {
+                let Some((at, time_ms, value)) = sample_of(*place, live) else { continue };
+                cursor.advance(at, time_ms, &value);
+                is_ended = value.is_stale();
+            }
+            live.stands(first, cursor, is_ended);
             if let Some(known) = index.series.get_mut(&id) {
                 known.is_ended = is_ended;
             }
@@ -648,14 +669,6 @@ impl Store {
     }
 }
 
-/// What an entry of the log makes of a series.
-struct Grown {
-    id: u32,
-    /// Where in the entry the bytes are by which its stream grows.
-    bytes: Range<usize>,
-    live: Live,
-}
-
 impl Live {
     /// Where its stream stands in a window.
     fn cursor(&self, window: u64) -> Cursor {
@@ -766,11 +779,8 @@ impl Replay {
             .series
             .iter()
             .filter_map(|(id, known)| {
-                let live = self.series.get(id);
-                let value = match live {
-                    Some(live) => live.last().cloned(),
-                    None => None,
-                };
+                // A series of which there is no sample did not begin: it ended, as it were.
+                let value = self.series.get(id).map_or_else(|| Some(Value::stale()), |live| live.last().cloned());
                 let kind = known.kind?;
                 let is_of_kind = |value: &Value| {
                     value.is_stale() || value.as_histogram().is_some() == (kind == MetricKind::Histogram)
@@ -781,7 +791,7 @@ impl Replay {
                     kind,
                     start_ms: known.start_ms,
                     value: value.filter(is_of_kind).or_else(|| start_value(kind)).unwrap_or_else(Value::stale),
-                    writer: known.writer.to_string(),
+                    writer: index.writer(*id).to_owned(),
                 })
             })
             .collect();
@@ -854,7 +864,7 @@ fn tell_from_days(shared: &Shared, loaded: &mut Loaded, reading: &mut Option<i64
         shared.give_back(file);
     }
     for (id, row) in &loaded.series {
-        shared.index.write().insert(*id, known(row.clone()));
+        shared.index.write().insert_row(*id, row.clone());
     }
     for id in loaded.series.keys().copied() {
         let mut level: Option<Level> = None;
@@ -948,10 +958,6 @@ fn files_of_days(dir: &Path) -> Result<Vec<DayFile>, StoreError> {
     }
     files.sort_by_key(|file| file.day);
     Ok(files)
-}
-
-fn known(row: super::head::SeriesRow) -> Known {
-    Known { labels: row.labels, kind: row.kind, start_ms: row.start_ms, writer: row.writer.into(), is_ended: false }
 }
 
 fn number_of(id: SeriesId) -> Result<u32, StoreError> {
