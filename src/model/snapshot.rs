@@ -32,6 +32,9 @@ pub struct Family {
     is_settled: bool,
 }
 
+/// Of so many series the labels are asked for at once.
+const AHEAD: usize = 16;
+
 /// All series, each with one value. Its copy shares labels and histograms.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
@@ -118,8 +121,14 @@ impl Snapshot {
         family: &'a Family,
         from: usize,
     ) -> impl Iterator<Item = (usize, &'a PublishedSeries)> {
-        let places = family.places.iter().enumerate().skip(from);
-        let series = places.filter_map(|(at, place)| Some((at, self.series.get(place.0 as usize)?.as_ref()?)));
+        let places = family.places.get(from..).unwrap_or_default();
+        let series_at = |place: &Place| self.series.get(place.0 as usize)?.as_ref();
+        let series = (from..).step_by(AHEAD).zip(places.chunks(AHEAD)).flat_map(move |(from, places)| {
+            // Labels lie anywhere in memory. Asked for one after the other, each would be waited for.
+            let ahead: usize = places.iter().filter_map(series_at).map(|series| series.labels.bytes()).sum();
+            std::hint::black_box(ahead);
+            (from..).zip(places).filter_map(move |(at, place)| Some((at, series_at(place)?)))
+        });
         series.filter(|(_, series)| !series.value.is_stale())
     }
 
