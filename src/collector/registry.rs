@@ -262,14 +262,17 @@ impl LiveValue {
     }
 }
 
+/// Its flags have nothing to do with each other.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Debug)]
 struct Live {
     id: SeriesId,
     labels: Labels,
     usage: Usage,
     value: LiveValue,
-    /// For a gauge or a set, the process that wrote it last; `None` if it did not name itself.
-    writer: Option<u64>,
+    /// For a gauge or a set, the process that wrote it last, if it named itself.
+    writer_id: u64,
+    has_writer: bool,
     /// When it last changed, by the time of the tick.
     changed_ms: i64,
     /// What the mapping file says instead of the registry's limits.
@@ -282,7 +285,20 @@ struct Live {
     told_in: u32,
 }
 
+// There is one for each series: a line of the processor's cache, and no more.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Option<Live>>() == 64);
+
 impl Live {
+    /// The process that wrote it last; `None` if it did not name itself.
+    fn writer(&self) -> Option<u64> {
+        self.has_writer.then_some(self.writer_id)
+    }
+
+    fn set_writer(&mut self, writer: Option<u64>) {
+        (self.has_writer, self.writer_id) = (writer.is_some(), writer.unwrap_or_default());
+    }
+
     fn is_own(&self) -> bool {
         self.labels.name().starts_with(OWN_PREFIX)
     }
@@ -389,7 +405,7 @@ impl Registry {
             let writer = u64::from_str_radix(of_set.unwrap_or(&series.writer), 16).ok();
             let at = registry.insert(series.id, &series.labels, usage, value);
             if let Some(live) = registry.live_mut(at) {
-                live.writer = writer;
+                live.set_writer(writer);
                 live.is_new = false;
             }
             if is_changed {
@@ -439,7 +455,8 @@ impl Registry {
             labels: labels.clone(),
             usage,
             value,
-            writer: None,
+            writer_id: 0,
+            has_writer: false,
             changed_ms: self.now_ms,
             ttl_ms: None,
             is_new: true,
@@ -504,7 +521,7 @@ impl Registry {
 
     /// The writers of the gauges that live.
     pub fn writers(&self) -> impl Iterator<Item = u64> {
-        self.lives().filter(|(_, live)| !live.is_ended).filter_map(|(_, live)| live.writer)
+        self.lives().filter(|(_, live)| !live.is_ended).filter_map(|(_, live)| live.writer())
     }
 
     /// The series of a message, made if it may begin: only a message that is taken begins one.
@@ -731,8 +748,8 @@ impl Registry {
             }
             _ => {}
         }
-        live.is_writer_changed |= live.writer != writer;
-        live.writer = writer;
+        live.is_writer_changed |= live.writer() != writer;
+        live.set_writer(writer);
         live.is_ended = false;
         self.members += grown;
         self.mark_changed(at);
@@ -768,7 +785,7 @@ impl Registry {
         let expiry_ms = self.limits.gauge_expiry_ms;
         let is_silent =
             |live: &Live, ms: Option<i64>| ms.is_some_and(|ms| now_ms - live.changed_ms > ms) && !live.is_changed;
-        let is_gone = |live: &Live| match live.writer {
+        let is_gone = |live: &Live| match live.writer() {
             _ if is_silent(live, live.ttl_ms.map(NonZeroI64::get)) => true,
             Some(writer) => !senders.is_alive(writer, now_ms),
             None => is_silent(live, expiry_ms),
@@ -862,7 +879,7 @@ impl Registry {
                 tick.started.push(live.start(start_ms, find(&live.labels, kind)));
             }
             if std::mem::take(&mut live.is_writer_changed) {
-                let id = live.writer.map_or_else(String::new, |id| format!("{id:016x}"));
+                let id = live.writer().map_or_else(String::new, |id| format!("{id:016x}"));
                 tick.writers.push((live.id, if live.usage == Usage::Set { format!("{SET_WRITER}{id}") } else { id }));
             }
             let value = match &mut live.value {
