@@ -21,7 +21,7 @@ static FILES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
         if n == 0 {
             let labels = Labels::from_pairs([(METRIC_NAME, "c")]);
             let (id, kind) = (SeriesId(1), MetricKind::Counter);
-            tick.started.push(StartedSeries { id, labels, kind, start_ms: -1, since_ms: -1, level: None });
+            tick.started.push(StartedSeries { id, labels, kind, start_ms: -1, earlier: None });
         }
         tick.samples.push((SeriesId(1), Value::Float(n as f64)));
         store.append(&tick).unwrap();
