@@ -305,3 +305,27 @@ fn check(file: &Day) -> Result<(), StoreError> {
     }
     file.series().map(|_| ())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::METRIC_NAME;
+
+    #[test]
+    fn a_writer_is_known_until_another_or_nobody_writes_and_as_long_as_its_series() {
+        let mut index = Index::default();
+        let row = |writer: &str| {
+            let labels = Labels::from_pairs([(METRIC_NAME, "g")]);
+            SeriesRow { kind: Some(MetricKind::Gauge), start_ms: 5, writer: writer.to_owned(), labels }
+        };
+        index.insert_row(1, row("ff"));
+        assert_eq!(index.row(1), Some(row("ff")));
+        index.set_writer(1, "ee");
+        assert_eq!(index.row(1), Some(row("ee")));
+        index.set_writer(1, "");
+        assert_eq!(index.row(1), Some(row("")));
+        index.set_writer(1, "ff");
+        index.remove(&[1]);
+        assert_eq!((index.row(1), index.writers.len()), (None, 0));
+    }
+}

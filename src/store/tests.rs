@@ -351,6 +351,27 @@ fn days_that_are_older_than_the_retention_go_and_with_them_what_had_ended() {
 }
 
 #[test]
+fn rows_of_series_that_never_began_go_as_those_that_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path()).unwrap();
+    let many = (1..2000).map(|id| started(id, MetricKind::Counter, 15)).collect::<Vec<_>>();
+    store.limit_pages(10);
+    store.append(&tick(20, many, vec![])).unwrap_err();
+    drop(store);
+    let (mut store, restored) = Store::open(dir.path()).unwrap();
+    let rows = restored.series.len();
+    assert!((100..1999).contains(&rows), "{rows} rows came before the tick that was refused");
+    let id = restored.next_id;
+    store.append(&tick(30, vec![started(id, MetricKind::Counter, 25)], vec![(id, Value::Float(1.0))])).unwrap();
+    (600_000..4 * DAY_MS).step_by(600_000).for_each(|at| store.append(&tick(at, vec![], vec![])).unwrap());
+    store.seal_now();
+    assert_eq!(store.expire(2 * DAY_MS, None).unwrap().len(), rows);
+    drop(store);
+    let (_store, restored) = Store::open(dir.path()).unwrap();
+    assert_eq!(restored.series.iter().map(|series| series.id.0).collect::<Vec<_>>(), [id]);
+}
+
+#[test]
 fn a_clock_that_jumps_ahead_does_not_eat_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let (mut store, _) = Store::open(dir.path()).unwrap();
