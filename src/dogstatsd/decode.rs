@@ -383,7 +383,8 @@ fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Whether `text`, what follows `_e{`, is `title bytes,text bytes}:title|text` and maybe sections.
+/// Whether `text`, what follows `_e{`, is `title bytes,text bytes}:title|text` and maybe sections. Clients whose language counts a
+/// text in characters, or in units of UTF-16, say that many.
 fn is_event(text: &[u8]) -> bool {
     let lengths = split_at(text, b'}').and_then(|(lengths, rest)| Some((split_at(lengths, b',')?, rest)));
     let Some(((title, text), rest)) = lengths else { return false };
@@ -391,11 +392,26 @@ fn is_event(text: &[u8]) -> bool {
         return false;
     };
     let end = title.saturating_add(1).saturating_add(text);
-    let byte_at = |at: u64| usize::try_from(at).ok().and_then(|at| rest.get(at));
+    let fits = |at: &dyn Fn(u64) -> Option<usize>| {
+        let is_pipe = |at: usize| rest.get(at) == Some(&b'|');
+        at(title).is_some_and(is_pipe) && at(end).is_some_and(|end| end == rest.len() || is_pipe(end))
+    };
+    let by_units = |text: &str, units_of: fn(char) -> usize| {
+        fits(&|wanted| {
+            let mut units = 0;
+            let mut starts = text.char_indices().chain([(text.len(), '\0')]);
+            let found = starts.find(|(_, c)| {
+                let is_it = units >= wanted;
+                units += units_of(*c) as u64;
+                is_it
+            });
+            found.map(|(at, _)| at)
+        })
+    };
     title > 0
-        && end <= rest.len() as u64
-        && byte_at(title) == Some(&b'|')
-        && byte_at(end).is_none_or(|byte| *byte == b'|')
+        && (fits(&|at| usize::try_from(at).ok())
+            || !rest.is_ascii()
+                && std::str::from_utf8(rest).is_ok_and(|rest| by_units(rest, |_| 1) || by_units(rest, char::len_utf16)))
 }
 
 /// Whether `text`, what follows `_sc|`, is `name|status` and maybe sections.

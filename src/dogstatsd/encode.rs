@@ -32,8 +32,11 @@ impl Header {
     /// Reads back what `encode` wrote: the value and the tags' text of a gauge named [`HEADER_NAME`].
     pub fn decode(sequence: f64, tags: &[u8]) -> Option<Self> {
         let id = tags.strip_prefix(b"client_id:")?;
-        let client_id = u64::from_str_radix(std::str::from_utf8(id).ok()?, 16).ok()?;
-        (id.len() == 16 && (1.0..9e15).contains(&sequence)).then_some(Self { client_id, sequence: sequence as u64 })
+        // `from_str_radix` would take a sign.
+        let is_id = id.len() == 16 && id.iter().all(u8::is_ascii_hexdigit);
+        let client_id = u64::from_str_radix(std::str::from_utf8(id).ok().filter(|_| is_id)?, 16).ok()?;
+        let is_number = (1.0..9e15).contains(&sequence) && sequence.fract() == 0.0;
+        is_number.then_some(Self { client_id, sequence: sequence as u64 })
     }
 }
 

@@ -39,6 +39,7 @@ client.flush(() => {
   client.unique('hot.visitors', 'bob', tags);
   client.set('hot.visitors', 'ann', tags);
   client.event('deployed', 'with\nlines', { alert_type: 'info' }, { version: '2' });
+  client.event('Überfall', 'déjà vu 😀');
   client.check('database', client.CHECKS.WARNING, { message: 'slow' }, ['shard:1']);
   client.close((error) => {
     if (error) throw error;

@@ -229,5 +229,5 @@ def test_hot_shots(collector_with: Start, node: str, aggregates: str, gauge_minu
     check_values(collector, "hot_spread", key)
     check_sampled(collector, "hot_sampled", "model=v1,service=shop")
     status = collector.status("ingest")
-    assert (status["events"], status["serviceChecks"], status["timestamps"]) == (1, 1, 1)
+    assert (status["events"], status["serviceChecks"], status["timestamps"]) == (2, 1, 1)
     check_refused(collector, "hot_credit", aggregates == "ON")
