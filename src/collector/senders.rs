@@ -15,6 +15,9 @@ const SENDERS_LEAVE: usize = SENDERS_MAX / 16;
 /// A number so far ahead of the last is not a gap but a broken or hostile sender.
 const GAP_MAX: u64 = 1_000_000;
 
+/// A payload so far behind the newest is not told from one that came twice: it counts as neither.
+const WINDOW: u64 = u128::BITS as u64;
+
 /// What is known of one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SenderStatus {
@@ -24,7 +27,7 @@ pub struct SenderStatus {
     pub first_heard_ms: i64,
     /// When it was last heard.
     pub last_heard_ms: i64,
-    /// Payloads that came since.
+    /// Payloads that came since, one that came twice counted once.
     pub payloads: u64,
     /// Payloads numbered since, that did not come.
     pub payloads_missing: u64,
@@ -37,12 +40,29 @@ struct Sender {
     /// The least number that was seen: what came before it went to an earlier collector.
     first: u64,
     last: u64,
+    /// Which of the newest numbers came: the lowest bit is `last`.
+    came: u128,
     payloads: u64,
 }
 
 impl Sender {
     fn missing(&self) -> u64 {
         if self.payloads == 0 { 0 } else { (self.last - self.first + 1).saturating_sub(self.payloads) }
+    }
+
+    /// Notes a number. On the way a datagram may be doubled, and what came twice must not hide what never came.
+    fn note(&mut self, sequence: u64) {
+        let ahead = sequence.saturating_sub(self.last);
+        self.came = u32::try_from(ahead).ok().and_then(|ahead| self.came.checked_shl(ahead)).unwrap_or(0);
+        self.last += ahead;
+        let behind = self.last - sequence;
+        if behind >= WINDOW || self.came >> behind & 1 == 1 {
+            return;
+        }
+        self.came |= 1 << behind;
+        // The first of all may be overtaken on the way, as any other.
+        self.first = self.first.min(sequence);
+        self.payloads += 1;
     }
 }
 
@@ -65,19 +85,17 @@ impl Senders {
             last_heard_ms: now_ms,
             first: sequence,
             last: sequence,
+            came: 0,
             payloads: 0,
         });
         let is_far = sequence > sender.last.saturating_add(GAP_MAX) || sequence < sender.first.saturating_sub(GAP_MAX);
         if sender.payloads == 0 || is_far {
             // Numbered anew: start over, but keep what was missing until now.
             self.missing_forgotten += sender.missing();
-            (sender.first, sender.last, sender.payloads) = (sequence, sequence, 0);
+            (sender.first, sender.last, sender.came, sender.payloads) = (sequence, sequence, 0, 0);
         }
         sender.last_heard_ms = now_ms;
-        // The first of all may be overtaken on the way, as any other.
-        sender.first = sender.first.min(sequence);
-        sender.last = sender.last.max(sequence);
-        sender.payloads += 1;
+        sender.note(sequence);
     }
 
     /// Forgets those who sent one payload only, since an id that is made up for each is heard no second time, and of these
@@ -99,6 +117,7 @@ impl Senders {
                 last_heard_ms: now_ms,
                 first: 0,
                 last: 0,
+                came: 0,
                 payloads: 0,
             });
         }
@@ -175,6 +194,24 @@ mod tests {
         assert_eq!((senders.missing_total(), senders.status()[0].payloads), (1, 4));
         heard(&mut senders, 1, [11]);
         assert_eq!(senders.missing_total(), 0);
+    }
+
+    #[test]
+    fn what_came_twice_hides_nothing_that_never_came() {
+        let mut senders = Senders::default();
+        heard(&mut senders, 1, [1, 2, 2, 4]);
+        assert_eq!((senders.missing_total(), senders.status()[0].payloads), (1, 3));
+        heard(&mut senders, 1, [4, 1, 3, 3]);
+        assert_eq!((senders.missing_total(), senders.status()[0].payloads), (0, 4));
+        // Far behind none is told from another: what never came stays counted.
+        heard(&mut senders, 1, 6..200);
+        assert_eq!(senders.missing_total(), 1);
+        heard(&mut senders, 1, [1, 2, 5, 60, 71, 72]);
+        assert_eq!(senders.missing_total(), 1);
+        heard(&mut senders, 1, [1000]);
+        assert_eq!(senders.missing_total(), 1 + 800);
+        heard(&mut senders, 1, [1000 - WINDOW + 1, 1000 - WINDOW]);
+        assert_eq!(senders.missing_total(), 800, "one of them is near enough");
     }
 
     #[test]
