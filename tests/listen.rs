@@ -156,3 +156,46 @@ fn udp_addresses_and_a_unix_socket_feed_one_account() {
     assert!(collector.child.wait().unwrap().success());
     assert!(!path.exists(), "the socket goes with its collector");
 }
+
+#[test]
+fn one_port_takes_both_families_and_a_name_stands_for_its_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let both = format!("127.0.0.1:{port}, [::]:{port}");
+    let collector = Collector::start(folder.path(), &["--listen-udp", &both, "--listen-udp", "localhost:0"]);
+    let [v4, v6, named] = &collector.places[..] else { panic!("{:?}", collector.places) };
+    assert_eq!((v4, v6), (&format!("udp://127.0.0.1:{port}"), &format!("udp://[::]:{port}")));
+    let send = |from: &str, to: &str| {
+        UdpSocket::bind(from).unwrap().send_to(b"hits:1|c", to).unwrap();
+    };
+    send("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+    send("[::1]:0", &format!("[::1]:{port}"));
+    send("127.0.0.1:0", named.strip_prefix("udp://").unwrap());
+    collector.has(&["hits 3"]);
+    let status: Value = serde_json::from_str(&collector.get("/api/v1/status/ingest")).unwrap();
+    let datagrams: Vec<_> = (0..3).map(|at| &status["data"]["sockets"][at]["datagrams"]).collect();
+    assert_eq!(datagrams, [&json!(1); 3]);
+
+    // Alone it takes both.
+    let folder = tempfile::tempdir().unwrap();
+    let collector = Collector::start(folder.path(), &["--listen-udp", "[::]:0"]);
+    let port = collector.places[0].rsplit_once(':').unwrap().1;
+    send("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+    send("[::1]:0", &format!("[::1]:{port}"));
+    collector.has(&["hits 2"]);
+}
+
+#[test]
+fn an_address_that_cannot_be_used_is_told_with_what_would_do() {
+    for (address, wanted) in [
+        (":9125", "0.0.0.0:9125"),
+        ("9125", "127.0.0.1:9125"),
+        ("localhost", "localhost:9125"),
+        ("127.0.0.1:99999", "want an address and a port"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cortex-collector"));
+        let output = command.args(["--listen-udp", address]).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && text.contains(wanted), "{address}: {text}");
+    }
+}

@@ -1,7 +1,7 @@
 //! `cortex-collector`: puts the parts together and runs them until it is told to stop.
 
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +51,8 @@ pub struct CollectorArgs {
         value_name = "ADDRESS",
         env = "CORTEX_COLLECTOR_LISTEN_UDP",
         default_value = "127.0.0.1:9125",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = address
     )]
     listen_udp: Vec<SocketAddr>,
 
@@ -64,7 +65,7 @@ pub struct CollectorArgs {
     receive_buffer: usize,
 
     /// Where HTTP is served: /, /metrics, /api/v1/query, /healthz. There is no login: keep it on loopback or behind a proxy
-    #[arg(long, value_name = "ADDRESS", env = "CORTEX_COLLECTOR_LISTEN_HTTP", default_value = "127.0.0.1:9102")]
+    #[arg(long, value_name = "ADDRESS", env = "CORTEX_COLLECTOR_LISTEN_HTTP", default_value = "127.0.0.1:9102", value_parser = address)]
     listen_http: SocketAddr,
 
     /// Where samples are kept [default: $XDG_STATE_HOME/cortex-metrics or ~/.local/state/cortex-metrics]
@@ -434,19 +435,40 @@ fn reload(path: Option<&Path>, intake: &Intake) {
 
 fn bind(udp: &[SocketAddr], receive_buffer_bytes: usize, unix: Option<&Path>) -> anyhow::Result<Vec<Listener>> {
     let mut listeners = Vec::new();
+    let why = |what: String, error: io::Error| {
+        let hint = if error.kind() == io::ErrorKind::AddrInUse { "; is another collector running there?" } else { "" };
+        anyhow::Error::new(error).context(format!("{what}: cannot listen{hint}"))
+    };
     for address in udp {
-        listeners.push(
-            Listener::bind(*address, receive_buffer_bytes).with_context(|| {
-                format!("--listen-udp {address}: cannot listen; is another collector running there?")
-            })?,
-        );
+        // `[::]` alone takes IPv4 too, which then is another's.
+        let only_v6 = udp.iter().any(|other| other.is_ipv4() && other.port() == address.port());
+        let listener = Listener::bind(*address, receive_buffer_bytes, only_v6);
+        listeners.push(listener.map_err(|error| why(format!("--listen-udp {address}"), error))?);
     }
     if let Some(path) = unix {
-        listeners.push(Listener::bind_unix(path).with_context(|| {
-            format!("--listen-unix {}: cannot listen; is another collector running there?", path.display())
-        })?);
+        let listener = Listener::bind_unix(path);
+        listeners.push(listener.map_err(|error| why(format!("--listen-unix {}", path.display()), error))?);
     }
     Ok(listeners)
+}
+
+/// An address with a port; a name stands for its first address, an IPv4 one if it has any.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let text = text.trim();
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    if let Some(port) = text.strip_prefix(':') {
+        return Err(format!(
+            "which address? 127.0.0.1:{port} is this machine alone, 0.0.0.0:{port} whoever reaches it"
+        ));
+    }
+    if text.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+        return Err("want an address and a port: 127.0.0.1:9125, [::1]:9125, localhost:9125".to_owned());
+    }
+    let all: Vec<SocketAddr> = text.to_socket_addrs().map_err(|error| error.to_string())?.collect();
+    let address = all.iter().find(|address| address.is_ipv4()).or(all.first());
+    address.copied().ok_or_else(|| "no address is known for that name".to_owned())
 }
 
 /// Says where it listens and where its data is: on stdout, for people and for scripts that asked for a free port.

@@ -10,6 +10,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -197,9 +198,13 @@ impl Source {
 
 impl Listener {
     /// Binds a UDP socket, with room for `receive_buffer_bytes` of datagrams that wait while we are busy if the kernel grants
-    /// as much. A port that is taken is an error: two collectors never share one.
-    pub fn bind(address: SocketAddr, receive_buffer_bytes: usize) -> io::Result<Self> {
+    /// as much. A port that is taken is an error: two collectors never share one. With `only_v6`, `[::]` leaves the port's IPv4
+    /// addresses to another socket.
+    pub fn bind(address: SocketAddr, receive_buffer_bytes: usize, only_v6: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+        if only_v6 && address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
         // One who may go beyond the system's limit has said here how far. Best effort: a smaller buffer works too, and drops
         // are counted.
         let _ = receive::force_receive_buffer(&socket, receive_buffer_bytes)
@@ -220,6 +225,11 @@ impl Listener {
         let path = std::path::absolute(path)?;
         let address = SockAddr::unix(&path)?;
         let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+        // Linux makes the file with the mode of its socket, less the umask: nobody else may write before the mode is set.
+        let mode = || fs::Permissions::from_mode(UNIX_MODE);
+        fs::File::from(OwnedFd::from(socket.try_clone()?))
+            .set_permissions(mode())
+            .or_else(|error| if cfg!(target_os = "linux") { Err(error) } else { Ok(()) })?;
         socket.bind(&address).or_else(|error| {
             if error.kind() != ErrorKind::AddrInUse || !is_abandoned(&path) {
                 return Err(error);
@@ -227,7 +237,7 @@ impl Listener {
             fs::remove_file(&path)?;
             socket.bind(&address)
         })?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(UNIX_MODE))?;
+        fs::set_permissions(&path, mode())?;
         socket.set_read_timeout(Some(STOP_POLL))?;
         Ok(Self::new(Place::Unix(path), socket, None))
     }
@@ -326,7 +336,7 @@ mod tests {
     const BUFFER_BYTES: usize = 8 << 20;
 
     fn bind(address: &str) -> io::Result<Listener> {
-        Listener::bind(address.parse().unwrap(), BUFFER_BYTES)
+        Listener::bind(address.parse().unwrap(), BUFFER_BYTES, false)
     }
 
     fn intake() -> Arc<Intake> {
@@ -357,13 +367,13 @@ mod tests {
     #[test]
     fn a_taken_port_is_refused() {
         let first = bind("127.0.0.1:0").unwrap();
-        assert_eq!(Listener::bind(udp(&first), BUFFER_BYTES).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert_eq!(Listener::bind(udp(&first), BUFFER_BYTES, false).unwrap_err().kind(), ErrorKind::AddrInUse);
     }
 
     #[test]
     #[cfg(target_os = "linux")]
     fn what_the_kernel_drops_is_counted_also_at_the_end_of_a_burst() {
-        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), 4096).unwrap();
+        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), 4096, false).unwrap();
         assert_eq!(listener.account().receive_buffer_bytes(), Some(4096));
         let intake = intake();
         // The thread takes a batch at most, then waits for the lock: the rest does not fit.
@@ -495,7 +505,7 @@ mod tests {
     fn a_socket_that_holds_little_is_read_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let unix = Listener::bind_unix(&folder.path().join("metrics.sock")).unwrap();
-        let small = Listener::bind("127.0.0.1:0".parse().unwrap(), 64 << 10).unwrap();
+        let small = Listener::bind("127.0.0.1:0".parse().unwrap(), 64 << 10, false).unwrap();
         assert!(!unix.source.may_pause && !small.source.may_pause);
     }
 
