@@ -170,7 +170,14 @@ impl Mapping {
             let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
             at(1 + memchr::memchr_iter(b'\n', before).count() as u64, "not UTF-8")
         })?;
-        let file: Option<FileText> = serde_saphyr::from_str(text).map_err(|error| told(&error))?;
+        // The parser takes it for nothing.
+        let is_content = |line: &&str| !line.trim_start().is_empty() && !line.trim_start().starts_with('#');
+        if text.lines().find(is_content).is_some_and(is_tabbed)
+            && let Some(tab) = told_tab(text, 1)
+        {
+            return Err(tab);
+        }
+        let file: Option<FileText> = serde_saphyr::from_str(text).map_err(|error| told(&error, text))?;
         let file = file.unwrap_or_default();
         let defaults = file.defaults.unwrap_or_default();
         let rules = file.mappings.unwrap_or_default();
@@ -334,8 +341,19 @@ fn at(line: u64, reason: impl Into<String>) -> MappingError {
     MappingError::At { line, reason: cut.map_or_else(|| reason.clone(), |cut| format!("{cut}…")) }
 }
 
-/// What the parser found, in the words of this file's errors.
-fn told(error: &Error) -> MappingError {
+fn is_tabbed(line: &str) -> bool {
+    let content = line.trim_start_matches([' ', '\t']);
+    !content.is_empty() && line.strip_suffix(content).is_some_and(|indent| indent.contains('\t'))
+}
+
+/// The first line from `line` on that a tab indents: the parser names the one before it.
+fn told_tab(text: &str, line: u64) -> Option<MappingError> {
+    let (found, _) = (1..).zip(text.lines()).find(|(number, text)| *number >= line && is_tabbed(text))?;
+    Some(at(found, "a tab indents it: want spaces"))
+}
+
+/// What the parser found in the text, in the words of this file's errors.
+fn told(error: &Error, text: &str) -> MappingError {
     let error = error.without_snippet();
     let location = error.location();
     let reason = match error {
@@ -343,10 +361,16 @@ fn told(error: &Error) -> MappingError {
         Error::Budget { .. } => "more nodes, deeper or with more aliases than any mapping file".to_owned(),
         Error::MultipleDocuments { .. } => "a second document: want one".to_owned(),
         error => {
-            let text = one_line(&error.to_string());
+            let found = one_line(&error.to_string());
+            if (found.contains(" tab") || found.starts_with("tabs "))
+                && let Some(tab) = told_tab(text, location.map_or(1, |at| at.line()))
+            {
+                return tab;
+            }
             // It says the place at its end, which stands before it here.
             let place = location.map_or(String::new(), |at| format!(" at line {}, column {}", at.line(), at.column()));
-            text.strip_suffix(&place).unwrap_or(&text).to_owned()
+            // What stands for a default is no word.
+            found.strip_suffix(&place).unwrap_or(&found).replace("expected one of , ", "expected one of ")
         }
     };
     at(location.map_or(1, |location| location.line()), reason)
