@@ -217,6 +217,7 @@ export interface Ingest {
   payloadsMissing: number;
   series: number;
   overflows: { name: string; messages: number; limit: string; metric: string; label: string | null; values: number }[];
+  conflicts: { name: string; type: string; messages: number; metric: string; metricType: string }[];
 }
 
 /** What came in since the collector started. */

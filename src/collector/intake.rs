@@ -230,7 +230,7 @@ impl Intake {
         // so does one who only learns the way: what it gathers there the registry does not know yet.
         self.clear_shards();
         meanwhile();
-        self.lock().registry.remove_silent(tick);
+        self.lock().registry.remove_leaving(tick);
     }
 
     /// Maps names by other rules from now on. What was gathered before goes where the old rules said.
@@ -543,7 +543,9 @@ mod tests {
             format!("cortex_client_payload_sequence:0|g|#client_id:{id}"),
             format!("cortex_client_payload_sequence:+1|g|#client_id:{id}"),
             format!("cortex_client_payload_sequence:1|c|#client_id:{id}"),
+            format!("cortex_client_payload_sequence:1.5|g|#client_id:{id}"),
             format!("cortex_client_payload_sequence:1|g|#client_id:{}", "z".repeat(16)),
+            "cortex_client_payload_sequence:1|g|#client_id:+0000000000000aa".to_owned(),
             "cortex_client_payload_sequence:1|g".to_owned(),
         ] {
             intake.datagram(text.as_bytes(), 0);
@@ -554,7 +556,7 @@ mod tests {
             intake.datagram(text.as_bytes(), 5);
         }
         let state = intake.lock();
-        assert_eq!((state.totals.dropped["bad_header"].count, state.registry.len()), (10, 1));
+        assert_eq!((state.totals.dropped["bad_header"].count, state.registry.len()), (14, 1));
         let clients: Vec<_> = state.senders.status().iter().map(|s| (s.client_id, s.payloads)).collect();
         assert_eq!(clients, [(0xaa, 5)]);
         assert_eq!(state.registry.writers().collect::<Vec<_>>(), [0xaa]);

@@ -222,6 +222,8 @@ impl Worker {
                     self.published.set_health(Health { store_error: None, sealing_error });
                 }
                 self.published.publish(&tick);
+                let (series, label_bytes) = self.store.series_known();
+                self.intake.lock().registry.set_stored(series, label_bytes);
                 self.expire();
                 let is_large = tick.samples.len() >= MANY_SAMPLES;
                 drop(tick);
@@ -335,7 +337,7 @@ impl Worker {
             Ok(gone) => {
                 self.published.forget(&gone);
                 let gone = gone.into_iter().collect();
-                self.intake.lock().registry.forget(&gone, |name| self.store.has_name(name));
+                self.intake.lock().registry.forget(&gone);
             }
             Err(error) => tracing::error!(%error, "old samples could not be removed; the next hour tries again"),
         }
@@ -545,6 +547,33 @@ mod tests {
         let c = worker.stored("c");
         assert_eq!(c.last(), Some(&(190, 7.0)));
         assert!(c.iter().filter(|(_, value)| *value == 0.0).count() == 1, "no second beginning: {c:?}");
+    }
+
+    #[test]
+    fn series_that_are_gone_count_as_long_as_the_store_knows_them_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = |now_ms| {
+            let limits = Limits { series: 1, gauge_expiry_ms: Some(1), ..Limits::default() };
+            worker_with(dir.path(), now_ms, limits, "")
+        };
+        let mut now_ms = START_MS;
+        let mut one_after_the_other = |worker: &mut Worker, processes: std::ops::Range<u32>| {
+            for process in processes {
+                worker.receive(&format!("g:1|g|#process:{process}"));
+                for _ in 0..3 {
+                    now_ms += 70_000;
+                    worker.tick_at(now_ms);
+                }
+            }
+            (now_ms, worker.intake.lock().registry.overflow_messages().clone())
+        };
+        let mut worker = start(START_MS);
+        let (now_ms, met) = one_after_the_other(&mut worker, 0..6);
+        assert!(met.is_empty(), "{met:?}");
+        drop(worker);
+        let mut worker = start(now_ms);
+        let (_, met) = one_after_the_other(&mut worker, 6..12);
+        assert_eq!(met, BTreeMap::from([("stored_series", 2)]));
     }
 
     #[test]

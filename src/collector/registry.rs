@@ -23,10 +23,18 @@ use crate::store::{Earlier, Known, Restored, StartedSeries, Tick};
 const CONTEXT_BYTES_MAX: usize = 4096;
 /// The longest name, in bytes.
 const NAME_BYTES_MAX: usize = 1024;
+/// The bytes of all labels together, for each series that there may be: few series with very long labels take the memory of many.
+const LABEL_BYTES_PER_SERIES: usize = 512;
+/// So many series the store may know, for each that there may be at once, and so many times their bytes: it keeps the labels of those
+/// that are gone as long as it has a sample of them.
+const STORED_PER_SERIES: usize = 10;
 /// So many names there may be that have nothing but a series for what is beyond a limit, as a part of all series.
 const OVERFLOW_SHARE: usize = 10;
-/// So many metrics beyond a limit are told of.
-const OVERFLOWS_TOLD_MAX: usize = 1000;
+/// So many metrics beyond a limit are told of, and so many conflicts.
+const TOLD_MAX: usize = 1000;
+/// A gauge or a set that ended keeps its place for so long: where processes come and go all the time, threads learn the ways to all
+/// series anew no more often than that.
+const ENDED_KEPT_MS: i64 = 60_000;
 /// So many members of a set are told apart in a tick.
 const SET_MEMBERS_MAX: usize = 10_000;
 /// So many of all sets together: at 16 bytes or so each, they never take more than some 20 MB.
@@ -43,7 +51,8 @@ const MAPPED_NEVER: [&str; 2] = ["cortex_api_", "cortex_client_"];
 /// The bounds of a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Series in all, the collector's own and those for what is beyond not counted. Default 100,000.
+    /// Series in all, the collector's own and those for what is beyond not counted. Default 100,000. Two limits follow from it: all
+    /// labels together take at most 512 bytes for each, and the store knows at most ten times as many, of all the retention.
     pub series: usize,
     /// Series of one name. Default 10,000.
     pub series_per_metric: usize,
@@ -133,15 +142,21 @@ pub enum Limit {
     SeriesPerMetric,
     /// [`Limits::label_value_bytes`], or that of name and tags in all.
     LabelValueBytes,
+    /// What the labels of all series take.
+    LabelBytes,
+    /// What the store knows of all the retention: series come and go too fast.
+    StoredSeries,
 }
 
 impl Limit {
-    /// The word for it in metrics: the flag that sets it, as far as there is one.
+    /// The word for it in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Series => "series",
             Self::SeriesPerMetric => "series_per_metric",
             Self::LabelValueBytes => "label_value_bytes",
+            Self::LabelBytes => "label_bytes",
+            Self::StoredSeries => "stored_series",
         }
     }
 }
@@ -153,12 +168,25 @@ pub struct Overflow {
     pub limit: Limit,
     /// How many messages went into its `cortex_overflow` series.
     pub messages: u64,
-    /// The metric with the label that takes the most values: itself, unless all series together are too many.
+    /// The metric with the label that takes the most values, or the most bytes: itself, unless all series together are too many.
     pub metric: String,
-    /// That label, or the one whose value is too long; empty if there is none.
+    /// That label, or the one whose value is too long; empty if there is none, or if name and tags together are too long.
     pub label: String,
-    /// How many values the label had when the limit was met; 0 if they are too long, not too many.
+    /// How many values the label had when the limit was met; 0 if one is too long.
     pub values: usize,
+}
+
+/// What was refused because its name has another type, or meets that of a histogram.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// The type of what was refused.
+    pub got: &'static str,
+    /// The type that stays.
+    pub known: &'static str,
+    /// The metric that has it: the same name, or the histogram whose part the name is, or what would be such a part.
+    pub metric: String,
+    /// How many messages were refused.
+    pub messages: u64,
 }
 
 /// What a name is used for.
@@ -339,10 +367,17 @@ pub struct Registry {
     /// Members in all sets since the last tick.
     members: usize,
     own: usize,
+    /// What the labels of all series take, and of these the collector's own.
+    label_bytes: usize,
+    own_bytes: usize,
+    /// How many series the store knows, and what their labels take; with those that it is about to be told of.
+    stored: (usize, usize),
     overflows: BTreeMap<String, Overflow>,
     overflow_series: usize,
     /// By limit.
     overflow_messages: BTreeMap<&'static str, u64>,
+    /// By name and refused type.
+    conflicts: BTreeMap<(String, &'static str), Conflict>,
     now_ms: i64,
     /// How often series began to be let go.
     expiries: u32,
@@ -381,17 +416,21 @@ impl Registry {
             tags_dropped: 0,
             members: 0,
             own: 0,
+            label_bytes: 0,
+            own_bytes: 0,
+            stored: (0, 0),
             overflows: BTreeMap::new(),
             overflow_series: 0,
             overflow_messages: BTreeMap::new(),
+            conflicts: BTreeMap::new(),
             now_ms: restored.last_tick_ms.unwrap_or(0),
             expiries: 0,
         };
         for series in restored.series {
+            registry.add_stored(&series.labels);
             let of_set = series.writer.strip_prefix(SET_WRITER);
             let usage = if of_set.is_some() { Usage::Set } else { Usage::of_own(series.kind) };
             if series.value.is_stale() {
-                registry.names.entry(series.labels.name().into()).or_insert(Name { usage, series: 0 });
                 continue;
             }
             // The members of before are gone with the tick that counted them.
@@ -465,7 +504,11 @@ impl Registry {
             is_writer_changed: false,
             told_in: 0,
         };
-        self.own += usize::from(live.is_own());
+        if live.is_own() {
+            self.own += 1;
+            self.own_bytes += labels.bytes();
+        }
+        self.label_bytes += labels.bytes();
         self.overflow_series += usize::from(live.is_overflow());
         self.names.entry(labels.name().into()).or_insert(Name { usage, series: 0 }).series += 1;
         let at = self.free.pop().unwrap_or(self.series.len() as u32);
@@ -481,10 +524,18 @@ impl Registry {
         let live = self.series.get_mut(at as usize)?.take()?;
         self.free.push(at);
         self.by_labels.remove(&live.labels, at);
-        self.own -= usize::from(live.is_own());
+        if live.is_own() {
+            self.own -= 1;
+            self.own_bytes -= live.labels.bytes();
+        }
+        self.label_bytes -= live.labels.bytes();
         self.overflow_series -= usize::from(live.is_overflow());
+        // A name is free when nobody has it any more, whatever the store still has of it.
         if let Some(name) = self.names.get_mut(live.labels.name()) {
             name.series -= 1;
+            if name.series == 0 {
+                self.names.remove(live.labels.name());
+            }
         }
         Some(live)
     }
@@ -517,6 +568,11 @@ impl Registry {
     /// How many messages went into `cortex_overflow` series, by limit.
     pub fn overflow_messages(&self) -> &BTreeMap<&'static str, u64> {
         &self.overflow_messages
+    }
+
+    /// The names that came with a second type, each with that type; the first thousand of them.
+    pub fn conflicts(&self) -> impl Iterator<Item = (&str, &Conflict)> {
+        self.conflicts.iter().map(|((name, _), conflict)| (name.as_str(), conflict))
     }
 
     /// The writers of the gauges that live.
@@ -553,7 +609,9 @@ impl Registry {
         if labels.name().starts_with(OWN_PREFIX) {
             return Err(Refusal::ReservedName);
         }
-        self.check_type(labels.name(), usage)?;
+        if let Some(conflict) = self.conflict(labels.name(), usage) {
+            return Err(self.refuse(labels.name(), conflict));
+        }
         if !is_too_long && let Some(at) = self.find(&labels) {
             self.tags_dropped += fallen as u64;
             self.set_ttl(at, ttl_ms);
@@ -563,19 +621,11 @@ impl Registry {
             }
             return Ok(Resolved { at, scale, is_routable: true });
         }
-        let series = self.names.get(labels.name()).map_or(0, |name| name.series);
         let is_long =
             |(name, value): &(&str, &str)| *name != METRIC_NAME && value.len() > self.limits.label_value_bytes;
         let long = labels.iter().find(is_long).map_or("", |(label, _)| label);
-        let limit = if is_too_long || !long.is_empty() {
-            Some(Limit::LabelValueBytes)
-        } else if series >= self.limits.series_per_metric {
-            Some(Limit::SeriesPerMetric)
-        } else if self.len() - self.own - self.overflow_series >= self.limits.series {
-            Some(Limit::Series)
-        } else {
-            None
-        };
+        let limit =
+            if is_too_long || !long.is_empty() { Some(Limit::LabelValueBytes) } else { self.limit_met_by(&labels) };
         let at = match limit {
             Some(limit) => self.overflow(labels.name(), usage, limit, long)?,
             None => self.begin(&labels, usage),
@@ -583,6 +633,36 @@ impl Registry {
         self.tags_dropped += fallen as u64;
         self.set_ttl(at, ttl_ms);
         Ok(Resolved { at, scale, is_routable: limit.is_none() })
+    }
+
+    /// Why there is no room for one more series.
+    fn limit_met_by(&self, labels: &Labels) -> Option<Limit> {
+        let Limits { series, series_per_metric, .. } = self.limits;
+        let bytes_max = series.saturating_mul(LABEL_BYTES_PER_SERIES);
+        let stored = self.stored.0.saturating_sub(self.own);
+        let stored_bytes = self.stored.1.saturating_sub(self.own_bytes);
+        if self.names.get(labels.name()).is_some_and(|name| name.series >= series_per_metric) {
+            Some(Limit::SeriesPerMetric)
+        } else if self.len() - self.own - self.overflow_series >= series {
+            Some(Limit::Series)
+        } else if self.label_bytes - self.own_bytes + labels.bytes() > bytes_max {
+            Some(Limit::LabelBytes)
+        } else if stored >= series.saturating_mul(STORED_PER_SERIES)
+            || stored_bytes + labels.bytes() > bytes_max.saturating_mul(STORED_PER_SERIES)
+        {
+            Some(Limit::StoredSeries)
+        } else {
+            None
+        }
+    }
+
+    /// What the store knows: how many series, and the bytes of their labels. Until it says so again, each that begins is one more.
+    pub fn set_stored(&mut self, series: usize, label_bytes: usize) {
+        self.stored = (series, label_bytes);
+    }
+
+    fn add_stored(&mut self, labels: &Labels) {
+        self.stored = (self.stored.0 + 1, self.stored.1 + labels.bytes());
     }
 
     /// What the mapping file says of a message's name. Names of our own mean the same everywhere.
@@ -601,6 +681,7 @@ impl Registry {
 
     fn begin(&mut self, labels: &Labels, usage: Usage) -> u32 {
         let id = next_id(&mut self.next_id);
+        self.add_stored(labels);
         let at = self.insert(id, labels, usage, LiveValue::new(usage));
         if let Some(live) = self.live_mut(at).filter(|_| usage == Usage::Set) {
             // That it is a set is stored with its writer, named or not.
@@ -613,7 +694,7 @@ impl Registry {
     /// The series for what is beyond a limit; `long` is the label whose value is too long, if one is.
     fn overflow(&mut self, name: &str, usage: Usage, limit: Limit, long: &str) -> Result<u32, Refusal> {
         let labels = Labels::from_pairs([(METRIC_NAME, name), (OVERFLOW_LABEL, "true")]);
-        let is_new_name = self.names.get(name).is_none_or(|name| name.series == 0);
+        let is_new_name = !self.names.contains_key(name);
         let at = match self.find(&labels) {
             Some(at) => at,
             // A name that has series may have one more; of names there are only so many.
@@ -625,7 +706,7 @@ impl Registry {
         *self.overflow_messages.entry(limit.as_str()).or_default() += 1;
         if let Some(overflow) = self.overflows.get_mut(name) {
             overflow.messages += 1;
-        } else if self.overflows.len() < OVERFLOWS_TOLD_MAX {
+        } else if self.overflows.len() < TOLD_MAX {
             let overflow = self.explain(name, limit, long);
             let Overflow { metric, label, values, .. } = &overflow;
             tracing::warn!(
@@ -641,55 +722,86 @@ impl Registry {
         Ok(at)
     }
 
-    /// Which label it is that takes so many values.
+    /// Which label it is that takes so many values, or so many bytes.
     fn explain(&self, name: &str, limit: Limit, long: &str) -> Overflow {
+        let of_all = matches!(limit, Limit::Series | Limit::LabelBytes | Limit::StoredSeries);
         // Asked again for each name that comes beyond all series, and all are looked at: once is enough.
-        if let Some(told) = self.overflows.values().find(|told| limit == Limit::Series && told.limit == limit) {
+        if let Some(told) = self.overflows.values().find(|told| of_all && told.limit == limit) {
             return Overflow { messages: 1, ..told.clone() };
         }
-        let widest = match limit {
-            Limit::Series => self.names.iter().max_by_key(|(_, name)| name.series).map_or(name, |(name, _)| name),
-            _ => name,
-        };
         if limit == Limit::LabelValueBytes {
             return Overflow { limit, messages: 1, metric: name.to_owned(), label: long.to_owned(), values: 0 };
         }
+        let by_bytes = limit == Limit::LabelBytes;
+        let mut metrics: HashMap<&str, usize, RandomState> = HashMap::default();
+        for (_, live) in self.lives().filter(|_| of_all) {
+            *metrics.entry(live.labels.name()).or_default() += if by_bytes { live.labels.bytes() } else { 1 };
+        }
+        let widest = metrics.into_iter().max_by_key(|(_, weight)| *weight).map_or(name, |(metric, _)| metric);
         let mut values: BTreeMap<&str, HashSet<&str, RandomState>> = BTreeMap::new();
         for (_, live) in self.lives().filter(|(_, live)| live.labels.name() == widest) {
             for (label, value) in live.labels.iter().filter(|(label, _)| *label != METRIC_NAME) {
                 values.entry(label).or_default().insert(value);
             }
         }
+        let weight = |values: &HashSet<&str, RandomState>| {
+            if by_bytes { values.iter().map(|value| value.len()).sum() } else { values.len() }
+        };
         let (label, values) = values
             .iter()
-            .map(|(label, values)| (*label, values.len()))
-            .max_by_key(|(_, values)| *values)
-            .unwrap_or_default();
+            .max_by_key(|(_, values)| weight(values))
+            .map_or(("", 0), |(label, values)| (*label, values.len()));
         Overflow { limit, messages: 1, metric: widest.to_owned(), label: label.to_owned(), values }
     }
 
-    fn check_type(&self, name: &str, usage: Usage) -> Result<(), Refusal> {
+    /// What else has the name already, or one that a histogram's classic form would share with it.
+    fn conflict(&self, name: &str, usage: Usage) -> Option<Conflict> {
+        let with = |metric: &str, known: Usage| {
+            Some(Conflict { got: usage.as_str(), known: known.as_str(), metric: metric.to_owned(), messages: 0 })
+        };
+        let known = self.names.get(name).map(|name| name.usage);
         // Whoever came first with a name of ours would make it unusable for what it is.
-        let known = [own_kind(name).map(Usage::of_own), self.names.get(name).map(|name| name.usage)];
-        if let Some(known) = known.into_iter().flatten().find(|known| *known != usage) {
-            return Err(Refusal::TypeConflict { known: known.as_str(), got: usage.as_str() });
+        let is_other = |known: &Usage| *known != usage;
+        if let Some(other) = own_kind(name).map(Usage::of_own).filter(is_other).or(known.filter(is_other)) {
+            return with(name, other);
         }
-        match known {
-            [_, None] if self.meets_a_histogram(name, usage) => Err(Refusal::PartOfHistogram),
-            _ => Ok(()),
+        if known.is_some() {
+            return None;
         }
-    }
-
-    /// Whether a new name would read like a part of a histogram's classic form, or a new histogram's like a name there is.
-    fn meets_a_histogram(&self, name: &str, usage: Usage) -> bool {
-        CLASSIC_SUFFIXES.iter().any(|suffix| match usage {
-            Usage::Histogram => self.names.contains_key(format!("{name}{suffix}").as_str()),
-            _ => name.strip_suffix(suffix).is_some_and(|base| {
-                // Its parts are nobody's name even before the first of it comes.
+        for suffix in CLASSIC_SUFFIXES {
+            // The parts of ours are nobody's name even before the first of it comes.
+            let is_histogram = |base: &str| {
                 own_kind(base) == Some(MetricKind::Histogram)
                     || self.names.get(base).is_some_and(|base| base.usage == Usage::Histogram)
-            }),
-        })
+            };
+            if let Some(base) = name.strip_suffix(suffix).filter(|base| is_histogram(base)) {
+                return with(base, Usage::Histogram);
+            }
+            let part = format!("{name}{suffix}");
+            if usage == Usage::Histogram
+                && let Some(other) = self.names.get(part.as_str())
+            {
+                return with(&part, other.usage);
+            }
+        }
+        None
+    }
+
+    /// Counts what a conflict refuses, and tells of it once.
+    fn refuse(&mut self, name: &str, conflict: Conflict) -> Refusal {
+        let Conflict { got, known, .. } = conflict;
+        let refusal =
+            if conflict.metric == name { Refusal::TypeConflict { known, got } } else { Refusal::PartOfHistogram };
+        let key = (name.to_owned(), got);
+        if let Some(told) = self.conflicts.get_mut(&key) {
+            // What it meets may have gone, and something else come.
+            *told = Conflict { messages: told.messages + 1, ..conflict };
+        } else if self.conflicts.len() < TOLD_MAX {
+            let other = &conflict.metric;
+            tracing::warn!(name, r#type = got, other, other_type = known, "messages are dropped: {refusal}");
+            self.conflicts.insert(key, Conflict { messages: 1, ..conflict });
+        }
+        refusal
     }
 
     fn mark_changed(&mut self, at: u32) {
@@ -764,7 +876,7 @@ impl Registry {
         let usage = Usage::of_own(kind);
         let at = match self.find(&labels) {
             Some(at) => at,
-            None if self.check_type(&name, usage).is_err() => return,
+            None if self.conflict(&name, usage).is_some() => return,
             None => self.begin(&labels, usage),
         };
         let Some(live) = self.live_mut(at) else { return };
@@ -804,34 +916,38 @@ impl Registry {
         }
     }
 
-    /// The series that were silent for longer than [`Limits::series_expiry_ms`] or their mapping says, or ended so long ago.
-    fn silent(&self) -> impl Iterator<Item = u32> {
+    /// The series that may go: those that were silent for longer than [`Limits::series_expiry_ms`] or their mapping says, and
+    /// gauges and sets that ended before `ended_ms`.
+    fn leaving(&self, ended_ms: i64) -> impl Iterator<Item = u32> {
         let expiry_ms = |live: &Live| live.ttl_ms.map_or(self.limits.series_expiry_ms, NonZeroI64::get);
-        let is_silent = move |live: &Live| {
-            (live.is_ended || live.usage != Usage::Gauge)
-                && !live.is_changed
-                && live.changed_ms < self.now_ms.saturating_sub(expiry_ms(live))
-                && !live.is_own()
+        let may_go = move |live: &Live| {
+            let before_ms = match live.usage {
+                _ if live.is_ended => ended_ms,
+                Usage::Gauge => i64::MIN,
+                _ => self.now_ms.saturating_sub(expiry_ms(live)),
+            };
+            live.changed_ms < before_ms && !live.is_changed && !live.is_own()
         };
-        self.lives().filter(move |(_, live)| is_silent(live)).map(|(at, _)| at)
+        self.lives().filter(move |(_, live)| may_go(live)).map(|(at, _)| at)
     }
 
     /// Whether there is any series to let go. From here on those are marked to which somebody is told the way; then all
-    /// shards must be cleared, and then [`Registry::remove_silent`].
+    /// shards must be cleared, and then [`Registry::remove_leaving`].
     pub(super) fn begin_expiry(&mut self) -> bool {
-        let has_silent = self.silent().next().is_some();
-        self.expiries = self.expiries.wrapping_add(u32::from(has_silent));
-        has_silent
+        let any = self.leaving(self.now_ms.saturating_sub(ENDED_KEPT_MS)).next().is_some();
+        self.expiries = self.expiries.wrapping_add(u32::from(any));
+        any
     }
 
-    /// Lets go of the series that are silent even now and to which no shard remembers the way, and ends them in the tick.
-    pub(super) fn remove_silent(&mut self, tick: &mut Tick) {
+    /// Lets go of the series that are silent even now and to which no shard remembers the way, and ends them in the tick. Of
+    /// those that ended all go: the ways are learned anew in any case.
+    pub(super) fn remove_leaving(&mut self, tick: &mut Tick) {
         let was_told = |at: &u32| {
             let live = self.series.get(*at as usize).and_then(Option::as_ref);
             live.is_some_and(|live| live.told_in == self.expiries)
         };
-        let silent: Vec<u32> = self.silent().filter(|at| !was_told(at)).collect();
-        for live in silent.into_iter().filter_map(|at| self.remove(at)) {
+        let leaving: Vec<u32> = self.leaving(i64::MAX).filter(|at| !was_told(at)).collect();
+        for live in leaving.into_iter().filter_map(|at| self.remove(at)) {
             if !live.is_ended {
                 tick.samples.push((live.id, Value::stale()));
             }
@@ -839,8 +955,8 @@ impl Registry {
         }
     }
 
-    /// Series are gone from the store: those that live begin anew there, and names that nobody has any more are free.
-    pub fn forget(&mut self, gone: &HashSet<SeriesId>, is_known: impl Fn(&str) -> bool) {
+    /// Series are gone from the store: those that live begin anew there.
+    pub fn forget(&mut self, gone: &HashSet<SeriesId>) {
         let mut again = Vec::new();
         for (at, live) in self.series.iter_mut().enumerate() {
             if let Some(live) = live.as_mut().filter(|live| gone.contains(&live.id)) {
@@ -852,7 +968,6 @@ impl Registry {
             }
         }
         again.into_iter().for_each(|at| self.mark_changed(at));
-        self.names.retain(|name, known| known.series > 0 || is_known(name));
     }
 
     /// Begins a tick: the places of the series that changed since the last one.
@@ -1020,6 +1135,9 @@ mod tests {
         let conflict = Some("type_conflict");
         let got = apply(&intake, "h:1|h\nh_count:1|c\nh_sum:1|g\nh_max:1|g\nx_bucket:1|c\nx:1|h\nx:1|c");
         assert_eq!(got, [None, conflict, conflict, None, None, conflict, None]);
+        // Histograms too, whichever comes first.
+        let got = apply(&intake, "h_count:5|h\nh_sum:2|ms\nh_bucket:3|d\ny_sum:1|h\ny:1|h\nh_count_sum:1|h\nh:2|h");
+        assert_eq!(got, [conflict, conflict, conflict, None, conflict, None, None]);
     }
 
     #[test]
@@ -1059,6 +1177,58 @@ mod tests {
         let got = apply(&intake, "n:1|c\nn:1|s\nn:1|ms\nm:1|ms\nm:1|h\nm:1|d");
         let conflict = Some("type_conflict");
         assert_eq!(got, [None, conflict, conflict, None, None, None]);
+        apply(&intake, "n:1|s\nm_count:1|g\nq_sum:1|g\nq:1|h\nok:1|c");
+        let state = intake.lock();
+        let told: Vec<_> =
+            state.registry.conflicts().map(|(name, c)| (name, c.got, c.known, &*c.metric, c.messages)).collect();
+        let want = [
+            ("m_count", "gauge", "histogram", "m", 1),
+            ("n", "histogram", "counter", "n", 1),
+            ("n", "set", "counter", "n", 2),
+            ("q", "histogram", "gauge", "q_sum", 1),
+        ];
+        assert_eq!(told, want);
+        drop(state);
+        (0..2 * TOLD_MAX).for_each(|i| intake.datagram(format!("p{i}:1|c\np{i}:1|g").as_bytes(), 0));
+        assert_eq!(intake.lock().registry.conflicts().count(), TOLD_MAX, "however many there are");
+    }
+
+    #[test]
+    fn a_name_is_free_when_the_last_series_that_has_it_left() {
+        let intake = limited(Limits { series_expiry_ms: 100_000, gauge_expiry_ms: Some(1), ..Limits::default() });
+        assert_eq!(apply(&intake, "g:1|g|#a:1\ng:1|g|#a:2\nc:1|c\nh:1|h"), [None; 4]);
+        tick(&intake, 1000);
+        intake.lock().registry.end_gauges(&Senders::default(), 2000);
+        let ended_at = |timestamp_ms| {
+            let mut tick = tick(&intake, timestamp_ms);
+            intake.expire(&mut tick);
+            tick.ended.len()
+        };
+        let conflict = Some("type_conflict");
+        assert_eq!((ended_at(3000), ended_at(3000 + ENDED_KEPT_MS)), (0, 0), "they have only just ended");
+        assert_eq!(apply(&intake, "g:1|h"), [conflict]);
+        assert_eq!(ended_at(3000 + ENDED_KEPT_MS + 1), 2);
+        assert_eq!(apply(&intake, "g:1|h\ng:1|g\nc:1|g\nh_sum:1|c"), [None, conflict, conflict, conflict]);
+        assert_eq!(ended_at(101_001), 2, "the counter and the histogram were silent for long");
+        assert_eq!(apply(&intake, "c:1|g\nh_sum:1|c\nh:1|h"), [None, None, conflict]);
+    }
+
+    #[test]
+    fn processes_that_come_and_go_leave_room_and_all_at_once() {
+        let intake = limited(Limits { series: 2000, gauge_expiry_ms: Some(1), ..Limits::default() });
+        let (mut expiries, mut most) = (0, 0);
+        for at in 1..=200 {
+            let of_tick: String = (0..100).map(|i| format!("busy:1|g|#process:{at}-{i}\n")).collect();
+            intake.datagram(of_tick.as_bytes(), 0);
+            let now_ms = at * 10_000;
+            intake.lock().registry.end_gauges(&Senders::default(), now_ms);
+            let before = intake.lock().registry.expiries;
+            intake.expire(&mut tick(&intake, now_ms));
+            expiries += intake.lock().registry.expiries - before;
+            most = most.max(intake.lock().registry.len());
+        }
+        assert!(intake.lock().registry.overflows().is_empty());
+        assert!(most <= 1000 && (20..=30).contains(&expiries), "{most} series, {expiries} times");
     }
 
     #[test]
@@ -1101,6 +1271,44 @@ mod tests {
     }
 
     #[test]
+    fn labels_have_room_for_so_many_bytes_in_all() {
+        let intake = limited(Limits { series: 10, ..Limits::default() });
+        let value = |i: u32| format!("{i:0>960}");
+        (0..10).for_each(|i| intake.datagram(format!("c:1|c|#short:{i},long:{}", value(i)).as_bytes(), 0));
+        assert_eq!(apply(&intake, "other:1|c\nfits:1|c|#a:b"), [None; 2], "what is short finds room");
+        let got = changes(&intake);
+        assert!(got.contains(&r#"c{cortex_overflow="true"} 5"#.to_owned()) && got.len() == 5 + 1 + 2, "{got:?}");
+        let overflow = intake.lock().registry.overflows()["c"].clone();
+        assert_eq!((overflow.limit, overflow.label.as_str(), overflow.values), (Limit::LabelBytes, "long", 5));
+        let registry = &intake.lock().registry;
+        let of_all: usize = registry.lives().map(|(_, live)| live.labels.bytes()).sum();
+        assert_eq!(registry.label_bytes, of_all);
+    }
+
+    #[test]
+    fn series_that_come_and_go_too_fast_for_the_store_are_counted_together() {
+        let intake = limited(Limits { series: 10, gauge_expiry_ms: Some(1), ..Limits::default() });
+        let mut now_ms = 0;
+        for i in 0..12 {
+            let lines: String = (0..9).map(|k| format!("g:1|g|#process:{i}-{k}\n")).collect();
+            intake.datagram(lines.as_bytes(), 0);
+            for _ in 0..3 {
+                now_ms += ENDED_KEPT_MS + 10_000;
+                intake.lock().registry.end_gauges(&Senders::default(), now_ms);
+                intake.expire(&mut tick(&intake, now_ms));
+            }
+        }
+        let mut state = intake.lock();
+        assert!(state.registry.is_empty());
+        let overflow = &state.registry.overflows()["g"];
+        assert_eq!((overflow.limit, overflow.messages), (Limit::StoredSeries, 12 * 9 - 100));
+        state.registry.set_stored(50, 2000);
+        drop(state);
+        apply(&intake, "g:2|g|#process:7");
+        assert_eq!(changes(&intake), [r#"g{process="7"} 2"#], "as soon as the store has room");
+    }
+
+    #[test]
     fn a_million_series_of_one_metric_take_the_memory_of_few() {
         let intake = limited(Limits { series_per_metric: 100, ..Limits::default() });
         let before = "kept:1|c|#a:1";
@@ -1134,7 +1342,7 @@ mod tests {
         assert_eq!(second.ended, [id_of("c")]);
         assert!(value_of(&second, id_of("c")).unwrap().is_stale());
         assert_eq!(intake.lock().registry.len(), 3, "the gauge stays: nobody said that it is over");
-        assert_eq!(apply(&intake, "c:1|g\nc:2|c|#a:1\nc:1|c|#a:2"), [Some("type_conflict"), None, None]);
+        assert_eq!(apply(&intake, "c:2|c|#a:1\nc:1|c|#a:2"), [None, None]);
         let known = |labels: &Labels, _| {
             (labels.get("a") == Some("1")).then(|| Known {
                 id: id_of("c"),
@@ -1274,9 +1482,9 @@ mod tests {
         };
         let intake = Intake::new(Registry::new(restored), 0);
         assert_eq!(intake.lock().registry.writers().collect::<Vec<_>>(), [255, 255]);
-        assert_eq!(apply(&intake, "c:1|c\nnew:1|c\ng:1|c"), [None, None, Some("type_conflict")]);
+        assert_eq!(apply(&intake, "c:1|c\nnew:1|c\nalive:1|c\ng:1|c"), [None, None, Some("type_conflict"), None]);
         let tick = tick(&intake, 20);
         assert!(tick.samples.contains(&(SeriesId(1), Value::Float(42.0))));
-        assert_eq!((tick.samples.len(), tick.started.len()), (2, 1));
+        assert_eq!((tick.samples.len(), tick.started.len()), (3, 2), "what had ended holds no name");
     }
 }

@@ -46,6 +46,19 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
             })
         })
         .collect();
+    let conflicts: Vec<Value> = state
+        .registry
+        .conflicts()
+        .map(|(name, conflict)| {
+            json!({
+                "name": name,
+                "type": conflict.got,
+                "messages": conflict.messages,
+                "metric": conflict.metric,
+                "metricType": conflict.known,
+            })
+        })
+        .collect();
     Json(json!({
         "status": "success",
         "data": {
@@ -71,6 +84,7 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
                 "error": state.mapping_error,
             })),
             "overflows": overflows,
+            "conflicts": conflicts,
         }
     }))
 }

@@ -22,6 +22,11 @@ pub(super) const OPEN_MAX: usize = if cfg!(test) { 8 } else { 256 };
 /// Of so many series and days the summaries stay in memory: less than 1 KiB each.
 const SUMMARIES_MAX: usize = 1 << 14;
 
+/// So many series that came by remote write are kept.
+pub(super) const WRITTEN_SERIES_MAX: usize = if cfg!(test) { 3 } else { 1_000_000 };
+/// What all their labels may take, for each of them.
+const WRITTEN_BYTES_PER_SERIES: usize = 512;
+
 /// By day and series.
 type SummariesOfDays = HashMap<(i64, u32), Arc<Summaries>, RandomState>;
 
@@ -45,13 +50,22 @@ pub(super) struct Index {
     /// Apart from those of ticks: a remote write never gets into a series that this collector counts.
     pub(super) written: ByLabels,
     pub(super) by_name: HashMap<String, Vec<u32>, RandomState>,
+    ticked_bytes: usize,
+    written_bytes: usize,
 }
 
 impl Index {
     pub(super) fn insert(&mut self, id: u32, known: Known) {
-        let by_labels = if known.kind.is_some() { &mut self.ticked } else { &mut self.written };
+        let (by_labels, bytes) = if known.kind.is_some() {
+            (&mut self.ticked, &mut self.ticked_bytes)
+        } else {
+            (&mut self.written, &mut self.written_bytes)
+        };
         let labels = known.labels.clone();
-        if self.series.insert(id, known).is_none() {
+        *bytes += labels.bytes();
+        if let Some(before) = self.series.insert(id, known) {
+            *bytes -= before.labels.bytes();
+        } else {
             self.by_name.entry(labels.name().to_owned()).or_default().push(id);
         }
         by_labels.insert(&labels, id, |id| self.series.get(&id).map(|known| &known.labels));
@@ -89,7 +103,12 @@ impl Index {
         for id in ids {
             let Some(known) = self.series.remove(id) else { continue };
             self.writers.remove(id);
-            let by_labels = if known.kind.is_some() { &mut self.ticked } else { &mut self.written };
+            let (by_labels, bytes) = if known.kind.is_some() {
+                (&mut self.ticked, &mut self.ticked_bytes)
+            } else {
+                (&mut self.written, &mut self.written_bytes)
+            };
+            *bytes -= known.labels.bytes();
             by_labels.remove(&known.labels, *id);
             names.insert(known.labels.name().to_owned());
         }
@@ -101,6 +120,17 @@ impl Index {
                 }
             }
         }
+    }
+
+    /// How many series of ticks there are, and what their labels take.
+    pub(super) fn ticked_size(&self) -> (usize, usize) {
+        (self.series.len() - self.written.len(), self.ticked_bytes)
+    }
+
+    /// Whether there is room for one more written series.
+    pub(super) fn has_room_for_written(&self, labels: &Labels) -> bool {
+        self.written.len() < WRITTEN_SERIES_MAX
+            && self.written_bytes + labels.bytes() <= WRITTEN_SERIES_MAX * WRITTEN_BYTES_PER_SERIES
     }
 
     /// The series of ticks with these labels.

@@ -46,9 +46,6 @@ struct Live {
     is_ended: bool,
 }
 
-/// So many series that came by remote write are kept.
-const WRITTEN_SERIES_MAX: usize = if cfg!(test) { 3 } else { 1_000_000 };
-
 /// Series that were written have numbers from here on: those below are given by the registry, which does not ask.
 const FIRST_WRITTEN: u32 = 1 << 31;
 
@@ -309,7 +306,7 @@ impl Store {
                             written.refuse(labels, sample, "duplicate sample for timestamp");
                         }
                     }
-                    _ if is_new && index.written.len() >= WRITTEN_SERIES_MAX => {
+                    _ if is_new && !index.has_room_for_written(labels) => {
                         written.without_room += 1;
                         written.tell(labels, sample, "too many series");
                     }
@@ -620,8 +617,13 @@ impl Store {
         Ok(Some(KnownSeries { id: SeriesId(id), since_ms: known.start_ms, value }))
     }
 
-    /// Whether any series has this name.
-    pub fn has_name(&self, name: &str) -> bool {
+    /// How many series of ticks it knows, those that ended among them, and the bytes of their labels.
+    pub fn series_known(&self) -> (usize, usize) {
+        self.shared.index.read().ticked_size()
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_name(&self, name: &str) -> bool {
         self.shared.index.read().by_name.contains_key(name)
     }
 

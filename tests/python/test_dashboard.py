@@ -909,14 +909,14 @@ def test_the_account_of_loss_is_what_was_lost(browser: Browser, tmp_path: Path) 
                 client.gauge("level", value)
             client.increment("jobs", -1)
             client.flush()
-            for line in (b"jobs:1|x", b"jobs:1|x", b"noise", b"level:one|g", b"level:two|g"):
+            for line in (b"jobs:1|x", b"jobs:1|x", b"noise", b"level:one|g", b"level:two|g", b"jobs:1|g", b"jobs:2|g"):
                 sender.sendto(line, to)
             # The first and the fifth of a process: three never came.
             for number in (1, 5):
                 sender.sendto(
                     b"cortex_client_payload_sequence:%d|g|#client_id:00000000000000aa\nother:1|c" % number, to
                 )
-            until(lambda: collector.status("ingest")["dropped"].keys() >= {"unknown_type", "no_name", "bad_value"})
+            until(lambda: collector.status("ingest")["dropped"].keys() >= {"unknown_type", "type_conflict"})
             until(lambda: collector.status("ingest")["payloadsMissing"] == 3)
             # While it does not read, the kernel has room for few.
             counted = collector.status("ingest")["datagrams"]
@@ -950,7 +950,15 @@ def test_the_account_of_loss_is_what_was_lost(browser: Browser, tmp_path: Path) 
                 ("refused by the collector", "unknown_type"): 2,
                 ("refused by the collector", "no_name"): 1,
                 ("refused by the collector", "bad_value"): 2,
+                ("refused by the collector", "type_conflict"): 2,
             }
+            assert page.texts('[aria-label="Names with two types"] tbody td') == [
+                "jobs",
+                "2",
+                "gauge",
+                "jobs",
+                "counter",
+            ]
             # Each with what to do.
             assert all(todo for _, _, value, todo in rows if value)
             account = {
@@ -959,12 +967,12 @@ def test_the_account_of_loss_is_what_was_lost(browser: Browser, tmp_path: Path) 
             }
             status = collector.status("ingest")
             assert account["calls"] == 1004
-            assert account["messages"] - account["stored"] == 5
+            assert account["messages"] - account["stored"] == 7
             assert account["messages"] == pytest.approx(status["messages"], abs=20)
-            # What is equal is not told once for two: of bad_value and unknown_type there are as many.
+            # What is equal is not told once for all: of bad_value, unknown_type and type_conflict there are as many.
             assert page.text(".verdict.bad") == (
                 f"Lost in the last 15m: 4 calls in the client; {drops} datagrams in the kernel; 3 payloads on the way; "
-                "5 messages refused by the collector."
+                "7 messages refused by the collector."
             )
             # A rate is there a tick later.
             until(lambda: page.refreshed() and max(page.drawn("Lost").get("kernel drops", {0: 0}).values()) > 0)

@@ -41,13 +41,13 @@ const COLLECTOR: Record<string, string> = {
   bad_service_check: "It is a service check that cannot be read.",
   bad_header: "It has the name of a client's header and is none.",
   truncated: "The datagram was longer than 65,535 bytes: send smaller ones.",
-  too_long: "Name and tags take more than 4096 bytes: shorten them.",
-  type_conflict: "The name has another type already, or reads like a part of a histogram. Give one of the two another name.",
+  too_long: "Its name takes more than 1024 bytes: shorten it.",
+  type_conflict: "The name has another type already, or reads like a part of a histogram. Give one of the two another name; below stands which.",
   reserved_name: "The name is the collector's own: cortex_collector_… Choose another.",
   negative_counter: "It would make a counter go back: use a gauge.",
   total_not_finite: "It would make a total infinite.",
   set_limit: "A set has more values than are kept.",
-  series_limit: "One series too many: a tag has too many values. Leave it out, or raise --series-max.",
+  series_limit: "Too many names of metrics: is a name made of data? Make a tag of that, or raise --series-max.",
   mapped_drop: "The mapping file says to drop it.",
   mapped_to_nothing: "The mapping file makes an empty name of it.",
 };
@@ -125,7 +125,7 @@ export function lossPage(route: () => Route, go: Go): Page {
           const [numbers, ingest, clients] = await Promise.all([ask(load), prom.ingest(load.signal), prom.clients(load.signal)]);
           refill(account, ...accountOf(numbers, ingest.data, load));
           isTold = true;
-          refill(more, ...sockets(ingest.data), ...senders(clients.data, load.now), ...overflows(ingest.data));
+          refill(more, ...sockets(ingest.data), ...senders(clients.data, load.now), ...conflicts(ingest.data), ...overflows(ingest.data));
         } catch (error) {
           if (load.signal.aborted || (error instanceof prom.Unreachable && isTold)) return;
           fill(account, h("p", { class: "message", role: "alert" }, error instanceof Error ? error.message : String(error)));
@@ -287,6 +287,19 @@ function senders(clients: Client[], now: number): Node[] {
       .sort((a, b) => b.payloadsMissing - a.payloadsMissing || b.lastHeard - a.lastHeard)
       .slice(0, 100)
       .map((one) => [h("code", {}, one.clientId), `${age(now - one.lastHeard)} ago`, age(now - one.firstHeard), count(one.payloads), count(one.payloadsMissing)]),
+  );
+}
+
+function conflicts(ingest: Ingest): Node[] {
+  if (ingest.conflicts.length === 0) return [];
+  return simpleTable(
+    "Names with two types",
+    "Refused since this collector started: the type that came first stays as long as a series has it.",
+    ["metric", "messages", "refused as", "meets", "which is a"],
+    [...ingest.conflicts]
+      .sort((a, b) => b.messages - a.messages)
+      .slice(0, 100)
+      .map((one) => [one.name, count(one.messages), one.type, one.metric, one.metricType]),
   );
 }
 
