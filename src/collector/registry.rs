@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::mapping::{Found, Mapping, MetricType, OVERFLOW_LABEL, metric_name, series_of};
+use super::mapping::{Found, Mapping, MetricType, Named, OVERFLOW_LABEL, metric_name, series_of};
 use super::senders::Senders;
 use super::shard::{Gathered, Part, Write, check};
 use crate::dogstatsd::{Message, MessageType};
@@ -582,10 +582,11 @@ impl Registry {
 
     /// The series of a message, made if it may begin: only a message that is taken begins one.
     pub(super) fn resolve(&mut self, message: &Message<'_>, usage: Usage) -> Result<Resolved, Refusal> {
-        if message.name.len() > NAME_BYTES_MAX {
+        let named = Named::of(message);
+        if named.name.len() > NAME_BYTES_MAX {
             return Err(Refusal::TooLong);
         }
-        let (mapped, ttl_ms) = match self.map(message, usage) {
+        let (mapped, ttl_ms) = match self.map(&named.name, usage) {
             Found::Drop => return Ok(Resolved { at: DROPPED, scale: 1.0, is_routable: true }),
             Found::Mapped(mapped) => (Some(Arc::clone(&mapped)), mapped.ttl_ms),
             Found::Unmapped { ttl_ms } => (None, ttl_ms),
@@ -598,10 +599,10 @@ impl Registry {
         }
         let is_too_long = message.name.len() + message.tags.len() > CONTEXT_BYTES_MAX;
         let (labels, fallen) = if is_too_long {
-            let name = mapped.map_or_else(|| metric_name(message.name), |mapped| mapped.name.clone());
+            let name = mapped.map_or_else(|| metric_name(&named.name), |mapped| mapped.name.clone());
             (Labels::from_pairs([(METRIC_NAME, name)]), 0)
         } else {
-            series_of(message, mapped)
+            series_of(&named, mapped)
         };
         if labels.name().len() > NAME_BYTES_MAX {
             return Err(Refusal::TooLong);
@@ -666,9 +667,9 @@ impl Registry {
     }
 
     /// What the mapping file says of a message's name. Names of our own mean the same everywhere.
-    fn map(&mut self, message: &Message<'_>, usage: Usage) -> Found {
+    fn map(&mut self, name: &[u8], usage: Usage) -> Found {
         match &mut self.mapping {
-            Some(mapping) if !is_never_mapped(message.name) => mapping.find(message.name, usage.metric_type()),
+            Some(mapping) if !is_never_mapped(name) => mapping.find(name, usage.metric_type()),
             _ => Found::Unmapped { ttl_ms: None },
         }
     }

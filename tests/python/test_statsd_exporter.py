@@ -50,10 +50,6 @@ class StatsdExporter(Process):
             "--statsd.listen-tcp=",
             f"--web.listen-address={self.web}",
             f"--statsd.mapping-config={mapping}",
-            # What the collector does not read either.
-            "--no-statsd.parse-influxdb-tags",
-            "--no-statsd.parse-librato-tags",
-            "--no-statsd.parse-signalfx-tags",
         )
         self.line(r"(Accepting Prometheus Requests)")
 
@@ -249,3 +245,23 @@ def test_each_type_has_its_rules(compare: Compare) -> None:
     assert theirs["load{host=one}"] == 7
     assert theirs["rest_total{name=something.else}"] == 3
     assert not [name for name in theirs if "noise" in name]
+
+
+def test_tags_within_names_are_labels(compare: Compare) -> None:
+    """Librato's, InfluxDB's and SignalFX's; rules match the names without them."""
+    file = "mappings:\n- match: 'jobs.*'\n  name: jobs_total\n  labels: {queue: $1}\n"
+    sent = [
+        "jobs.slow#zone=eu,model=v1:2|c",
+        "jobs.slow,zone=eu,model=v1:3|c",
+        "jobs.[zone=eu,model=v1]slow:4|c",
+        "jobs.slow:5|c|#zone:eu,model:v1",
+        "depth,zone=eu:7|g",
+        "depth[zone=us]:8|g",
+        "la-ten.cy#a.b=c-d:250|ms",
+        "la-ten.cy[a.b=c-d]:750|ms",
+        "odd#a=b=c:1|c",
+        "half[a=b:1|c",
+    ]
+    theirs, ours = compare(file, sent)
+    assert ours == theirs
+    assert theirs["jobs_total{model=v1,queue=slow,zone=eu}"] == 14

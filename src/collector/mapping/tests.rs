@@ -12,7 +12,7 @@ use crate::model::Value;
 use crate::store::{Restored, RestoredSeries};
 
 fn of(line: &[u8]) -> (String, usize) {
-    let (labels, fallen) = series_of(&decode(line).next().unwrap().unwrap(), None);
+    let (labels, fallen) = series_of(&Named::of(&decode(line).next().unwrap().unwrap()), None);
     (labels.to_string(), fallen)
 }
 
@@ -44,8 +44,8 @@ fn mapped(file: &str, line: &str) -> String {
     match found {
         Found::Drop => "dropped".to_owned(),
         Found::Mapped(mapped) if mapped.name.is_empty() => "nameless".to_owned(),
-        Found::Mapped(mapped) => series_of(&message, Some(&mapped)).0.to_string(),
-        Found::Unmapped { .. } => series_of(&message, None).0.to_string(),
+        Found::Mapped(mapped) => series_of(&Named::of(&message), Some(&mapped)).0.to_string(),
+        Found::Unmapped { .. } => series_of(&Named::of(&message), None).0.to_string(),
     }
 }
 
@@ -328,7 +328,7 @@ fn what_a_mapping_replaces_is_no_tag_that_fell_away() {
     let mut mapping = Mapping::parse(b"mappings:\n- {match: m, name: m, labels: {a: x}}\n").unwrap();
     let message = decode(b"m:1|c|#a:1,b:1,b:2").next().unwrap().unwrap();
     let Found::Mapped(mapped) = mapping.find(b"m", MetricType::Counter) else { panic!() };
-    assert_eq!(series_of(&message, Some(&mapped)).1, 1);
+    assert_eq!(series_of(&Named::of(&message), Some(&mapped)).1, 1);
 }
 
 /// statsd_exporter's `config.example.yml` has these fields, and older releases the others (its CHANGELOG, 0.15 to 0.20).
