@@ -27,6 +27,7 @@ fn the_help_texts_are_as_they_were() {
     check("cortex.txt", cortex, &["--help"]);
     check("cortex-get.txt", cortex, &["get", "--help"]);
     check("cortex-query.txt", cortex, &["query", "--help"]);
+    check("cortex-top.txt", cortex, &["top", "--help"]);
     check("cortex-doctor.txt", cortex, &["doctor", "--help"]);
     check("cortex-env.txt", cortex, &["env", "--help"]);
     check("cortex-env-add.txt", cortex, &["env", "add", "--help"]);

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::{Exit, doctor, env, get, query};
+use super::{Exit, doctor, env, get, query, top};
 
 /// Shows how your APIs do: requests, response codes and durations over two weeks.
 #[derive(Debug, Parser)]
@@ -22,6 +22,9 @@ enum Command {
         after_help = "Examples:\n  cortex query 'sum by (api_name) (rate(cortex_api_requests_total[5m]))'\n  cortex query my_counter --start -1h --step 1m -o csv"
     )]
     Query(query::QueryArgs),
+    /// Show which metrics take the most messages, or the most series
+    #[command(after_help = "Examples:\n  cortex top\n  cortex top --by series --limit 50")]
+    Top(top::TopArgs),
     /// Find out why a metric is missing: send a probe as a client would, and follow it
     #[command(
         after_help = "Examples:\n  cortex doctor\n  cortex doctor my_counter\n  cortex doctor --url unix:///run/cortex.sock"
@@ -42,6 +45,7 @@ pub fn run(args: CortexArgs) -> anyhow::Result<Exit> {
     match args.command {
         Command::Get(args) => get::run(&args),
         Command::Query(args) => query::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Env(args) => env::run(&args),
     }

@@ -131,7 +131,22 @@ struct Account {
     kernel_drops: u64,
     /// Count and example by reason.
     dropped: Vec<(String, u64, String)>,
+    /// Names that came with a second type, and in words what became of that.
+    conflicts: Vec<(String, String)>,
     sockets: Vec<String>,
+}
+
+/// A name, and what was refused of it.
+fn conflict(told: &Value) -> (String, String) {
+    let text = |key: &str| told.get(key).and_then(Value::as_str).unwrap_or_default();
+    let messages = told.get("messages").and_then(Value::as_u64).unwrap_or(0);
+    let what = format!(
+        "messages of it that were dropped, since they came as a {} and {} is a {}: {messages}",
+        text("type"),
+        text("metric"),
+        text("metricType")
+    );
+    (text("name").to_owned(), what)
 }
 
 impl Patient<'_> {
@@ -180,6 +195,7 @@ impl Patient<'_> {
             clients: list(clients.get("data")?, "clientId").into_iter().collect(),
             kernel_drops: data.get("kernelDrops").and_then(Value::as_u64).unwrap_or(0),
             dropped: dropped.map(of_reason).collect(),
+            conflicts: data.get("conflicts").and_then(Value::as_array).into_iter().flatten().map(conflict).collect(),
             sockets: list(data.get("sockets")?, "socket"),
         })
     }
@@ -310,6 +326,10 @@ impl Patient<'_> {
         if name != metric {
             note(&format!("{metric:?} is {name} here: what Prometheus does not allow in a name becomes _"));
         }
+        let account = if self.source.is_collector() { self.account() } else { None };
+        for (_, what) in account.iter().flat_map(|account| &account.conflicts).filter(|(of, _)| *of == name) {
+            note(what);
+        }
         let series = self.source.ask(&name).map_err(silent)?;
         if let Some(one) = series.first() {
             good(&format!("{name} has {} series now, such as {}", series.len(), one.labels));
@@ -322,7 +342,7 @@ impl Patient<'_> {
                 "see whether the process that sets it still runs: a gauge ends 30 s after the last word of its process",
             ));
         }
-        let dropped = self.account().map(|account| account.dropped).unwrap_or_default();
+        let dropped = account.map(|account| account.dropped).unwrap_or_default();
         if let Some((reason, count, example)) = dropped.iter().find(|(.., example)| example.starts_with(metric)) {
             let next = "send it as docs/operations.md says of that reason";
             return Err(failed(

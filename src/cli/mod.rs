@@ -9,6 +9,7 @@ mod get;
 mod last_hour;
 mod query;
 mod query_url;
+mod top;
 
 /// How a program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

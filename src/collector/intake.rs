@@ -197,6 +197,18 @@ impl Intake {
         }
     }
 
+    /// Counts the messages of each series from now on.
+    pub fn begin_count(&self) {
+        self.gather(); // what came before
+        self.lock().registry.begin_count();
+    }
+
+    /// Ends that: the series with messages, and how many.
+    pub fn end_count(&self) -> Vec<(Labels, MetricKind, u64)> {
+        self.gather();
+        self.lock().registry.end_count()
+    }
+
     fn hand_over(&self, parts: Vec<Part>) {
         let mut parts = parts.into_iter().peekable();
         while parts.peek().is_some() {

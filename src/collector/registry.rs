@@ -381,6 +381,8 @@ pub struct Registry {
     now_ms: i64,
     /// How often series began to be let go.
     expiries: u32,
+    /// The messages by place, while somebody has them counted.
+    counted: Option<Vec<u64>>,
 }
 
 /// A number that was not given yet; the store refuses those that are too great.
@@ -425,6 +427,7 @@ impl Registry {
             conflicts: BTreeMap::new(),
             now_ms: restored.last_tick_ms.unwrap_or(0),
             expiries: 0,
+            counted: None,
         };
         for series in restored.series {
             registry.add_stored(&series.labels);
@@ -512,6 +515,10 @@ impl Registry {
         self.overflow_series += usize::from(live.is_overflow());
         self.names.entry(labels.name().into()).or_insert(Name { usage, series: 0 }).series += 1;
         let at = self.free.pop().unwrap_or(self.series.len() as u32);
+        // What was counted here was another's.
+        if let Some(count) = self.counted.as_mut().and_then(|counted| counted.get_mut(at as usize)) {
+            *count = 0;
+        }
         match self.series.get_mut(at as usize) {
             Some(place) => *place = Some(live),
             None => self.series.push(Some(live)),
@@ -835,6 +842,7 @@ impl Registry {
         }
         live.is_ended = false;
         self.mark_changed(at);
+        self.count(at, messages);
         Ok(())
     }
 
@@ -866,7 +874,31 @@ impl Registry {
         live.is_ended = false;
         self.members += grown;
         self.mark_changed(at);
+        self.count(at, 1);
         Ok(())
+    }
+
+    /// Counts the messages of each series from now on.
+    pub(super) fn begin_count(&mut self) {
+        self.counted = Some(Vec::new());
+    }
+
+    /// Ends that: the series with messages, and how many.
+    pub(super) fn end_count(&mut self) -> Vec<(Labels, MetricKind, u64)> {
+        let counted = self.counted.take().unwrap_or_default();
+        let counts = counted.into_iter().zip(&self.series).filter(|(count, _)| *count > 0);
+        counts.filter_map(|(count, live)| live.as_ref().map(|l| (l.labels.clone(), l.usage.kind(), count))).collect()
+    }
+
+    #[inline]
+    fn count(&mut self, at: u32, messages: u64) {
+        let Some(counted) = &mut self.counted else { return };
+        if counted.len() <= at as usize {
+            counted.resize(self.series.len(), 0);
+        }
+        if let Some(count) = counted.get_mut(at as usize) {
+            *count += messages;
+        }
     }
 
     /// Adds to one of the collector's own counters (`delta`), or sets one of its gauges.

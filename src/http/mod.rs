@@ -7,6 +7,7 @@ mod apis;
 mod dashboard;
 mod serve;
 mod status;
+mod top;
 mod write;
 
 use std::io;
@@ -28,6 +29,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::cors::CorsLayer;
 
 pub use self::serve::serve;
+pub(crate) use self::top::{LIMIT_MAX as TOP_LIMIT_MAX, SECONDS_MAX as TOP_SECONDS_MAX};
 pub use self::write::Receiver;
 
 use crate::clock::Clock;
@@ -63,6 +65,8 @@ pub struct App {
     queries_max: usize,
     /// The pages of other origins that may ask the query API; `None`: those of none.
     cors_origin: Option<HeaderValue>,
+    /// Held by whoever has messages counted.
+    counting: Arc<tokio::sync::Mutex<()>>,
     /// The clock of the intake.
     steady: Clock,
     /// A collector whose newest tick is older is not well.
@@ -101,6 +105,7 @@ impl App {
             receiver: None,
             queries_max: api::QUERIES_MAX,
             cors_origin: None,
+            counting: Arc::default(),
             steady: Clock::steady(),
             tick_age_max: Duration::from_secs(30),
         }
@@ -168,6 +173,7 @@ pub fn router(app: App) -> Router {
         .route("/healthz", get(healthz))
         .route("/api/v1/status/ingest", get(status::ingest))
         .route("/api/v1/status/clients", get(status::clients))
+        .route("/api/v1/status/top", get(top::status))
         .route("/api/v1/status/apis", get(apis::status).layer(CompressionLayer::new()))
         .with_state(app.clone())
         .merge(dashboard::routes())

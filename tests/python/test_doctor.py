@@ -145,6 +145,7 @@ def test_a_metric_that_is_missed_is_looked_for(collector: Collector, tmp_path: P
     until(lambda: "type_conflict" in str(collector.status("ingest")["dropped"]))
     code, text = look("wrong_sum")
     assert "ok    wrong_sum has 1 series now" in text, "it is the histogram's"
+    assert "messages of it that were dropped, since they came as a gauge and wrong is a histogram: 1" in text
     code, text = look("cortex_api_mine")
     assert code == 1
     assert "names that begin with cortex_api_ are ours: a client drops them as reserved_name" in text
