@@ -113,10 +113,12 @@ target/bench/python/empty_method.abi3.so: benches/empty_method/Cargo.toml benche
 	CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --manifest-path benches/empty_method/Cargo.toml --target-dir target/bench
 	@mkdir -p $(@D) && cp target/bench/release/libempty_method.$(LIB) $@
 
-lint: check-rust $(VENV)/.test npm ## formatting, clippy, ruff, mypy, and the page's types where npm is there
+lint: check-rust $(VENV)/.test npm ## formatting, clippy, also of the fuzz targets, ruff, mypy, and the page's types where npm is there
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --no-default-features --features python -- -D warnings
+	@# Nothing is linked, so that libFuzzer need not be built.
+	CUSTOM_LIBFUZZER_PATH=./libfuzzer.a cargo clippy --locked --manifest-path fuzz/Cargo.toml --bins --target-dir target/fuzz -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
