@@ -1,7 +1,7 @@
 //! `cortex-collector`: puts the parts together and runs them until it is told to stop.
 
 use std::io::{self, Write as _};
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -334,7 +334,7 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         series_expiry_ms: args.series_expiry.as_millis() as i64,
         gauge_expiry_ms: args.gauge_expiry.map(|expiry| expiry.as_millis() as i64),
     };
-    let mut registry = Registry::with_limits(restored, limits);
+    let mut registry = Registry::with_limits(restored, limits).with_history(store.reader());
     if let Some(mapping) = mapping {
         registry = registry.with_mapping(mapping);
     }
@@ -441,7 +441,11 @@ fn bind(udp: &[SocketAddr], receive_buffer_bytes: usize, unix: Option<&Path>) ->
     };
     for address in udp {
         // `[::]` alone takes IPv4 too, which then is another's.
-        let only_v6 = udp.iter().any(|other| other.is_ipv4() && other.port() == address.port());
+        let only_v6 = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+            && udp.iter().any(|other| other.is_ipv4() && other.port() == address.port());
+        if only_v6 {
+            tracing::info!("--listen-udp {address}: takes IPv6 alone, since an IPv4 address with this port is given");
+        }
         let listener = Listener::bind(*address, receive_buffer_bytes, only_v6);
         listeners.push(listener.map_err(|error| why(format!("--listen-udp {address}"), error))?);
     }
@@ -458,7 +462,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    if let Some(port) = text.strip_prefix(':') {
+    if let Some(port) = text.strip_prefix(':').filter(|port| port.parse::<u16>().is_ok()) {
         return Err(format!(
             "which address? 127.0.0.1:{port} is this machine alone, 0.0.0.0:{port} whoever reaches it"
         ));

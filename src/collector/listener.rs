@@ -202,7 +202,7 @@ impl Listener {
     /// addresses to another socket.
     pub fn bind(address: SocketAddr, receive_buffer_bytes: usize, only_v6: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
-        if only_v6 && address.is_ipv6() {
+        if only_v6 {
             socket.set_only_v6(true)?;
         }
         // One who may go beyond the system's limit has said here how far. Best effort: a smaller buffer works too, and drops

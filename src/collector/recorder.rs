@@ -387,7 +387,7 @@ mod tests {
     fn worker_with(dir: &Path, now_ms: i64, limits: Limits, mapping: &str) -> Worker {
         let (store, restored) = Store::open(dir).unwrap();
         let published = Arc::new(Published::new(&restored));
-        let mut registry = Registry::with_limits(restored, limits);
+        let mut registry = Registry::with_limits(restored, limits).with_history(store.reader());
         if !mapping.is_empty() {
             registry = registry.with_mapping(Mapping::parse(mapping.as_bytes()).unwrap());
         }
@@ -574,6 +574,79 @@ mod tests {
         let mut worker = start(now_ms);
         let (_, met) = one_after_the_other(&mut worker, 6..12);
         assert_eq!(met, BTreeMap::from([("stored_series", 2)]));
+        let overflow = worker.intake.lock().registry.overflows()["g"].clone();
+        assert_eq!((overflow.metric.as_str(), overflow.label.as_str()), ("g", "process"), "they left, and are named");
+        // What the store knows needs no room; names that are made of data get none either.
+        let (_, met) = one_after_the_other(&mut worker, 3..5);
+        assert_eq!(met, BTreeMap::from([("stored_series", 2)]));
+        for name in 0..5 {
+            worker.receive(&format!("made_of_{name}:1|g"));
+            for _ in 0..3 {
+                worker.tick_at(worker.clock.now_ms() + 70_000);
+            }
+        }
+        assert_eq!(worker.intake.lock().totals.dropped["series_limit"].count, 5);
+    }
+
+    #[test]
+    fn a_gauge_that_comes_back_has_the_writer_that_it_has_now_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |seconds: i64| START_MS + seconds * 1000;
+        let mut worker = worker(dir.path(), START_MS);
+        worker.receive("cortex_client_payload_sequence:1|g|#client_id:00000000000000ff\ng:7|g\ns:a|s");
+        (1..=20).for_each(|tick| worker.tick_at(at(tick * 10)));
+        assert!(worker.intake.lock().registry.writers().next().is_none(), "both left");
+        // Nobody's from now on, and the set is a gauge.
+        worker.receive("g:8|g\ns:9|g");
+        worker.tick_at(at(210));
+        drop(worker);
+        let mut worker = self::worker(dir.path(), at(220));
+        (22..=40).for_each(|tick| worker.tick_at(at(tick * 10)));
+        assert_eq!((worker.published("g"), worker.published("s")), (Some(8.0), Some(9.0)));
+        worker.receive("s:10|g");
+        worker.tick_at(at(410));
+        assert_eq!(worker.published("s"), Some(10.0));
+        assert!(worker.intake.lock().totals.dropped.is_empty());
+    }
+
+    #[test]
+    fn a_name_that_is_one_thing_after_another_keeps_what_each_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let mapping = "defaults: {ttl: 20s}\n";
+        let mut worker = worker_with(dir.path(), START_MS, Limits::default(), mapping);
+        let mut now_ms = START_MS;
+        let mut send = |worker: &mut Worker, line: &str, ticks: u32| {
+            worker.receive(line);
+            for _ in 0..ticks {
+                now_ms += 10_000;
+                worker.tick_at(now_ms);
+            }
+        };
+        send(&mut worker, "x:3|c", 5); // it has left by then
+        send(&mut worker, "x:2|h", 5);
+        send(&mut worker, "x:4|c", 1);
+        assert_eq!(worker.published("x"), Some(7.0), "where it was");
+        drop(worker);
+        let mut worker = worker_with(dir.path(), START_MS + 110_000, Limits::default(), mapping);
+        worker.receive("x:1|c");
+        worker.tick_at(START_MS + 120_000);
+        assert_eq!(worker.published("x"), Some(8.0));
+        let selection = Selection {
+            matchers: vec![Matcher::metric("x")],
+            start_ms: 0,
+            end_ms: i64::MAX,
+            repeats: true,
+            part: Part::Whole,
+            samples_max: 1000,
+        };
+        let found = worker.store.reader().select(&selection).unwrap();
+        let text = |sample: &Sample| match &sample.value {
+            value if value.is_stale() => "end".to_owned(),
+            Value::Float(value) => value.to_string(),
+            Value::Histogram(h) => format!("h{}", h.count()),
+        };
+        let values: Vec<String> = found[0].samples.iter().map(text).collect();
+        assert_eq!(values.join(" "), "0 3 3 3 end h0 h1 h1 h1 end 3 7 8");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::shard::{Gathered, Part, Write, check};
 use crate::dogstatsd::{Message, MessageType};
 use crate::exposition::{help, own_kind};
 use crate::model::{ByLabels, ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value};
-use crate::store::{Earlier, Known, Restored, StartedSeries, Tick};
+use crate::store::{Earlier, Known, Reader, Restored, StartedSeries, Tick};
 
 /// The longest name with tags that becomes a series of its own, in bytes.
 const CONTEXT_BYTES_MAX: usize = 4096;
@@ -356,6 +356,8 @@ pub(super) struct RefusedPart {
 pub struct Registry {
     limits: Limits,
     mapping: Option<Mapping>,
+    /// What the store knows; asked only where it has no room for more.
+    history: Option<Reader>,
     /// A place stays a series' own as long as a shard may remember the way there.
     series: Vec<Option<Live>>,
     free: Vec<u32>,
@@ -409,6 +411,7 @@ impl Registry {
         let mut registry = Self {
             limits,
             mapping: None,
+            history: None,
             series: Vec::new(),
             free: Vec::new(),
             by_labels: ByLabels::default(),
@@ -466,6 +469,12 @@ impl Registry {
         }
         self.mapping = Some(mapping);
         self
+    }
+
+    /// Asks what the store knows already: that comes back where the store has no room for more.
+    #[must_use]
+    pub fn with_history(self, history: Reader) -> Self {
+        Self { history: Some(history), ..self }
     }
 
     /// Other rules. Whoever remembers ways must forget them.
@@ -632,8 +641,11 @@ impl Registry {
         let is_long =
             |(name, value): &(&str, &str)| *name != METRIC_NAME && value.len() > self.limits.label_value_bytes;
         let long = labels.iter().find(is_long).map_or("", |(label, _)| label);
-        let limit =
-            if is_too_long || !long.is_empty() { Some(Limit::LabelValueBytes) } else { self.limit_met_by(&labels) };
+        let limit = if is_too_long || !long.is_empty() {
+            Some(Limit::LabelValueBytes)
+        } else {
+            self.limit_met_by(&labels, usage)
+        };
         let at = match limit {
             Some(limit) => self.overflow(labels.name(), usage, limit, long)?,
             None => self.begin(&labels, usage),
@@ -644,24 +656,30 @@ impl Registry {
     }
 
     /// Why there is no room for one more series.
-    fn limit_met_by(&self, labels: &Labels) -> Option<Limit> {
+    fn limit_met_by(&self, labels: &Labels, usage: Usage) -> Option<Limit> {
         let Limits { series, series_per_metric, .. } = self.limits;
         let bytes_max = series.saturating_mul(LABEL_BYTES_PER_SERIES);
-        let stored = self.stored.0.saturating_sub(self.own);
-        let stored_bytes = self.stored.1.saturating_sub(self.own_bytes);
         if self.names.get(labels.name()).is_some_and(|name| name.series >= series_per_metric) {
             Some(Limit::SeriesPerMetric)
         } else if self.len() - self.own - self.overflow_series >= series {
             Some(Limit::Series)
         } else if self.label_bytes - self.own_bytes + labels.bytes() > bytes_max {
             Some(Limit::LabelBytes)
-        } else if stored >= series.saturating_mul(STORED_PER_SERIES)
-            || stored_bytes + labels.bytes() > bytes_max.saturating_mul(STORED_PER_SERIES)
-        {
+        } else if !self.has_room_in_store(labels, usage, STORED_PER_SERIES) {
             Some(Limit::StoredSeries)
         } else {
             None
         }
+    }
+
+    /// Whether the store may know these labels, where it may have so many series for each that there may be: what it knows takes no more.
+    fn has_room_in_store(&self, labels: &Labels, usage: Usage, per_series: usize) -> bool {
+        let series_max = self.limits.series.saturating_mul(per_series);
+        let bytes_max = series_max.saturating_mul(LABEL_BYTES_PER_SERIES);
+        let (stored, bytes) = self.stored;
+        let has_room = stored.saturating_sub(self.own) < series_max
+            && bytes.saturating_sub(self.own_bytes) + labels.bytes() <= bytes_max;
+        has_room || self.history.as_ref().is_some_and(|history| history.knows(labels, usage.kind()))
     }
 
     /// What the store knows: how many series, and the bytes of their labels. Until it says so again, each that begins is one more.
@@ -705,8 +723,11 @@ impl Registry {
         let is_new_name = !self.names.contains_key(name);
         let at = match self.find(&labels) {
             Some(at) => at,
-            // A name that has series may have one more; of names there are only so many.
-            None if is_new_name && self.overflow_series > self.limits.series / OVERFLOW_SHARE => {
+            // A name that has series may have one more; of names there are only so many, at once and in the store.
+            None if is_new_name
+                && (self.overflow_series > self.limits.series / OVERFLOW_SHARE
+                    || !self.has_room_in_store(&labels, usage, STORED_PER_SERIES + 1)) =>
+            {
                 return Err(Refusal::SeriesLimit);
             }
             None => self.begin(&labels, usage),
@@ -740,9 +761,14 @@ impl Registry {
         if limit == Limit::LabelValueBytes {
             return Overflow { limit, messages: 1, metric: name.to_owned(), label: long.to_owned(), values: 0 };
         }
+        if limit == Limit::StoredSeries
+            && let Some((metric, label, values)) = self.history.as_ref().and_then(Reader::widest)
+        {
+            return Overflow { limit, messages: 1, metric, label, values };
+        }
         let by_bytes = limit == Limit::LabelBytes;
         let mut metrics: HashMap<&str, usize, RandomState> = HashMap::default();
-        for (_, live) in self.lives().filter(|_| of_all) {
+        for (_, live) in self.lives().filter(|(_, live)| of_all && !live.is_own()) {
             *metrics.entry(live.labels.name()).or_default() += if by_bytes { live.labels.bytes() } else { 1 };
         }
         let widest = metrics.into_iter().max_by_key(|(_, weight)| *weight).map_or(name, |(metric, _)| metric);
@@ -1056,6 +1082,8 @@ impl Live {
         let mut earlier = None;
         if let Some(known) = known {
             self.id = known.id;
+            // The store has the writer of before, and of before a set was a gauge.
+            self.is_writer_changed |= self.usage.kind() == MetricKind::Gauge;
             match (&mut self.value, known.value) {
                 (LiveValue::Counter(total), Some(Value::Float(before))) if (*total + before).is_finite() => {
                     *total += before;

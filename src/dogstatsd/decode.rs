@@ -399,13 +399,11 @@ fn is_event(text: &[u8]) -> bool {
     let by_units = |text: &str, units_of: fn(char) -> usize| {
         fits(&|wanted| {
             let mut units = 0;
-            let mut starts = text.char_indices().chain([(text.len(), '\0')]);
-            let found = starts.find(|(_, c)| {
-                let is_it = units >= wanted;
-                units += units_of(*c) as u64;
-                is_it
+            let mut ends = text.char_indices().map(|(at, c)| {
+                units += units_of(c) as u64;
+                (at + c.len_utf8(), units)
             });
-            found.map(|(at, _)| at)
+            ends.find(|(_, units)| *units >= wanted).and_then(|(end, units)| (units == wanted).then_some(end))
         })
     };
     title > 0

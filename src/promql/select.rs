@@ -4,6 +4,8 @@
 //! buckets on the [`Ladder`]. This happens here, before any operator, so that everything else sees
 //! ordinary float series.
 
+use std::collections::BTreeMap;
+
 use super::QueryError;
 use super::deadline::Deadline;
 use crate::model::{AtMost, ExponentialHistogram, Labels, Ladder, METRIC_NAME, Sample, Value};
@@ -14,8 +16,11 @@ const PARTS: [(&str, Part); 3] = [("_count", Part::Count), ("_sum", Part::Sum), 
 /// The label of a classic bucket's upper bound.
 const LE: &str = "le";
 
-/// Visits what the matchers say, one series at a time: first what was recorded under that name, then what a histogram
-/// makes of it.
+/// After so long without a sample a series is no longer there, as to Prometheus.
+const SILENCE_MS: i64 = 300_000;
+
+/// Visits what the matchers say, one series at a time: what was recorded under that name, and what a histogram makes of it. A
+/// name may be the one after the other: then both are one series.
 pub(super) fn for_each(
     source: &dyn Select,
     ladder: &Ladder,
@@ -26,15 +31,40 @@ pub(super) fn for_each(
     let Some((base, part)) = classic_part(&selection.matchers) else {
         return source.for_each_while(selection, look, visit);
     };
-    let mut recorded: hashbrown::HashSet<Labels> = hashbrown::HashSet::new();
-    source.for_each_while(selection, look, &mut |series| {
-        recorded.insert(series.labels.clone());
-        visit(series)
+    if source.labels_while(selection, look)?.is_empty() {
+        return for_each_derived(source, ladder, selection, base, part, look, visit);
+    }
+    // Where one ends and the other begins is known if each value stands at every tick.
+    let selection = &Selection { repeats: true, ..selection.clone() };
+    let (mut derived, mut held) = (BTreeMap::new(), 0);
+    for_each_derived(source, ladder, selection, base, part, look, &mut |SelectedSeries { labels, samples }| {
+        held += samples.len();
+        derived.insert(labels, samples);
+        if held > selection.samples_max { Err(StoreError::TooManySamples(selection.samples_max)) } else { Ok(()) }
     })?;
-    for_each_derived(source, ladder, selection, base, part, look, &mut |series| {
-        // Where both exist, the recorded series is the truth.
-        if recorded.contains(&series.labels) { Ok(()) } else { visit(series) }
-    })
+    source.for_each_while(selection, look, &mut |SelectedSeries { labels, samples }| {
+        let samples = match derived.remove(&labels) {
+            Some(derived) => merged(samples, derived),
+            None => samples,
+        };
+        visit(SelectedSeries { labels, samples })
+    })?;
+    derived.into_iter().try_for_each(|(labels, samples)| visit(SelectedSeries { labels, samples }))
+}
+
+/// Samples of a recorded series and of one that a histogram makes. While both exist, the recorded one is the truth.
+fn merged(recorded: Vec<Sample>, derived: Vec<Sample>) -> Vec<Sample> {
+    let is_recorded = |time: i64| {
+        let before = recorded.partition_point(|sample| sample.timestamp_ms <= time).checked_sub(1);
+        let before = before.and_then(|at| recorded.get(at));
+        before.is_some_and(|before| !before.value.is_stale() && time - before.timestamp_ms <= SILENCE_MS)
+    };
+    let mut samples: Vec<Sample> = derived.into_iter().filter(|sample| !is_recorded(sample.timestamp_ms)).collect();
+    samples.extend(recorded);
+    // Where one ends as the other begins, it goes on.
+    samples.sort_by_key(|sample| (sample.timestamp_ms, sample.value.is_stale()));
+    samples.dedup_by_key(|sample| sample.timestamp_ms);
+    samples
 }
 
 /// The labels of what [`for_each`] would find, in any order, perhaps twice. Only for a classic name does it take a look at samples.

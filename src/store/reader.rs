@@ -1,6 +1,6 @@
 //! Reading: the samples of a series from all windows that have some, as one sample per tick.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::day::{Day, Summaries};
 use super::shared::{Index, OPEN_MAX, Shared};
 use super::window::{OpenWindow, SealedWindow, Windows, day_of};
 use super::{MatchOp, Matcher, Part, Select, SelectedSeries, Selection, StoreError};
-use crate::model::{Labels, METRIC_NAME, Sample, Value};
+use crate::model::{Labels, METRIC_NAME, MetricKind, Sample, Value};
 
 /// So many series, or so many samples, are read before they are visited, and the files are free in between.
 const SERIES_AT_ONCE: usize = 64;
@@ -31,6 +31,28 @@ struct Group {
 }
 
 impl Reader {
+    /// Whether a series of ticks has these labels and is of this kind, be it one that ended.
+    pub fn knows(&self, labels: &Labels, kind: MetricKind) -> bool {
+        self.shared.index.read().ticked(labels, kind).is_some()
+    }
+
+    /// The name with the most series, those that ended among them, and of its labels the one with the most values:
+    /// how many, of the newest 10,000 series.
+    pub fn widest(&self) -> Option<(String, String, usize)> {
+        const LOOKED_AT_MAX: usize = 10_000;
+        let index = self.shared.index.read();
+        let (name, ids) = index.by_name.iter().max_by_key(|(_, ids)| ids.len())?;
+        let mut values: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
+        for known in ids.iter().rev().take(LOOKED_AT_MAX).filter_map(|id| index.series.get(id)) {
+            for (label, value) in known.labels.iter().filter(|(label, _)| *label != METRIC_NAME) {
+                values.entry(label).or_default().insert(value);
+            }
+        }
+        let widest = values.iter().max_by_key(|(_, values)| values.len());
+        let (label, values) = widest.map_or(("", 0), |(label, values)| (*label, values.len()));
+        Some((name.clone(), label.to_owned(), values))
+    }
+
     fn matching(
         &self,
         selection: &Selection,
@@ -94,6 +116,9 @@ impl Select for Reader {
         look: &dyn Fn() -> Result<(), StoreError>,
     ) -> Result<Vec<Labels>, StoreError> {
         let groups = self.matching(selection, look)?;
+        if groups.is_empty() {
+            return Ok(Vec::new());
+        }
         let chunks = Chunks::of(&self.shared.windows.read(), &groups, selection);
         let index = self.shared.index.read();
         let is_ended = |id: u32| index.series.get(&id).is_none_or(|known| known.is_ended);
@@ -454,7 +479,8 @@ impl Snapshot {
         parts.retain(|part| !part.is_empty());
         let mut samples = if parts.len() == 1 { parts.pop().unwrap_or_default() } else { parts.concat() };
         if !samples.is_sorted_by(|a, b| a.timestamp_ms < b.timestamp_ms) {
-            samples.sort_by_key(|sample| sample.timestamp_ms); // stable: of equal times the first stays
+            // Stable: of equal times the first stays, unless it is the end of a series that goes on as another.
+            samples.sort_by_key(|sample| (sample.timestamp_ms, sample.value.is_stale()));
             samples.dedup_by_key(|sample| sample.timestamp_ms);
         }
         if samples.len() > selection.samples_max {

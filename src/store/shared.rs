@@ -46,7 +46,8 @@ pub(super) struct Index {
     pub(super) series: HashMap<u32, Known, RandomState>,
     /// The last writers of gauges and sets, apart: most series are neither.
     writers: HashMap<u32, Box<str>, RandomState>,
-    ticked: ByLabels,
+    /// By kind: a name may be one thing after another, and each comes back where it was.
+    ticked: [ByLabels; 3],
     /// Apart from those of ticks: a remote write never gets into a series that this collector counts.
     pub(super) written: ByLabels,
     pub(super) by_name: HashMap<String, Vec<u32>, RandomState>,
@@ -54,12 +55,20 @@ pub(super) struct Index {
     written_bytes: usize,
 }
 
+fn of_kind(ticked: &mut [ByLabels; 3], kind: MetricKind) -> &mut ByLabels {
+    let [counters, gauges, histograms] = ticked;
+    match kind {
+        MetricKind::Counter => counters,
+        MetricKind::Gauge => gauges,
+        MetricKind::Histogram => histograms,
+    }
+}
+
 impl Index {
     pub(super) fn insert(&mut self, id: u32, known: Known) {
-        let (by_labels, bytes) = if known.kind.is_some() {
-            (&mut self.ticked, &mut self.ticked_bytes)
-        } else {
-            (&mut self.written, &mut self.written_bytes)
+        let (by_labels, bytes) = match known.kind {
+            Some(kind) => (of_kind(&mut self.ticked, kind), &mut self.ticked_bytes),
+            None => (&mut self.written, &mut self.written_bytes),
         };
         let labels = known.labels.clone();
         *bytes += labels.bytes();
@@ -103,10 +112,9 @@ impl Index {
         for id in ids {
             let Some(known) = self.series.remove(id) else { continue };
             self.writers.remove(id);
-            let (by_labels, bytes) = if known.kind.is_some() {
-                (&mut self.ticked, &mut self.ticked_bytes)
-            } else {
-                (&mut self.written, &mut self.written_bytes)
+            let (by_labels, bytes) = match known.kind {
+                Some(kind) => (of_kind(&mut self.ticked, kind), &mut self.ticked_bytes),
+                None => (&mut self.written, &mut self.written_bytes),
             };
             *bytes -= known.labels.bytes();
             by_labels.remove(&known.labels, *id);
@@ -133,9 +141,15 @@ impl Index {
             && self.written_bytes + labels.bytes() <= WRITTEN_SERIES_MAX * WRITTEN_BYTES_PER_SERIES
     }
 
-    /// The series of ticks with these labels.
-    pub(super) fn ticked(&self, labels: &Labels) -> Option<u32> {
-        self.ticked.get(labels, |id| self.series.get(&id).map(|known| &known.labels))
+    /// The series of ticks with these labels and of this kind.
+    pub(super) fn ticked(&self, labels: &Labels, kind: MetricKind) -> Option<u32> {
+        let [counters, gauges, histograms] = &self.ticked;
+        let of_kind = match kind {
+            MetricKind::Counter => counters,
+            MetricKind::Gauge => gauges,
+            MetricKind::Histogram => histograms,
+        };
+        of_kind.get(labels, |id| self.series.get(&id).map(|known| &known.labels))
     }
 
     /// The written series with these labels.

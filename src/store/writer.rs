@@ -599,12 +599,9 @@ impl Store {
     /// The head cannot be read.
     pub fn find(&self, labels: &Labels, kind: MetricKind) -> Result<Option<KnownSeries>, StoreError> {
         let index = self.shared.index.read();
-        let Some((id, known)) = index.ticked(labels).and_then(|id| Some((id, index.series.get(&id)?))) else {
+        let Some((id, known)) = index.ticked(labels, kind).and_then(|id| Some((id, index.series.get(&id)?))) else {
             return Ok(None);
         };
-        if known.kind != Some(kind) {
-            return Ok(None);
-        }
         let settling = || {
             let levels = self.settling.iter().rev().flat_map(|(levels, _)| levels);
             levels.filter(|level| level.id == id).find_map(|level| level.value.clone())

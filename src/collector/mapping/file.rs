@@ -362,7 +362,7 @@ fn told(error: &Error, text: &str) -> MappingError {
         Error::MultipleDocuments { .. } => "a second document: want one".to_owned(),
         error => {
             let found = one_line(&error.to_string());
-            if (found.contains(" tab") || found.starts_with("tabs "))
+            if (found.contains("found a tab") || found.starts_with("tabs "))
                 && let Some(tab) = told_tab(text, location.map_or(1, |at| at.line()))
             {
                 return tab;

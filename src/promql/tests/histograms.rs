@@ -77,6 +77,32 @@ fn a_recorded_series_wins_over_a_derived_one_and_its_end_is_theirs() {
 }
 
 #[test]
+fn a_name_that_was_recorded_and_then_a_part_of_a_histogram_is_one_series_and_the_other_way_round() {
+    let float = |value: f64| Value::Float(value);
+    let engine = Memory::default()
+        .with(&[("__name__", "k_count")], [(0, float(7.0)), (10, float(9.0)), (20, Value::stale())])
+        .with(
+            &[("__name__", "k")],
+            [(20, histogram_of(&[])), (30, histogram_of(&[1.0, 2.0])), (40, histogram_of(&[1.0, 2.0, 3.0]))],
+        )
+        .with(&[("__name__", "h")], [(0, histogram_of(&[1.0])), (10, Value::stale())])
+        .with(&[("__name__", "h_count")], [(10, float(0.0)), (20, float(5.0)), (400, float(6.0))])
+        .with(&[("__name__", "h_bucket"), ("le", "1.0")], [(100, float(3.0))])
+        .engine();
+    let at = |expression: &str, times: &[i64]| -> Vec<String> {
+        times.iter().map(|time| ask(&engine, expression, *time).join(";")).collect()
+    };
+    assert_eq!(at("k_count", &[5, 15, 20, 35, 40]), ["k_count 7", "k_count 9", "k_count 0", "k_count 2", "k_count 3"]);
+    assert_eq!(at("count_over_time(k_count[1m])", &[40]), ["{} 5"]);
+    assert_eq!(at("increase(k_count[20s1ms])", &[40]), ["{} 3"]);
+    assert_eq!(at("last_over_time(k_count[35s])", &[40]), ["k_count 3"]);
+    assert_eq!(at("h_count", &[5, 10, 30]), ["h_count 1", "h_count 0", "h_count 5"]);
+    assert_eq!(at("count_over_time(h_count[1m])", &[30]), ["{} 3"]);
+    assert_eq!(at("h_bucket{le=\"1.0\"}", &[5, 10, 100]), ["h_bucket{le=\"1.0\"} 1", "", "h_bucket{le=\"1.0\"} 3"]);
+    assert_eq!(at("count(h_bucket)", &[5, 100]), ["{} 36", "{} 1"]);
+}
+
+#[test]
 fn histograms_have_rates() {
     let engine = histograms();
     assert_eq!(ask(&engine, "histogram_count(increase(h{api=\"a\"}[20s]))", 10), ["{api=\"a\"} 2"]);
