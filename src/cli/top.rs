@@ -13,8 +13,8 @@ use super::query_url::QueryUrl;
 use crate::http::{TOP_LIMIT_MAX, TOP_SECONDS_MAX};
 use crate::overview::{Ask as _, Table, printable};
 
-/// How long the answer may take beyond the time to count; another may be counting.
-const GRACE: Duration = Duration::from_secs(70);
+/// How long the answer may take beyond the time to count.
+const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct TopArgs {

@@ -94,7 +94,8 @@ pub struct Dropped {
 
 impl Intake {
     /// An intake for `registry`.
-    pub fn new(registry: Registry, now_ms: i64) -> Self {
+    pub fn new(mut registry: Registry, now_ms: i64) -> Self {
+        registry.resume(now_ms);
         let mut senders = Senders::default();
         registry.writers().for_each(|writer| senders.expect(writer, now_ms));
         Self {
@@ -197,16 +198,16 @@ impl Intake {
         }
     }
 
-    /// Counts the messages of each series from now on.
-    pub fn begin_count(&self) {
+    /// Counts the messages of each series from now on; what this gives is to be given back to [`Intake::end_count`].
+    pub fn begin_count(&self) -> Vec<u64> {
         self.gather(); // what came before
-        self.lock().registry.begin_count();
+        self.lock().registry.begin_count()
     }
 
-    /// Ends that: the series with messages, and how many.
-    pub fn end_count(&self) -> Vec<(Labels, MetricKind, u64)> {
+    /// Ends that: the series with messages since, and how many.
+    pub fn end_count(&self, before: &[u64]) -> Vec<(Labels, MetricKind, u64)> {
         self.gather();
-        self.lock().registry.end_count()
+        self.lock().registry.end_count(before)
     }
 
     fn hand_over(&self, parts: Vec<Part>) {
@@ -558,6 +559,9 @@ mod tests {
             format!("cortex_client_payload_sequence:1.5|g|#client_id:{id}"),
             format!("cortex_client_payload_sequence:1|g|#client_id:{}", "z".repeat(16)),
             "cortex_client_payload_sequence:1|g|#client_id:+0000000000000aa".to_owned(),
+            format!("cortex_client_payload_sequence#client_id={id}:1|g"),
+            format!("cortex_client_payload_sequence[client_id={id}]:1|g"),
+            format!("cortex.client.payload_sequence:1|g|#client_id:{id}"),
             "cortex_client_payload_sequence:1|g".to_owned(),
         ] {
             intake.datagram(text.as_bytes(), 0);
@@ -568,7 +572,7 @@ mod tests {
             intake.datagram(text.as_bytes(), 5);
         }
         let state = intake.lock();
-        assert_eq!((state.totals.dropped["bad_header"].count, state.registry.len()), (14, 1));
+        assert_eq!((state.totals.dropped["bad_header"].count, state.registry.len()), (20, 1));
         let clients: Vec<_> = state.senders.status().iter().map(|s| (s.client_id, s.payloads)).collect();
         assert_eq!(clients, [(0xaa, 5)]);
         assert_eq!(state.registry.writers().collect::<Vec<_>>(), [0xaa]);

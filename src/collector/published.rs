@@ -179,6 +179,7 @@ mod tests {
             kind: MetricKind::Gauge,
             start_ms: 5,
             value,
+            last_ms: 5,
             writer: String::new(),
         };
         let series = vec![series("a", Value::stale()), series("bb", Value::Float(1.0))];

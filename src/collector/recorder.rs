@@ -650,6 +650,43 @@ mod tests {
     }
 
     #[test]
+    fn silence_goes_on_across_restarts_and_does_not_grow_while_nobody_listens() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = |now_ms| {
+            let limits = Limits { series_expiry_ms: 60_000, gauge_expiry_ms: Some(60_000), ..Limits::default() };
+            worker_with(dir.path(), now_ms, limits, "")
+        };
+        let seen = |worker: &Worker| ["c", "h", "g"].map(|name| worker.published.snapshot().series(name).count());
+        let mut worker = start(START_MS);
+        worker.receive("c:5|c\nh:2|h\ng:1|g");
+        let mut now_ms = START_MS;
+        let mut go_on = |worker: &mut Worker, ticks: u32| {
+            for _ in 0..ticks {
+                now_ms += 10_000;
+                worker.tick_at(now_ms);
+            }
+            now_ms
+        };
+        for _ in 0..2 {
+            let now_ms = go_on(&mut worker, 3);
+            assert_eq!(seen(&worker), [1, 1, 1]);
+            drop(worker);
+            worker = start(now_ms);
+        }
+        go_on(&mut worker, 3);
+        assert_eq!(seen(&worker), [0, 0, 0], "none of the three was up for a minute");
+        // An hour without a collector.
+        worker.receive("c:1|c\nh:2|h\ng:2|g");
+        let now_ms = go_on(&mut worker, 1) + 3_600_000;
+        drop(worker);
+        let mut worker = start(now_ms);
+        (1..=5).for_each(|tick| worker.tick_at(now_ms + tick * 10_000));
+        assert_eq!(seen(&worker), [1, 1, 1]);
+        (6..=8).for_each(|tick| worker.tick_at(now_ms + tick * 10_000));
+        assert_eq!(seen(&worker), [0, 0, 0]);
+    }
+
+    #[test]
     fn every_metric_of_its_own_has_help() {
         let dir = tempfile::tempdir().unwrap();
         let limits = Limits { series_per_metric: 1, ..Limits::default() };

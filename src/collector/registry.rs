@@ -14,9 +14,9 @@ use foldhash::fast::RandomState;
 use super::mapping::{Found, Mapping, MetricType, Named, OVERFLOW_LABEL, metric_name, series_of};
 use super::senders::Senders;
 use super::shard::{Gathered, Part, Write, check};
-use crate::dogstatsd::{Message, MessageType};
+use crate::dogstatsd::{HEADER_NAME, Message, MessageType};
 use crate::exposition::{help, own_kind};
-use crate::model::{ByLabels, ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value};
+use crate::model::{ByLabels, ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value, values_by_label};
 use crate::store::{Earlier, Known, Reader, Restored, StartedSeries, Tick};
 
 /// The longest name with tags that becomes a series of its own, in bytes.
@@ -99,6 +99,11 @@ pub enum Refusal {
     /// The value, or what it would make of the total, is not finite.
     #[error("the total would not be finite")]
     NotFinite,
+    /// The name is that of the header, and it is none: [`Header`] says what is.
+    #[error(
+        "{HEADER_NAME} is a gauge with a whole number from 1 and the tag client_id of 16 hexadecimal digits, nothing else"
+    )]
+    BadHeader,
     /// The name is too long.
     #[error("the name takes more than {NAME_BYTES_MAX} bytes")]
     TooLong,
@@ -112,7 +117,7 @@ pub enum Refusal {
     #[error("the references in the mapping's name have nothing to refer to")]
     MappedToNothing,
     /// There are too many series, and too many names among them.
-    #[error("there are as many series as --series-max allows, and as many names beyond it; is a name made of data?")]
+    #[error("a limit of series is met, and there are as many names beyond it as may be; is a name made of data?")]
     SeriesLimit,
 }
 
@@ -122,6 +127,7 @@ impl Refusal {
         match self {
             Self::TypeConflict { .. } | Self::PartOfHistogram => "type_conflict",
             Self::ReservedName => "reserved_name",
+            Self::BadHeader => "bad_header",
             Self::NegativeCounter => "negative_counter",
             Self::NotFinite => "total_not_finite",
             Self::TooLong => "too_long",
@@ -342,6 +348,14 @@ struct Name {
     usage: Usage,
     /// How many series it has in the registry.
     series: usize,
+    /// Whether one of them is for what is beyond a limit.
+    has_overflow: bool,
+}
+
+impl Name {
+    fn is_overflow_alone(&self) -> bool {
+        self.has_overflow && self.series == 1
+    }
 }
 
 /// What a shard gathered, if the total of its series would not be finite with it.
@@ -376,6 +390,8 @@ pub struct Registry {
     stored: (usize, usize),
     overflows: BTreeMap<String, Overflow>,
     overflow_series: usize,
+    /// Names that have nothing but such a series.
+    overflow_names: usize,
     /// By limit.
     overflow_messages: BTreeMap<&'static str, u64>,
     /// By name and refused type.
@@ -383,8 +399,9 @@ pub struct Registry {
     now_ms: i64,
     /// How often series began to be let go.
     expiries: u32,
-    /// The messages by place, while somebody has them counted.
-    counted: Option<Vec<u64>>,
+    /// The messages by place, while somebody has them counted, and how many do.
+    counted: Vec<u64>,
+    counting: usize,
 }
 
 /// A number that was not given yet; the store refuses those that are too great.
@@ -426,11 +443,13 @@ impl Registry {
             stored: (0, 0),
             overflows: BTreeMap::new(),
             overflow_series: 0,
+            overflow_names: 0,
             overflow_messages: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             now_ms: restored.last_tick_ms.unwrap_or(0),
             expiries: 0,
-            counted: None,
+            counted: Vec::new(),
+            counting: 0,
         };
         for series in restored.series {
             registry.add_stored(&series.labels);
@@ -451,6 +470,7 @@ impl Registry {
             let at = registry.insert(series.id, &series.labels, usage, value);
             if let Some(live) = registry.live_mut(at) {
                 live.set_writer(writer);
+                live.changed_ms = series.last_ms;
                 live.is_new = false;
             }
             if is_changed {
@@ -487,6 +507,12 @@ impl Registry {
         self.mapping.as_ref()
     }
 
+    /// Goes on at `now_ms`. That nobody was heard while no collector listened is not their silence.
+    pub(super) fn resume(&mut self, now_ms: i64) {
+        let away_ms = now_ms.saturating_sub(self.now_ms).max(0);
+        self.series.iter_mut().flatten().for_each(|live| live.changed_ms = live.changed_ms.saturating_add(away_ms));
+    }
+
     fn live_mut(&mut self, at: u32) -> Option<&mut Live> {
         self.series.get_mut(at as usize)?.as_mut()
     }
@@ -521,11 +547,16 @@ impl Registry {
             self.own_bytes += labels.bytes();
         }
         self.label_bytes += labels.bytes();
-        self.overflow_series += usize::from(live.is_overflow());
-        self.names.entry(labels.name().into()).or_insert(Name { usage, series: 0 }).series += 1;
+        let is_overflow = live.is_overflow();
+        self.overflow_series += usize::from(is_overflow);
+        let name = self.names.entry(labels.name().into()).or_insert(Name { usage, series: 0, has_overflow: false });
+        self.overflow_names -= usize::from(name.is_overflow_alone());
+        name.series += 1;
+        name.has_overflow |= is_overflow;
+        self.overflow_names += usize::from(name.is_overflow_alone());
         let at = self.free.pop().unwrap_or(self.series.len() as u32);
         // What was counted here was another's.
-        if let Some(count) = self.counted.as_mut().and_then(|counted| counted.get_mut(at as usize)) {
+        if let Some(count) = self.counted.get_mut(at as usize) {
             *count = 0;
         }
         match self.series.get_mut(at as usize) {
@@ -545,10 +576,14 @@ impl Registry {
             self.own_bytes -= live.labels.bytes();
         }
         self.label_bytes -= live.labels.bytes();
-        self.overflow_series -= usize::from(live.is_overflow());
+        let is_overflow = live.is_overflow();
+        self.overflow_series -= usize::from(is_overflow);
         // A name is free when nobody has it any more, whatever the store still has of it.
         if let Some(name) = self.names.get_mut(live.labels.name()) {
+            self.overflow_names -= usize::from(name.is_overflow_alone());
             name.series -= 1;
+            name.has_overflow &= !is_overflow;
+            self.overflow_names += usize::from(name.is_overflow_alone());
             if name.series == 0 {
                 self.names.remove(live.labels.name());
             }
@@ -625,6 +660,9 @@ impl Registry {
         }
         if labels.name().starts_with(OWN_PREFIX) {
             return Err(Refusal::ReservedName);
+        }
+        if labels.name() == HEADER_NAME {
+            return Err(Refusal::BadHeader); // spelled otherwise, or mapped to it
         }
         if let Some(conflict) = self.conflict(labels.name(), usage) {
             return Err(self.refuse(labels.name(), conflict));
@@ -725,7 +763,7 @@ impl Registry {
             Some(at) => at,
             // A name that has series may have one more; of names there are only so many, at once and in the store.
             None if is_new_name
-                && (self.overflow_series > self.limits.series / OVERFLOW_SHARE
+                && (self.overflow_names > self.limits.series / OVERFLOW_SHARE
                     || !self.has_room_in_store(&labels, usage, STORED_PER_SERIES + 1)) =>
             {
                 return Err(Refusal::SeriesLimit);
@@ -772,12 +810,8 @@ impl Registry {
             *metrics.entry(live.labels.name()).or_default() += if by_bytes { live.labels.bytes() } else { 1 };
         }
         let widest = metrics.into_iter().max_by_key(|(_, weight)| *weight).map_or(name, |(metric, _)| metric);
-        let mut values: BTreeMap<&str, HashSet<&str, RandomState>> = BTreeMap::new();
-        for (_, live) in self.lives().filter(|(_, live)| live.labels.name() == widest) {
-            for (label, value) in live.labels.iter().filter(|(label, _)| *label != METRIC_NAME) {
-                values.entry(label).or_default().insert(value);
-            }
-        }
+        let of_widest = self.lives().map(|(_, live)| &live.labels).filter(|labels| labels.name() == widest);
+        let values = values_by_label(of_widest);
         let weight = |values: &HashSet<&str, RandomState>| {
             if by_bytes { values.iter().map(|value| value.len()).sum() } else { values.len() }
         };
@@ -904,25 +938,37 @@ impl Registry {
         Ok(())
     }
 
-    /// Counts the messages of each series from now on.
-    pub(super) fn begin_count(&mut self) {
-        self.counted = Some(Vec::new());
+    /// Counts the messages of each series from now on; gives what was counted for others so far.
+    pub(super) fn begin_count(&mut self) -> Vec<u64> {
+        self.counting += 1;
+        self.counted.clone()
     }
 
-    /// Ends that: the series with messages, and how many.
-    pub(super) fn end_count(&mut self) -> Vec<(Labels, MetricKind, u64)> {
-        let counted = self.counted.take().unwrap_or_default();
-        let counts = counted.into_iter().zip(&self.series).filter(|(count, _)| *count > 0);
-        counts.filter_map(|(count, live)| live.as_ref().map(|l| (l.labels.clone(), l.usage.kind(), count))).collect()
+    /// The series with messages since then, and how many. The last one ends the counting.
+    pub(super) fn end_count(&mut self, before: &[u64]) -> Vec<(Labels, MetricKind, u64)> {
+        let counts = self.counted.iter().zip(before.iter().chain(std::iter::repeat(&0)));
+        // A place that became another's meanwhile began anew.
+        let counts = counts.map(|(now, before)| now.checked_sub(*before).unwrap_or(*now));
+        let counted = counts.zip(&self.series).filter(|(count, _)| *count > 0);
+        let counted = counted
+            .filter_map(|(count, live)| live.as_ref().map(|live| (live.labels.clone(), live.usage.kind(), count)))
+            .collect();
+        self.counting -= 1;
+        if self.counting == 0 {
+            self.counted = Vec::new();
+        }
+        counted
     }
 
     #[inline]
     fn count(&mut self, at: u32, messages: u64) {
-        let Some(counted) = &mut self.counted else { return };
-        if counted.len() <= at as usize {
-            counted.resize(self.series.len(), 0);
+        if self.counting == 0 {
+            return;
         }
-        if let Some(count) = counted.get_mut(at as usize) {
+        if self.counted.len() <= at as usize {
+            self.counted.resize(self.series.len(), 0);
+        }
+        if let Some(count) = self.counted.get_mut(at as usize) {
             *count += messages;
         }
     }
@@ -1304,12 +1350,12 @@ mod tests {
             is_own(r#"c{cortex_overflow="true"} 7"#) && is_own(r#"h{cortex_overflow="true"} count 7 sum 42"#),
             "{got:?}"
         );
-        // All series together are too many, whatever their name; what is there goes on.
+        // All series together are too many, whatever their name, and one name more than a tenth of six; what is there goes on.
         assert_eq!(
             apply(&intake, "g:7|g|#a:1\ng:8|g|#a:2\ns:x|s\ns:y|s|#a:1\nc:1|c|#zone:a,user:0"),
-            [Some("series_limit"), Some("series_limit"), Some("series_limit"), Some("series_limit"), None]
+            [None, None, Some("series_limit"), Some("series_limit"), None]
         );
-        assert_eq!(changes(&intake), [r#"c{user="0", zone="a"} 2"#]);
+        assert_eq!(changes(&intake), [r#"c{user="0", zone="a"} 2"#, r#"g{cortex_overflow="true"} 8"#]);
         let state = intake.lock();
         let overflow = &state.registry.overflows()["c"];
         assert_eq!((overflow.limit, overflow.messages), (Limit::SeriesPerMetric, 7));
@@ -1329,6 +1375,50 @@ mod tests {
         let state = intake.lock();
         let overflow = &state.registry.overflows()["m"];
         assert_eq!((overflow.limit, overflow.label.as_str(), overflow.values), (Limit::LabelValueBytes, "a", 0));
+    }
+
+    #[test]
+    fn only_names_that_have_nothing_else_are_too_many_beyond_a_limit() {
+        let intake = limited(Limits { series: 20, gauge_expiry_ms: Some(1), ..Limits::default() });
+        let long = "v".repeat(3000);
+        for name in 0..10 {
+            let text = format!("n{name}:1|c\nn{name}:1|c|#u:{long}");
+            assert_eq!(apply(&intake, &text), [None; 2]);
+        }
+        let alone = |names: std::ops::Range<u32>| -> Vec<Option<&str>> {
+            names.flat_map(|name| apply(&intake, &format!("m{name}:1|g|#u:{long}"))).collect()
+        };
+        assert_eq!(alone(0..5), [None, None, None, Some("series_limit"), Some("series_limit")]);
+        assert_eq!(apply(&intake, "m0:2|g"), [None], "it has another one now");
+        assert_eq!(alone(3..5), [None, Some("series_limit")]);
+        // Gone with their gauges, and room for others.
+        tick(&intake, 1000);
+        intake.lock().registry.end_gauges(&Senders::default(), 2000);
+        tick(&intake, 3000);
+        intake.expire(&mut tick(&intake, 3000 + ENDED_KEPT_MS + 1));
+        assert_eq!(intake.lock().registry.overflow_names, 0);
+        assert_eq!(alone(5..9), [None, None, None, Some("series_limit")]);
+    }
+
+    #[test]
+    fn messages_are_counted_for_each_who_asks_and_by_nobody_else() {
+        let intake = intake();
+        let counts = |counted: Vec<(Labels, MetricKind, u64)>| -> Vec<(String, u64)> {
+            counted.into_iter().map(|(labels, _, count)| (labels.to_string(), count)).collect()
+        };
+        let of = |a: u64, g: u64| vec![("a".to_owned(), a), ("g".to_owned(), g)];
+        apply(&intake, "a:1|c\ng:1|g");
+        assert!(intake.lock().registry.counted.is_empty());
+        let first = intake.begin_count();
+        apply(&intake, "a:1:2|c\na:1|c\ng:1|g\na:1|g");
+        let second = intake.begin_count();
+        apply(&intake, "a:1|c\ng:1|g\ng:2|g");
+        assert_eq!(counts(intake.end_count(&second)), of(1, 2));
+        apply(&intake, "a:1|c");
+        assert_eq!(counts(intake.end_count(&first)), of(4, 3));
+        assert!(intake.lock().registry.counted.is_empty(), "the last one ends it");
+        apply(&intake, "a:1|c");
+        assert!(intake.lock().registry.counted.is_empty());
     }
 
     #[test]
@@ -1510,6 +1600,7 @@ mod tests {
                 kind: started.kind,
                 start_ms: started.start_ms,
                 value: sample.1.clone(),
+                last_ms: tick.timestamp_ms,
                 writer: writer.1.clone(),
             }
         });
@@ -1530,6 +1621,7 @@ mod tests {
             kind,
             start_ms: 1,
             value,
+            last_ms: 5,
             writer: "00000000000000ff".to_owned(),
         };
         let restored = Restored {

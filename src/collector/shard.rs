@@ -63,10 +63,6 @@ pub(super) enum Why {
     Refused(#[from] Refusal),
     #[error("the datagram is too long, its last message was cut off")]
     Truncated,
-    #[error(
-        "{HEADER_NAME} is a gauge with a number from 1 and the tag client_id of 16 hexadecimal digits, nothing else"
-    )]
-    BadHeader,
 }
 
 impl Why {
@@ -76,7 +72,6 @@ impl Why {
             Self::Unreadable(error) => error.as_str(),
             Self::Refused(refusal) => refusal.as_str(),
             Self::Truncated => "truncated",
-            Self::BadHeader => "bad_header",
         }
     }
 }
@@ -235,7 +230,7 @@ impl Shard {
                 let op = match message {
                     // Never a series: what is routed is not looked at for what it says.
                     Ok(message) if message.name == HEADER_NAME.as_bytes() => {
-                        header_of(&message).map(|header| Some(Op::From(Some(header)))).ok_or(Why::BadHeader)
+                        header_of(&message).map(|header| Some(Op::From(Some(header)))).ok_or(Refusal::BadHeader.into())
                     }
                     Ok(message) => self.message(message, line),
                     Err(error) => Err(error.into()),

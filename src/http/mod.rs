@@ -65,8 +65,8 @@ pub struct App {
     queries_max: usize,
     /// The pages of other origins that may ask the query API; `None`: those of none.
     cors_origin: Option<HeaderValue>,
-    /// Held by whoever has messages counted.
-    counting: Arc<tokio::sync::Mutex<()>>,
+    /// One for each who may have messages counted.
+    counting: Arc<Semaphore>,
     /// The clock of the intake.
     steady: Clock,
     /// A collector whose newest tick is older is not well.
@@ -105,7 +105,7 @@ impl App {
             receiver: None,
             queries_max: api::QUERIES_MAX,
             cors_origin: None,
-            counting: Arc::default(),
+            counting: permits(top::COUNTING_MAX),
             steady: Clock::steady(),
             tick_age_max: Duration::from_secs(30),
         }

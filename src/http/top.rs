@@ -3,7 +3,7 @@
 //! Messages are counted by metric while somebody asks, and not otherwise: a count kept for each series all the time would cost each of
 //! them memory, and each message of a gauge one more look at it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,14 @@ use serde_json::{Value, json};
 use super::App;
 use super::api::{ApiError, Params, answer};
 use crate::collector::Intake;
-use crate::model::{METRIC_NAME, MetricKind, Snapshot};
+use crate::model::{Labels, MetricKind, Snapshot, values_by_label};
 
 /// The longest time to count.
-pub(crate) const SECONDS_MAX: f64 = 60.0;
+pub(crate) const SECONDS_MAX: usize = 60;
 /// The most metrics to tell of.
 pub(crate) const LIMIT_MAX: usize = 1000;
+/// So many have messages counted at once.
+pub(super) const COUNTING_MAX: usize = 16;
 
 /// One metric.
 #[derive(Debug)]
@@ -31,39 +33,53 @@ struct Row<'a> {
     messages: u64,
 }
 
-/// Counts as long as it lives, also if whoever asked goes away.
-struct Counting(Arc<Intake>);
+/// Somebody has messages counted, until it ends or whoever asked goes away.
+struct Counting {
+    intake: Arc<Intake>,
+    before: Option<Vec<u64>>,
+}
+
+impl Counting {
+    fn begin(intake: &Arc<Intake>) -> Self {
+        Self { before: Some(intake.begin_count()), intake: Arc::clone(intake) }
+    }
+
+    fn end(mut self) -> Vec<(Labels, MetricKind, u64)> {
+        self.before.take().map_or_else(Vec::new, |before| self.intake.end_count(&before))
+    }
+}
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        self.0.end_count();
+        if let Some(before) = self.before.take() {
+            self.intake.end_count(&before);
+        }
     }
 }
 
 /// Counts the messages of each metric for `seconds` (10), and gives the `limit` (20) metrics with the most messages (`by`) or the most
 /// series, each with the label that has the most values.
 pub(super) async fn status(State(app): State<App>, params: Params) -> Result<Response, ApiError> {
-    let number = |name: &str, default: f64, most: f64| match params.get(name).map(str::parse::<f64>) {
+    let number = |name: &str, default: usize, most: usize| match params.get(name).map(str::parse::<usize>) {
         None => Ok(default),
-        Some(Ok(number)) if number > 0.0 && number <= most => Ok(number),
-        Some(_) => Err(ApiError::invalid(name, &format!("want a number above 0, at most {most}"))),
+        Some(Ok(number)) if (1..=most).contains(&number) => Ok(number),
+        Some(_) => Err(ApiError::invalid(name, &format!("want a whole number from 1 to {most}"))),
     };
-    let wanted = Duration::from_secs_f64(number("seconds", 10.0, SECONDS_MAX)?);
-    let limit = number("limit", 20.0, LIMIT_MAX as f64)? as usize;
+    let wanted = Duration::from_secs(number("seconds", 10, SECONDS_MAX)? as u64);
+    let limit = number("limit", 20, LIMIT_MAX)?;
     let by_series = match params.get("by").unwrap_or("messages") {
         "messages" => false,
         "series" => true,
         _ => return Err(ApiError::invalid("by", "want messages or series")),
     };
-    // Whoever comes meanwhile counts anew afterwards.
-    let _turn = app.counting.lock().await;
-    let counting = Counting(Arc::clone(&app.intake));
-    app.intake.begin_count();
+    let Ok(_permit) = app.counting.try_acquire() else {
+        return Err(ApiError::unavailable(format!("{COUNTING_MAX} others have messages counted already")));
+    };
+    let counting = Counting::begin(&app.intake);
     let began = Instant::now();
     tokio::time::sleep(wanted).await;
-    let counted = app.intake.end_count();
+    let counted = counting.end();
     let seconds = began.elapsed().as_secs_f64();
-    drop(counting);
     let snapshot = app.published.snapshot();
     // All labels are looked at, which takes some 10 ms with very many.
     let made = tokio::task::spawn_blocking(move || {
@@ -109,12 +125,7 @@ fn top(mut rows: Vec<Row<'_>>, by_series: bool, limit: usize) -> Vec<Row<'_>> {
 
 impl Row<'_> {
     fn json(&self, snapshot: &Snapshot) -> Value {
-        let mut values: BTreeMap<&str, HashSet<&str, RandomState>> = BTreeMap::new();
-        for series in snapshot.series(self.name) {
-            for (label, value) in series.labels.iter().filter(|(label, _)| *label != METRIC_NAME) {
-                values.entry(label).or_default().insert(value);
-            }
-        }
+        let values = values_by_label(snapshot.series(self.name).map(|series| &series.labels));
         let widest = values.iter().max_by_key(|(_, values)| values.len());
         json!({
             "metric": self.name,
@@ -130,7 +141,7 @@ impl Row<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Labels, PublishedSeries};
+    use crate::model::{METRIC_NAME, PublishedSeries};
 
     #[test]
     fn the_most_come_first_and_what_has_nothing_is_left_out() {

@@ -1,9 +1,11 @@
 //! A series' name and labels: sorted, without duplicates, cheap to clone.
 
 use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use arcstr::ArcStr;
+use foldhash::fast::RandomState;
 
 /// The label that holds a series' name, as in Prometheus.
 pub const METRIC_NAME: &str = "__name__";
@@ -97,6 +99,17 @@ impl Labels {
     pub fn with(&self, name: &str, value: &str) -> Self {
         Self::from_pairs(std::iter::once((name, value)).chain(self.iter().filter(|(n, _)| *n != name)))
     }
+}
+
+/// The different values of each label of these series, their names left out.
+pub fn values_by_label<'a>(
+    series: impl IntoIterator<Item = &'a Labels>,
+) -> BTreeMap<&'a str, HashSet<&'a str, RandomState>> {
+    let mut values: BTreeMap<&str, HashSet<&str, RandomState>> = BTreeMap::new();
+    for (label, value) in series.into_iter().flat_map(Labels::iter).filter(|(label, _)| *label != METRIC_NAME) {
+        values.entry(label).or_default().insert(value);
+    }
+    values
 }
 
 /// Bits of a length that one character holds.

@@ -13,7 +13,7 @@ mod snapshot;
 pub use by_labels::ByLabels;
 pub use histogram::{Bucket, BucketSpan, ExponentialHistogram, SCHEMA_DEFAULT, SCHEMA_MAX, SCHEMA_MIN, ZERO_THRESHOLD};
 pub(crate) use histogram::{index_of, upper_bound};
-pub use labels::{Labels, METRIC_NAME};
+pub use labels::{Labels, METRIC_NAME, values_by_label};
 pub use ladder::{AtMost, Ladder, classic_le, format_float};
 pub use sample::{MetricKind, Sample, SeriesId, Value};
 pub use snapshot::{Family, Place, PublishedSeries, Snapshot};

@@ -97,9 +97,14 @@ impl Table {
     }
 }
 
-/// Text from outside for a terminal: control characters, which could move its cursor, are escaped.
+/// Text from outside for a terminal: characters that could move its cursor, end a line or turn its direction are escaped.
 pub fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    const TURNS: [char; 14] = [
+        '\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}',
+        '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
+    ];
+    let is_safe = |c: char| !c.is_control() && !TURNS.contains(&c);
+    text.chars().flat_map(|c| if is_safe(c) { vec![c] } else { c.escape_default().collect() }).collect()
 }
 
 /// How long ago, in the largest whole unit: `12s`, `17m`, `1h`, `3d`.
@@ -149,6 +154,12 @@ mod tests {
             responses: [("200".to_owned(), 1223)].into(),
             endpoint: None,
         }
+    }
+
+    #[test]
+    fn what_turns_or_breaks_a_line_is_escaped() {
+        let got = printable("a\x1b[31m\n\u{202e}b\u{2028}c\u{2066}é😀");
+        assert_eq!(got, "a\\u{1b}[31m\\n\\u{202e}b\\u{2028}c\\u{2066}é😀");
     }
 
     #[test]

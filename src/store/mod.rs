@@ -112,6 +112,8 @@ pub struct RestoredSeries {
     pub start_ms: i64,
     /// Its last committed value.
     pub value: Value,
+    /// When that was, in milliseconds since the Unix epoch; once a day every value is committed anew.
+    pub last_ms: i64,
     /// For a gauge, the id of its last writer; empty if that one does not name itself.
     pub writer: String,
 }

@@ -1,6 +1,6 @@
 //! Reading: the samples of a series from all windows that have some, as one sample per tick.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::day::{Day, Summaries};
 use super::shared::{Index, OPEN_MAX, Shared};
 use super::window::{OpenWindow, SealedWindow, Windows, day_of};
 use super::{MatchOp, Matcher, Part, Select, SelectedSeries, Selection, StoreError};
-use crate::model::{Labels, METRIC_NAME, MetricKind, Sample, Value};
+use crate::model::{Labels, METRIC_NAME, MetricKind, Sample, Value, values_by_label};
 
 /// So many series, or so many samples, are read before they are visited, and the files are free in between.
 const SERIES_AT_ONCE: usize = 64;
@@ -42,12 +42,8 @@ impl Reader {
         const LOOKED_AT_MAX: usize = 10_000;
         let index = self.shared.index.read();
         let (name, ids) = index.by_name.iter().max_by_key(|(_, ids)| ids.len())?;
-        let mut values: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
-        for known in ids.iter().rev().take(LOOKED_AT_MAX).filter_map(|id| index.series.get(id)) {
-            for (label, value) in known.labels.iter().filter(|(label, _)| *label != METRIC_NAME) {
-                values.entry(label).or_default().insert(value);
-            }
-        }
+        let newest = ids.iter().rev().take(LOOKED_AT_MAX).filter_map(|id| index.series.get(id));
+        let values = values_by_label(newest.map(|known| &known.labels));
         let widest = values.iter().max_by_key(|(_, values)| values.len());
         let (label, values) = widest.map_or(("", 0), |(label, values)| (*label, values.len()));
         Some((name.clone(), label.to_owned(), values))

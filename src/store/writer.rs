@@ -779,7 +779,8 @@ impl Replay {
             .iter()
             .filter_map(|(id, known)| {
                 // A series of which there is no sample did not begin: it ended, as it were.
-                let value = self.series.get(id).map_or_else(|| Some(Value::stale()), |live| live.last().cloned());
+                let live = self.series.get(id);
+                let value = live.map_or_else(|| Some(Value::stale()), |live| live.last().cloned());
                 let kind = known.kind?;
                 let is_of_kind = |value: &Value| {
                     value.is_stale() || value.as_histogram().is_some() == (kind == MetricKind::Histogram)
@@ -790,6 +791,7 @@ impl Replay {
                     kind,
                     start_ms: known.start_ms,
                     value: value.filter(is_of_kind).or_else(|| start_value(kind)).unwrap_or_else(Value::stale),
+                    last_ms: live.map_or(known.start_ms, |live| live.last_ms),
                     writer: index.writer(*id).to_owned(),
                 })
             })

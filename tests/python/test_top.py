@@ -89,14 +89,34 @@ def test_whoever_goes_away_leaves_nobody_counting(collector: Collector, tmp_path
     url = f"http://{collector.web}/api/v1/status/top?seconds=60"
     with suppress(TimeoutError):
         urllib.request.urlopen(url, timeout=0.5)
-    # It would wait for its turn.
     code, out, err = top(tmp_path, collector.web, "--seconds", "1")
     assert (code, out) == (0, "")
     assert err == "cortex: no message came in 1 s\n"
 
 
+def test_those_who_count_at_once_do_not_wait_for_each_other_and_are_so_many(
+    collector: Collector, tmp_path: Path
+) -> None:
+    host, port = collector.web.split(":")
+    others = []
+    for _ in range(16):
+        other = socket.create_connection((host, int(port)))
+        other.sendall(b"GET /api/v1/status/top?seconds=60 HTTP/1.1\r\nhost: test\r\n\r\n")
+        others.append(other)
+    until(lambda: top(tmp_path, collector.web, "--seconds", "1")[0] == 1)
+    code, out, err = top(tmp_path, collector.web, "--seconds", "1")
+    assert (code, out) == (1, "")
+    assert err.startswith("cortex: env local: 503")
+    assert "16 others have messages counted already" in err
+    others.pop().close()
+    with sending(collector):
+        until(lambda: top(tmp_path, collector.web, "--seconds", "1")[1].startswith("metric"))
+    for other in others:
+        other.close()
+
+
 def test_what_is_wrong_is_told(collector: Collector, tmp_path: Path) -> None:
-    for wrong in ("seconds=0", "seconds=61", "seconds=x", "seconds=NaN", "limit=0", "limit=1001", "by=name"):
+    for wrong in ("seconds=0", "seconds=0.5", "seconds=61", "seconds=x", "limit=0", "limit=0.5", "limit=1001", "by=name"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"http://{collector.web}/api/v1/status/top?{wrong}", timeout=10)
         assert refused.value.code == 400

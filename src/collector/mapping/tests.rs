@@ -626,6 +626,7 @@ fn series_of_before_a_restart_have_the_ttl_of_their_name() {
         labels: Labels::from_pairs([(METRIC_NAME, name)]),
         kind: crate::model::MetricKind::Gauge,
         value: Value::Float(1.0),
+        last_ms: 1,
         writer: String::new(),
         start_ms: 0,
     };

@@ -94,6 +94,10 @@ impl ApiError {
         Self { kind: "internal", message }
     }
 
+    pub(super) fn unavailable(message: String) -> Self {
+        Self { kind: "unavailable", message }
+    }
+
     /// What is wrong with a `match[]`.
     fn of_match(error: QueryError) -> Self {
         const EMPTY: &str = "vector selector must contain at least one non-empty matcher";
@@ -126,7 +130,7 @@ impl IntoResponse for ApiError {
         let status = match self.kind {
             "bad_data" => StatusCode::BAD_REQUEST,
             "execution" => StatusCode::UNPROCESSABLE_ENTITY,
-            "timeout" | "canceled" => StatusCode::SERVICE_UNAVAILABLE,
+            "timeout" | "canceled" | "unavailable" => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, [(header::CONTENT_TYPE, "application/json")], json::error(self.kind, &self.message)).into_response()
