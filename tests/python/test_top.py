@@ -116,7 +116,16 @@ def test_those_who_count_at_once_do_not_wait_for_each_other_and_are_so_many(
 
 
 def test_what_is_wrong_is_told(collector: Collector, tmp_path: Path) -> None:
-    for wrong in ("seconds=0", "seconds=0.5", "seconds=61", "seconds=x", "limit=0", "limit=0.5", "limit=1001", "by=name"):
+    for wrong in (
+        "seconds=0",
+        "seconds=0.5",
+        "seconds=61",
+        "seconds=x",
+        "limit=0",
+        "limit=0.5",
+        "limit=1001",
+        "by=name",
+    ):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"http://{collector.web}/api/v1/status/top?{wrong}", timeout=10)
         assert refused.value.code == 400
