@@ -380,7 +380,7 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::select;
 
-    use super::super::registry::Limits;
+    use super::super::limits::Limits;
     use super::super::shard::Gathered;
     use super::*;
     use crate::store::Restored;

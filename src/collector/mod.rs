@@ -5,6 +5,7 @@
 //! publishes it: whoever reads (`/metrics`, queries) sees what has been committed, so that no counter ever goes back.
 
 mod intake;
+mod limits;
 mod listener;
 mod mapping;
 mod published;
@@ -17,11 +18,12 @@ mod socket_account;
 
 pub(crate) use intake::printable;
 pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
+pub use limits::{Conflict, Limit, Limits, Overflow};
 pub use listener::{Listener, Place};
 pub use mapping::{Mapping, MappingError, metric_name};
 pub use published::{Health, Published};
 pub use recorder::{Recorder, RecorderConfig, RemoteWriteError, RemoteWriter, WriteBatch};
-pub use registry::{Limit, Limits, Overflow, Refusal, Registry};
+pub use registry::{Refusal, Registry};
 pub use senders::{SenderStatus, Senders};
 pub use shard::Shard;
 pub use socket_account::SocketAccount;

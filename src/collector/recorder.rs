@@ -370,9 +370,10 @@ fn merge(earlier: Tick, later: Tick) -> Tick {
 mod tests {
     use std::path::Path;
 
+    use super::super::limits::Limits;
     use super::super::listener::Place;
     use super::super::mapping::Mapping;
-    use super::super::registry::{Limits, Registry};
+    use super::super::registry::Registry;
     use super::super::socket_account::SocketAccount;
     use super::*;
     use crate::model::{METRIC_NAME, Sample, Value};

@@ -11,6 +11,9 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+use super::limits::{
+    Beyond, Conflict, LABEL_BYTES_PER_SERIES, Limit, Limits, OVERFLOW_SHARE, Overflow, STORED_PER_SERIES,
+};
 use super::mapping::{Found, Mapping, MetricType, Named, OVERFLOW_LABEL, metric_name, series_of};
 use super::senders::Senders;
 use super::shard::{Gathered, Part, Write, check};
@@ -23,15 +26,6 @@ use crate::store::{Earlier, Known, Reader, Restored, StartedSeries, Tick};
 const CONTEXT_BYTES_MAX: usize = 4096;
 /// The longest name, in bytes.
 const NAME_BYTES_MAX: usize = 1024;
-/// The bytes of all labels together, for each series that there may be: few series with very long labels take the memory of many.
-const LABEL_BYTES_PER_SERIES: usize = 512;
-/// So many series the store may know, for each that there may be at once, and so many times their bytes: it keeps the labels of those
-/// that are gone as long as it has a sample of them.
-const STORED_PER_SERIES: usize = 10;
-/// So many names there may be that have nothing but a series for what is beyond a limit, as a part of all series.
-const OVERFLOW_SHARE: usize = 10;
-/// So many metrics beyond a limit are told of, and so many conflicts.
-const TOLD_MAX: usize = 1000;
 /// A gauge or a set that ended keeps its place for so long: where processes come and go all the time, threads learn the ways to all
 /// series anew no more often than that.
 const ENDED_KEPT_MS: i64 = 60_000;
@@ -47,34 +41,6 @@ const CLASSIC_SUFFIXES: [&str; 3] = ["_bucket", "_count", "_sum"];
 const OWN_PREFIX: &str = "cortex_collector_";
 /// What no mapping file touches: `cortex get` asks for these names.
 const MAPPED_NEVER: [&str; 2] = ["cortex_api_", "cortex_client_"];
-
-/// The bounds of a registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Series in all, the collector's own and those for what is beyond not counted. Default 100,000. Two limits follow from it: all
-    /// labels together take at most 512 bytes for each, and the store knows at most ten times as many, of all the retention.
-    pub series: usize,
-    /// Series of one name. Default 10,000.
-    pub series_per_metric: usize,
-    /// The longest value of a label, in bytes. Default 2048, as in Mimir.
-    pub label_value_bytes: usize,
-    /// Counters, histograms and sets that were silent for so long leave memory, in milliseconds. Default 24 h.
-    pub series_expiry_ms: i64,
-    /// Gauges of senders that do not name themselves end after so long a silence, in milliseconds. Default: never.
-    pub gauge_expiry_ms: Option<i64>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            series: 100_000,
-            series_per_metric: 10_000,
-            label_value_bytes: 2048,
-            series_expiry_ms: 86_400_000,
-            gauge_expiry_ms: None,
-        }
-    }
-}
 
 /// Why a well-formed message is not stored; `as_str` is the `reason` of the counted drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -137,62 +103,6 @@ impl Refusal {
             Self::SeriesLimit => "series_limit",
         }
     }
-}
-
-/// A limit that a new series would pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limit {
-    /// [`Limits::series`].
-    Series,
-    /// [`Limits::series_per_metric`].
-    SeriesPerMetric,
-    /// [`Limits::label_value_bytes`], or that of name and tags in all.
-    LabelValueBytes,
-    /// What the labels of all series take.
-    LabelBytes,
-    /// What the store knows of all the retention: series come and go too fast.
-    StoredSeries,
-}
-
-impl Limit {
-    /// The word for it in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Series => "series",
-            Self::SeriesPerMetric => "series_per_metric",
-            Self::LabelValueBytes => "label_value_bytes",
-            Self::LabelBytes => "label_bytes",
-            Self::StoredSeries => "stored_series",
-        }
-    }
-}
-
-/// What became of one metric beyond a limit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Overflow {
-    /// The limit that it met first.
-    pub limit: Limit,
-    /// How many messages went into its `cortex_overflow` series.
-    pub messages: u64,
-    /// The metric with the label that takes the most values, or the most bytes: itself, unless all series together are too many.
-    pub metric: String,
-    /// That label, or the one whose value is too long; empty if there is none, or if name and tags together are too long.
-    pub label: String,
-    /// How many values the label had when the limit was met; 0 if one is too long.
-    pub values: usize,
-}
-
-/// What was refused because its name has another type, or meets that of a histogram.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conflict {
-    /// The type of what was refused.
-    pub got: &'static str,
-    /// The type that stays.
-    pub known: &'static str,
-    /// The metric that has it: the same name, or the histogram whose part the name is, or what would be such a part.
-    pub metric: String,
-    /// How many messages were refused.
-    pub messages: u64,
 }
 
 /// What a name is used for.
@@ -388,14 +298,10 @@ pub struct Registry {
     own_bytes: usize,
     /// How many series the store knows, and what their labels take; with those that it is about to be told of.
     stored: (usize, usize),
-    overflows: BTreeMap<String, Overflow>,
+    beyond: Beyond,
     overflow_series: usize,
     /// Names that have nothing but such a series.
     overflow_names: usize,
-    /// By limit.
-    overflow_messages: BTreeMap<&'static str, u64>,
-    /// By name and refused type.
-    conflicts: BTreeMap<(String, &'static str), Conflict>,
     now_ms: i64,
     /// How often series began to be let go.
     expiries: u32,
@@ -441,11 +347,9 @@ impl Registry {
             label_bytes: 0,
             own_bytes: 0,
             stored: (0, 0),
-            overflows: BTreeMap::new(),
+            beyond: Beyond::default(),
             overflow_series: 0,
             overflow_names: 0,
-            overflow_messages: BTreeMap::new(),
-            conflicts: BTreeMap::new(),
             now_ms: restored.last_tick_ms.unwrap_or(0),
             expiries: 0,
             counted: Vec::new(),
@@ -613,17 +517,17 @@ impl Registry {
 
     /// The metrics beyond a limit, the first thousand of them.
     pub fn overflows(&self) -> &BTreeMap<String, Overflow> {
-        &self.overflows
+        self.beyond.overflows()
     }
 
     /// How many messages went into `cortex_overflow` series, by limit.
     pub fn overflow_messages(&self) -> &BTreeMap<&'static str, u64> {
-        &self.overflow_messages
+        self.beyond.messages()
     }
 
     /// The names that came with a second type, each with that type; the first thousand of them.
     pub fn conflicts(&self) -> impl Iterator<Item = (&str, &Conflict)> {
-        self.conflicts.iter().map(|((name, _), conflict)| (name.as_str(), conflict))
+        self.beyond.conflicts()
     }
 
     /// The writers of the gauges that live.
@@ -770,21 +674,9 @@ impl Registry {
             }
             None => self.begin(&labels, usage),
         };
-        *self.overflow_messages.entry(limit.as_str()).or_default() += 1;
-        if let Some(overflow) = self.overflows.get_mut(name) {
-            overflow.messages += 1;
-        } else if self.overflows.len() < TOLD_MAX {
+        if self.beyond.count(name, limit) {
             let overflow = self.explain(name, limit, long);
-            let Overflow { metric, label, values, .. } = &overflow;
-            tracing::warn!(
-                metric = name,
-                limit = limit.as_str(),
-                widest_metric = metric,
-                label,
-                values,
-                "a limit of series is met: what would be new series of this metric goes into one with {OVERFLOW_LABEL}=\"true\""
-            );
-            self.overflows.insert(name.to_owned(), overflow);
+            self.beyond.tell(name, overflow);
         }
         Ok(at)
     }
@@ -793,7 +685,7 @@ impl Registry {
     fn explain(&self, name: &str, limit: Limit, long: &str) -> Overflow {
         let of_all = matches!(limit, Limit::Series | Limit::LabelBytes | Limit::StoredSeries);
         // Asked again for each name that comes beyond all series, and all are looked at: once is enough.
-        if let Some(told) = self.overflows.values().find(|told| of_all && told.limit == limit) {
+        if let Some(told) = self.overflows().values().find(|told| of_all && told.limit == limit) {
             return Overflow { messages: 1, ..told.clone() };
         }
         if limit == Limit::LabelValueBytes {
@@ -860,15 +752,7 @@ impl Registry {
         let Conflict { got, known, .. } = conflict;
         let refusal =
             if conflict.metric == name { Refusal::TypeConflict { known, got } } else { Refusal::PartOfHistogram };
-        let key = (name.to_owned(), got);
-        if let Some(told) = self.conflicts.get_mut(&key) {
-            // What it meets may have gone, and something else come.
-            *told = Conflict { messages: told.messages + 1, ..conflict };
-        } else if self.conflicts.len() < TOLD_MAX {
-            let other = &conflict.metric;
-            tracing::warn!(name, r#type = got, other, other_type = known, "messages are dropped: {refusal}");
-            self.conflicts.insert(key, Conflict { messages: 1, ..conflict });
-        }
+        self.beyond.conflict(name, conflict, &refusal);
         refusal
     }
 
@@ -1149,6 +1033,7 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::super::intake::Intake;
+    use super::super::limits::TOLD_MAX;
     use super::*;
     use crate::store::RestoredSeries;
 

@@ -66,6 +66,9 @@ use crate::store::{Matcher, Select, Selection};
 /// The most steps a range query may have, as in Prometheus's API.
 pub const STEPS_MAX: i64 = 11_000;
 
+/// After so long without a sample a series is no longer there: 5 minutes, as in Prometheus.
+const LOOKBACK_MS: i64 = 300_000;
+
 /// What one query may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -84,7 +87,7 @@ impl Default for Limits {
         Self {
             samples_max: 50_000_000,
             timeout: Duration::from_secs(120),
-            lookback_ms: 300_000,
+            lookback_ms: LOOKBACK_MS,
             subquery_step_ms: 60_000,
         }
     }

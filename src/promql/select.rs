@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::QueryError;
 use super::deadline::Deadline;
+use super::{LOOKBACK_MS, QueryError};
 use crate::model::{AtMost, ExponentialHistogram, Labels, Ladder, METRIC_NAME, Sample, Value};
 use crate::store::{MatchOp, Matcher, Part, Select, SelectedSeries, Selection, StoreError};
 
@@ -15,9 +15,6 @@ use crate::store::{MatchOp, Matcher, Part, Select, SelectedSeries, Selection, St
 const PARTS: [(&str, Part); 3] = [("_count", Part::Count), ("_sum", Part::Sum), ("_bucket", Part::Whole)];
 /// The label of a classic bucket's upper bound.
 const LE: &str = "le";
-
-/// After so long without a sample a series is no longer there, as to Prometheus.
-const SILENCE_MS: i64 = 300_000;
 
 /// Visits what the matchers say, one series at a time: what was recorded under that name, and what a histogram makes of it. A
 /// name may be the one after the other: then both are one series.
@@ -57,7 +54,7 @@ fn merged(recorded: Vec<Sample>, derived: Vec<Sample>) -> Vec<Sample> {
     let is_recorded = |time: i64| {
         let before = recorded.partition_point(|sample| sample.timestamp_ms <= time).checked_sub(1);
         let before = before.and_then(|at| recorded.get(at));
-        before.is_some_and(|before| !before.value.is_stale() && time - before.timestamp_ms <= SILENCE_MS)
+        before.is_some_and(|before| !before.value.is_stale() && time - before.timestamp_ms <= LOOKBACK_MS)
     };
     let mut samples: Vec<Sample> = derived.into_iter().filter(|sample| !is_recorded(sample.timestamp_ms)).collect();
     samples.extend(recorded);

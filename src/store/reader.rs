@@ -33,7 +33,7 @@ struct Group {
 impl Reader {
     /// Whether a series of ticks has these labels and is of this kind, be it one that ended.
     pub fn knows(&self, labels: &Labels, kind: MetricKind) -> bool {
-        self.shared.index.read().ticked(labels, kind).is_some()
+        self.shared.index.read().find(labels, Some(kind)).is_some()
     }
 
     /// The name with the most series, those that ended among them, and of its labels the one with the most values:

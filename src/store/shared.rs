@@ -46,30 +46,23 @@ pub(super) struct Index {
     pub(super) series: HashMap<u32, Known, RandomState>,
     /// The last writers of gauges and sets, apart: most series are neither.
     writers: HashMap<u32, Box<str>, RandomState>,
-    /// By kind: a name may be one thing after another, and each comes back where it was.
-    ticked: [ByLabels; 3],
-    /// Apart from those of ticks: a remote write never gets into a series that this collector counts.
-    pub(super) written: ByLabels,
+    /// By kind: a name may be one thing after another, and each comes back where it was. Apart from all of them those of remote
+    /// writes: what is written never gets into a series that this collector counts.
+    numbers: HashMap<Option<MetricKind>, Numbers, RandomState>,
     pub(super) by_name: HashMap<String, Vec<u32>, RandomState>,
-    ticked_bytes: usize,
-    written_bytes: usize,
 }
 
-fn of_kind(ticked: &mut [ByLabels; 3], kind: MetricKind) -> &mut ByLabels {
-    let [counters, gauges, histograms] = ticked;
-    match kind {
-        MetricKind::Counter => counters,
-        MetricKind::Gauge => gauges,
-        MetricKind::Histogram => histograms,
-    }
+/// Series of one kind.
+#[derive(Debug, Default)]
+struct Numbers {
+    by_labels: ByLabels,
+    /// What their labels take.
+    bytes: usize,
 }
 
 impl Index {
     pub(super) fn insert(&mut self, id: u32, known: Known) {
-        let (by_labels, bytes) = match known.kind {
-            Some(kind) => (of_kind(&mut self.ticked, kind), &mut self.ticked_bytes),
-            None => (&mut self.written, &mut self.written_bytes),
-        };
+        let Numbers { by_labels, bytes } = self.numbers.entry(known.kind).or_default();
         let labels = known.labels.clone();
         *bytes += labels.bytes();
         if let Some(before) = self.series.insert(id, known) {
@@ -112,10 +105,7 @@ impl Index {
         for id in ids {
             let Some(known) = self.series.remove(id) else { continue };
             self.writers.remove(id);
-            let (by_labels, bytes) = match known.kind {
-                Some(kind) => (of_kind(&mut self.ticked, kind), &mut self.ticked_bytes),
-                None => (&mut self.written, &mut self.written_bytes),
-            };
+            let Numbers { by_labels, bytes } = self.numbers.entry(known.kind).or_default();
             *bytes -= known.labels.bytes();
             by_labels.remove(&known.labels, *id);
             names.insert(known.labels.name().to_owned());
@@ -132,29 +122,22 @@ impl Index {
 
     /// How many series of ticks there are, and what their labels take.
     pub(super) fn ticked_size(&self) -> (usize, usize) {
-        (self.series.len() - self.written.len(), self.ticked_bytes)
+        let ticked = self.numbers.iter().filter(|(kind, _)| kind.is_some());
+        ticked.fold((0, 0), |(series, bytes), (_, of_kind)| (series + of_kind.by_labels.len(), bytes + of_kind.bytes))
     }
 
     /// Whether there is room for one more written series.
     pub(super) fn has_room_for_written(&self, labels: &Labels) -> bool {
-        self.written.len() < WRITTEN_SERIES_MAX
-            && self.written_bytes + labels.bytes() <= WRITTEN_SERIES_MAX * WRITTEN_BYTES_PER_SERIES
+        self.numbers.get(&None).is_none_or(|written| {
+            written.by_labels.len() < WRITTEN_SERIES_MAX
+                && written.bytes + labels.bytes() <= WRITTEN_SERIES_MAX * WRITTEN_BYTES_PER_SERIES
+        })
     }
 
-    /// The series of ticks with these labels and of this kind.
-    pub(super) fn ticked(&self, labels: &Labels, kind: MetricKind) -> Option<u32> {
-        let [counters, gauges, histograms] = &self.ticked;
-        let of_kind = match kind {
-            MetricKind::Counter => counters,
-            MetricKind::Gauge => gauges,
-            MetricKind::Histogram => histograms,
-        };
-        of_kind.get(labels, |id| self.series.get(&id).map(|known| &known.labels))
-    }
-
-    /// The written series with these labels.
-    pub(super) fn written(&self, labels: &Labels) -> Option<u32> {
-        self.written.get(labels, |id| self.series.get(&id).map(|known| &known.labels))
+    /// The series of ticks with these labels and of this kind, or with `None` the written one.
+    pub(super) fn find(&self, labels: &Labels, kind: Option<MetricKind>) -> Option<u32> {
+        let by_labels = &self.numbers.get(&kind)?.by_labels;
+        by_labels.get(labels, |id| self.series.get(&id).map(|known| &known.labels))
     }
 }
 

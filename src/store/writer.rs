@@ -288,7 +288,7 @@ impl Store {
         let mut last: HashMap<u32, (i64, Value)> = HashMap::new();
         let mut index = self.shared.index.write();
         for WrittenSeries { labels, samples } in series {
-            let (id, is_new) = match index.written(labels) {
+            let (id, is_new) = match index.find(labels, None) {
                 Some(id) => (id, false),
                 None => (self.next_written, true),
             };
@@ -599,7 +599,7 @@ impl Store {
     /// The head cannot be read.
     pub fn find(&self, labels: &Labels, kind: MetricKind) -> Result<Option<KnownSeries>, StoreError> {
         let index = self.shared.index.read();
-        let Some((id, known)) = index.ticked(labels, kind).and_then(|id| Some((id, index.series.get(&id)?))) else {
+        let Some((id, known)) = index.find(labels, Some(kind)).and_then(|id| Some((id, index.series.get(&id)?))) else {
             return Ok(None);
         };
         let settling = || {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::super::intake::{Intake, IntakeState};
-use super::super::registry::{Limits, Registry, Usage};
+use super::super::limits::Limits;
+use super::super::registry::{Registry, Usage};
 use super::*;
 use crate::dogstatsd::{GaugeMinus, decode};
 use crate::model::Value;
