@@ -65,7 +65,7 @@ pub enum Refusal {
     /// The value, or what it would make of the total, is not finite.
     #[error("the total would not be finite")]
     NotFinite,
-    /// The name is that of the header, and it is none: [`Header`] says what is.
+    /// The name is that of the header, and it is none: [`crate::dogstatsd::Header`] says what is.
     #[error(
         "{HEADER_NAME} is a gauge with a whole number from 1 and the tag client_id of 16 hexadecimal digits, nothing else"
     )]
