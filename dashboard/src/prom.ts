@@ -216,6 +216,7 @@ export interface Ingest {
   kernelDrops: number;
   payloadsMissing: number;
   series: number;
+  sourceLimit: { datagramsPerSecond: number; beyond: { source: string; datagrams: number }[] } | null;
   overflows: { name: string; messages: number; limit: string; metric: string; label: string | null; values: number }[];
   conflicts: { name: string; type: string; messages: number; metric: string; metricType: string }[];
 }

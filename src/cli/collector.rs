@@ -15,7 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::collector::{Intake, Limits, Listener, Mapping, Place, Published, Recorder, RecorderConfig, Registry};
+use crate::collector::{
+    Intake, Limits, Listener, Mapping, Place, Published, Recorder, RecorderConfig, Registry, SourceLimit,
+};
 use crate::config::{default_data_dir, parse_duration, parse_size};
 use crate::dogstatsd::GaugeMinus;
 use crate::http::{self, App, Receiver};
@@ -101,6 +103,16 @@ pub struct CollectorArgs {
         value_parser = clap::value_parser!(u8).range(1..=64)
     )]
     ingest_threads: u8,
+
+    /// How many datagrams a second one source may send over UDP, a socket of this host or another host; what is beyond is counted
+    /// and dropped [default: no limit]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CORTEX_COLLECTOR_SOURCE_LIMIT",
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000)
+    )]
+    source_limit: Option<u32>,
 
     /// How many series there may be; what would be further ones goes into one a metric, marked as overflow
     #[arg(
@@ -339,6 +351,7 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         registry = registry.with_mapping(mapping);
     }
     let intake = Intake::new(registry, steady.now_ms()).with_gauge_minus(args.gauge_minus.into());
+    let intake = intake.with_source_limit(args.source_limit.map(|limit| Arc::new(SourceLimit::new(limit))));
     let intake = intake.with_sockets(listeners.iter().map(|listener| Arc::clone(listener.account())).collect());
     let intake = Arc::new(intake);
     let config =

@@ -11,10 +11,12 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::mapping::Mapping;
+use super::receive::Arrival;
 use super::registry::{Refusal, RefusedPart, Registry, Usage};
 use super::senders::Senders;
 use super::shard::{Batch, Effect, Op, Part, Shard, Why};
 use super::socket_account::SocketAccount;
+use super::source_limit::SourceLimit;
 use crate::dogstatsd::{GaugeMinus, Message, Tally};
 use crate::model::{Labels, MetricKind};
 use crate::store::{Known, Tick};
@@ -38,6 +40,7 @@ pub struct Intake {
     gauge_minus: GaugeMinus,
     member_hasher: foldhash::quality::RandomState,
     sockets: Vec<Arc<SocketAccount>>,
+    source_limit: Option<Arc<SourceLimit>>,
 }
 
 /// What the lock of an [`Intake`] guards.
@@ -107,6 +110,7 @@ impl Intake {
                 shards: 0,
             }),
             sockets: Vec::new(),
+            source_limit: None,
             shards: Mutex::default(),
             gauge_minus: GaugeMinus::default(),
             member_hasher: foldhash::quality::RandomState::default(),
@@ -130,23 +134,23 @@ impl Intake {
         shard
     }
 
-    /// Applies a batch of datagrams, each with whether it is whole. What cannot be used is counted by its reason.
+    /// Applies a batch of datagrams. What cannot be used is counted by its reason.
     /// `turn` waits until the batches that the same socket gave before are applied.
-    pub fn receive<'a>(
+    pub(super) fn receive<'a>(
         &self,
         shard: &Mutex<Shard>,
-        datagrams: impl Iterator<Item = (&'a [u8], bool)>,
+        datagrams: impl Iterator<Item = (&'a [u8], Arrival)>,
         turn: impl FnOnce(),
         now_ms: i64,
     ) {
         let mut shard = shard.lock();
         let mut batch = Batch::default();
         let mut turn = Some(turn);
-        for (datagram, is_whole) in datagrams {
-            if is_whole {
-                shard.datagram(datagram, &mut batch);
-            } else {
-                shard.truncated_datagram(datagram, &mut batch);
+        for (datagram, arrival) in datagrams {
+            match arrival {
+                Arrival::Whole => shard.datagram(datagram, &mut batch),
+                Arrival::Truncated => shard.truncated_datagram(datagram, &mut batch),
+                Arrival::BeyondLimit => shard.datagram_beyond_limit(datagram, &mut batch),
             }
             if shard.is_due() {
                 shard.settle(|parts| self.hand_over(parts)); // sums have no order
@@ -168,7 +172,7 @@ impl Intake {
     pub fn datagram(&self, datagram: &[u8], now_ms: i64) {
         let shard = self.shards.lock().first().map(Arc::clone);
         let shard = shard.unwrap_or_else(|| self.shard());
-        self.receive(&shard, std::iter::once((datagram, true)), || (), now_ms);
+        self.receive(&shard, std::iter::once((datagram, Arrival::Whole)), || (), now_ms);
     }
 
     /// Shows these sockets in the account.
@@ -180,6 +184,17 @@ impl Intake {
     /// The sockets that feed it.
     pub fn sockets(&self) -> &[Arc<SocketAccount>] {
         &self.sockets
+    }
+
+    /// Shows this limit in the account.
+    #[must_use]
+    pub fn with_source_limit(self, source_limit: Option<Arc<SourceLimit>>) -> Self {
+        Self { source_limit, ..self }
+    }
+
+    /// The limit of datagrams for each source, if there is one.
+    pub fn source_limit(&self) -> Option<&SourceLimit> {
+        self.source_limit.as_deref()
     }
 
     /// Takes the lock: for the account, or to take what changed.
@@ -422,7 +437,7 @@ mod tests {
         let intake = Intake::new(Registry::with_limits(Restored::default(), limits), 0);
         let shards = [intake.shard(), intake.shard(), intake.shard()];
         let send = |shard: usize, text: &str| {
-            intake.receive(&shards[shard], std::iter::once((text.as_bytes(), true)), || (), 0);
+            intake.receive(&shards[shard], std::iter::once((text.as_bytes(), Arrival::Whole)), || (), 0);
         };
         (0..3).for_each(|shard| send(shard, "old:1|c\nsilent:1|c\nh:1|h"));
         let first = intake.take(1000, 990, |_, _| None);
@@ -463,14 +478,14 @@ mod tests {
         let mut heaviest = 0;
         for _ in 0..2 {
             for lines in spellings("0.001:60").collect::<Vec<_>>().chunks(50) {
-                intake.receive(&shard, std::iter::once((lines.concat().as_bytes(), true)), || (), 0);
+                intake.receive(&shard, std::iter::once((lines.concat().as_bytes(), Arrival::Whole)), || (), 0);
                 heaviest = heaviest.max(shard.lock().histogram_bytes());
             }
         }
         // Values that wait make them as heavy, all at once.
         for values in ["0.001", "60"] {
             let lines: String = spellings(values).skip(1).collect();
-            intake.receive(&shard, std::iter::once((lines.as_bytes(), true)), || (), 0);
+            intake.receive(&shard, std::iter::once((lines.as_bytes(), Arrival::Whole)), || (), 0);
             shard.lock().settle(|parts| {
                 let bytes = |part: &Part| match &part.gathered {
                     Gathered::Values(histogram) => histogram.bytes(),
@@ -495,7 +510,7 @@ mod tests {
         for i in 0..1500 {
             let line = format!("c:1|c|#a{}", ",".repeat(1 + i));
             for shard in &shards {
-                intake.receive(shard, std::iter::once((line.as_bytes(), true)), || (), 0);
+                intake.receive(shard, std::iter::once((line.as_bytes(), Arrival::Whole)), || (), 0);
             }
             most = most.max(shards.iter().map(|shard| shard.lock().key_bytes()).sum());
         }
@@ -589,7 +604,7 @@ mod tests {
         // Gauges have their order: they are applied as soon as they are many, once it is the batch's turn.
         let (mut turns, mut applied) = (0, 0);
         let shard = intake.shard();
-        let datagrams = [(gauges.as_bytes(), true); 32].into_iter();
+        let datagrams = [(gauges.as_bytes(), Arrival::Whole); 32].into_iter();
         let datagrams = datagrams.inspect(|_| applied = intake.lock().totals.messages);
         intake.receive(&shard, datagrams, || turns += 1, 0);
         assert_eq!((intake.lock().totals.messages, applied, turns), (320_000, 310_000, 1));
@@ -625,7 +640,7 @@ mod tests {
                 let intake = Intake::new(Registry::new(Restored::default()), 0);
                 for line in &lines {
                     if is_anew {
-                        intake.receive(&intake.shard(), std::iter::once((line.as_bytes(), true)), || (), 0);
+                        intake.receive(&intake.shard(), std::iter::once((line.as_bytes(), Arrival::Whole)), || (), 0);
                     } else {
                         intake.datagram(line.as_bytes(), 0);
                     }

@@ -23,8 +23,9 @@ use parking_lot::{Condvar, Mutex};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::intake::Intake;
-use super::receive::{self, Receiver};
+use super::receive::{self, Arrival, Receiver};
 use super::socket_account::SocketAccount;
+use super::source_limit::SourceLimit;
 use crate::clock::Clock;
 
 /// A quiet listener looks so often whether it shall stop.
@@ -133,13 +134,16 @@ impl Source {
     }
 
     /// Waits for a batch, and takes its number.
-    fn receive(&self, buffers: &mut Receiver) -> io::Result<Turn<'_>> {
+    fn receive(&self, buffers: &mut Receiver, limit: Option<&SourceLimit>) -> io::Result<Turn<'_>> {
         let mut received = self.received.lock();
         let has_paused = std::mem::take(&mut received.is_ahead);
         if has_paused {
             thread::sleep(PAUSE);
         }
         buffers.receive(&self.socket)?;
+        if let Some(limit) = limit {
+            buffers.limit(|sender| limit.admits(sender));
+        }
         if let Some(drops) = buffers.kernel_drops() {
             self.account.saw_kernel_drops(drops);
         }
@@ -165,10 +169,10 @@ impl Source {
         loop {
             // Read before receiving: what arrives before the flag is set is read after it.
             let is_last = self.stopping.load(Ordering::Acquire);
-            match self.receive(&mut receiver) {
+            match self.receive(&mut receiver, intake.source_limit()) {
                 Ok(turn) => {
                     intake.receive(&shard, receiver.datagrams(), || turn.wait(), clock.now_ms());
-                    let truncated = receiver.datagrams().filter(|(_, is_whole)| !is_whole).count();
+                    let truncated = receiver.datagrams().filter(|(_, arrival)| *arrival == Arrival::Truncated).count();
                     self.account.saw_datagrams(receiver.datagrams().count() as u64, truncated as u64);
                 }
                 Err(error) => match error.kind() {
@@ -261,7 +265,7 @@ impl Listener {
     /// Starts so many threads, at least one.
     pub fn start(&mut self, intake: &Arc<Intake>, clock: &Clock, threads: usize) -> io::Result<()> {
         for _ in 0..threads.max(1) {
-            let receiver = Receiver::new(&self.source.socket)?;
+            let receiver = Receiver::new(&self.source.socket, intake.source_limit().is_some())?;
             let (source, intake, clock) = (Arc::clone(&self.source), Arc::clone(intake), clock.clone());
             let thread = thread::Builder::new().name("cortex-listener".into());
             self.threads.push(thread.spawn(move || source.run(receiver, &intake, &clock))?);
@@ -456,6 +460,49 @@ mod tests {
         let totals = intake.lock().totals.clone();
         assert_eq!((totals.datagrams, totals.messages), (2, 65_535 / 6 + 2));
         assert_eq!(totals.dropped["truncated"].count, 2);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_a_source_sends_beyond_its_limit_is_counted_and_others_are_heard() {
+        let limit = Arc::new(SourceLimit::new(10));
+        let intake = Intake::new(Registry::new(Restored::default()), 0).with_source_limit(Some(limit));
+        let intake = Arc::new(intake);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.sock");
+        let (mut udp_listener, mut unix) = (bind("127.0.0.1:0").unwrap(), Listener::bind_unix(&path).unwrap());
+        let [wild, tame] = [(), ()].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        for i in 1..=1000 {
+            let header = format!("cortex_client_payload_sequence:{i}|g|#client_id:00000000000000ff\n");
+            wild.send_to(format!("{header}wild:1|c\n\nwild:1|c").as_bytes(), udp(&udp_listener)).unwrap();
+        }
+        tame.send_to(b"tame:1|c", udp(&udp_listener)).unwrap();
+        // Too many at once for a socket's queue: they are sent while they are read.
+        let started = Instant::now();
+        unix.start(&intake, &Clock::manual(0), 1).unwrap();
+        udp_listener.start(&intake, &Clock::manual(0), 1).unwrap();
+        for _ in 0..100 {
+            UnixDatagram::unbound().unwrap().send_to(b"unix:1|c", &path).unwrap();
+        }
+        udp_listener.stop();
+        let most = 10 * (started.elapsed().as_secs() + 2);
+        unix.stop();
+        let state = intake.lock();
+        let admitted = 1000 - intake.source_limit().unwrap().beyond()[0].1;
+        assert!((10..=most).contains(&admitted), "{admitted}");
+        assert_eq!(intake.source_limit().unwrap().beyond()[0].0, wild.local_addr().unwrap().to_string());
+        assert_eq!((state.totals.datagrams, state.totals.messages), (1101, 3101));
+        let dropped = &state.totals.dropped["source_limit"];
+        assert_eq!((dropped.count, &*dropped.example), (2 * (1000 - admitted), "wild:1|c"));
+        let sender = &state.senders.status()[0];
+        assert_eq!((sender.payloads, sender.payloads_missing), (1000, 0), "what came is not missing");
+        drop(state);
+        let tick = intake.take(20, 10, |_, _| None);
+        let value_of = |name: &str| {
+            let id = tick.started.iter().find(|series| series.labels.name() == name).unwrap().id;
+            tick.samples.iter().find(|(other, _)| *other == id).unwrap().1.as_float().unwrap()
+        };
+        assert_eq!((value_of("wild"), value_of("tame"), value_of("unix")), (2.0 * admitted as f64, 1.0, 100.0));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod registry;
 mod senders;
 mod shard;
 mod socket_account;
+mod source_limit;
 
 pub(crate) use intake::printable;
 pub use intake::{Dropped, Intake, IntakeState, IntakeTotals};
@@ -27,3 +28,4 @@ pub use registry::{Refusal, Registry};
 pub use senders::{SenderStatus, Senders};
 pub use shard::Shard;
 pub use socket_account::SocketAccount;
+pub use source_limit::SourceLimit;

@@ -5,8 +5,19 @@
 //! count is also there to be asked for (`SO_MEMINFO`). Elsewhere it is `recv`, one at a time, and drops stay unknown.
 
 use std::io;
+use std::net::SocketAddr;
 
 use socket2::Socket;
+
+/// What a datagram is when it has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrival {
+    Whole,
+    /// Its end did not fit into the buffer.
+    Truncated,
+    /// Its source has sent too many.
+    BeyondLimit,
+}
 
 /// No UDP datagram is longer. One of a Unix socket may be: then its end is cut off, and we are told.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
@@ -20,7 +31,9 @@ pub(super) use portable::{Receiver, force_receive_buffer, kernel_drops};
 mod linux {
     use std::os::fd::AsRawFd as _;
 
-    use super::{DATAGRAM_BYTES_MAX, Socket, io};
+    use socket2::{SockAddr, SockAddrStorage};
+
+    use super::{Arrival, DATAGRAM_BYTES_MAX, Socket, SocketAddr, io};
 
     /// Datagrams in one system call.
     const BATCH: usize = 64;
@@ -35,8 +48,10 @@ mod linux {
         headers: Box<[libc::mmsghdr]>,
         /// For the first datagram of a batch alone: once there was a drop, the kernel takes its time to tell with each.
         control: Box<[u64; CONTROL_WORDS]>,
-        /// How long each datagram is, and whether that is all of it.
-        lengths: Vec<(usize, bool)>,
+        /// Who sent each datagram; empty where nobody wants to know.
+        senders: Box<[SockAddrStorage]>,
+        /// How long each datagram is.
+        lengths: Vec<(usize, Arrival)>,
         kernel_drops: Option<u32>,
     }
 
@@ -85,8 +100,9 @@ mod linux {
     }
 
     impl Receiver {
+        /// `with_senders`: the kernel shall tell who sent each datagram.
         #[allow(unsafe_code)]
-        pub(in super::super) fn new(socket: &Socket) -> io::Result<Self> {
+        pub(in super::super) fn new(socket: &Socket, with_senders: bool) -> io::Result<Self> {
             set_option(socket, libc::SO_RXQ_OVFL, 1)?;
             // In one piece: so much comes from the system untouched, and takes what datagrams fill.
             let mut buffers = vec![0; BATCH * DATAGRAM_BYTES_MAX].into_boxed_slice();
@@ -100,9 +116,14 @@ mod linux {
                 header.msg_hdr.msg_iovlen = 1;
                 header
             };
-            let headers = vectors.iter_mut().map(header).collect();
+            let mut headers: Box<[libc::mmsghdr]> = vectors.iter_mut().map(header).collect();
+            let senders = if with_senders { BATCH } else { 0 };
+            let mut senders: Box<[SockAddrStorage]> = (0..senders).map(|_| SockAddrStorage::zeroed()).collect();
+            for (header, sender) in headers.iter_mut().zip(&mut senders) {
+                header.msg_hdr.msg_name = std::ptr::from_mut(sender).cast();
+            }
             let (control, lengths) = (Box::new([0; CONTROL_WORDS]), Vec::with_capacity(BATCH));
-            Ok(Self { buffers, _vectors: vectors, headers, control, lengths, kernel_drops: None })
+            Ok(Self { buffers, _vectors: vectors, headers, control, senders, lengths, kernel_drops: None })
         }
 
         /// Waits for at least one datagram, as long as the socket's read timeout, and takes what is there.
@@ -115,7 +136,11 @@ mod linux {
                 first.msg_hdr.msg_control = self.control.as_mut_ptr().cast();
                 first.msg_hdr.msg_controllen = size_of_val(&*self.control) as _;
             }
-            // SAFETY: every header points to a vector, and that to a buffer, which live as long as self does.
+            for header in self.headers.iter_mut().take(self.senders.len()) {
+                header.msg_hdr.msg_namelen = size_of::<SockAddrStorage>() as _;
+            }
+            // SAFETY: every header points to a vector, and that to a buffer, and to the place of a sender or to none, which live as
+            // long as self does.
             let count = unsafe {
                 libc::recvmmsg(
                     socket.as_raw_fd(),
@@ -129,8 +154,10 @@ mod linux {
                 return Err(io::Error::last_os_error());
             }
             let received = self.headers.iter().take(count as usize);
-            let length =
-                |header: &libc::mmsghdr| (header.msg_len as usize, header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0);
+            let length = |header: &libc::mmsghdr| {
+                let is_whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
+                (header.msg_len as usize, if is_whole { Arrival::Whole } else { Arrival::Truncated })
+            };
             self.lengths.extend(received.map(length));
             self.kernel_drops = self.headers.first().and_then(|first| drops_of(&first.msg_hdr));
             Ok(())
@@ -141,13 +168,28 @@ mod linux {
             self.lengths.len() < BATCH
         }
 
-        /// The datagrams of the last batch, and whether each is whole.
-        pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = (&[u8], bool)> {
+        /// Asks of each datagram of the last batch whether its sender is within the limit. One without an address, as those of Unix
+        /// sockets mostly are, is not asked about.
+        #[allow(unsafe_code)]
+        pub(in super::super) fn limit(&mut self, mut admits: impl FnMut(SocketAddr) -> bool) {
+            for (((_, arrival), header), sender) in self.lengths.iter_mut().zip(&self.headers).zip(&mut self.senders) {
+                let length = header.msg_hdr.msg_namelen.min(size_of::<SockAddrStorage>() as _);
+                let storage = std::mem::replace(sender, SockAddrStorage::zeroed());
+                // SAFETY: the storage was zeroed, and the kernel wrote an address of this length over it.
+                let sender = unsafe { SockAddr::new(storage, length) };
+                if sender.as_socket().is_some_and(|sender| !admits(sender)) {
+                    *arrival = Arrival::BeyondLimit;
+                }
+            }
+        }
+
+        /// The datagrams of the last batch.
+        pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = (&[u8], Arrival)> {
             let lengths = self.lengths.iter();
             self.buffers
                 .chunks(DATAGRAM_BYTES_MAX)
                 .zip(lengths)
-                .filter_map(|(buffer, (length, whole))| Some((buffer.get(..*length)?, *whole)))
+                .filter_map(|(buffer, (length, arrival))| Some((buffer.get(..*length)?, *arrival)))
         }
 
         /// How many datagrams the kernel had dropped on this socket before the last batch, in 32 bits that wrap; `None` if it
@@ -178,7 +220,7 @@ mod linux {
 mod portable {
     use std::io::Read as _;
 
-    use super::{DATAGRAM_BYTES_MAX, Socket, io};
+    use super::{Arrival, DATAGRAM_BYTES_MAX, Socket, SocketAddr, io};
 
     pub(in super::super) fn force_receive_buffer(_: &Socket, _: usize) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
@@ -195,7 +237,10 @@ mod portable {
     }
 
     impl Receiver {
-        pub(in super::super) fn new(_: &Socket) -> io::Result<Self> {
+        pub(in super::super) fn new(_: &Socket, with_senders: bool) -> io::Result<Self> {
+            if with_senders {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
             Ok(Self { buffer: vec![0; DATAGRAM_BYTES_MAX], length: None })
         }
 
@@ -205,15 +250,21 @@ mod portable {
             Ok(())
         }
 
+        /// Nobody knows the sender here.
+        pub(in super::super) fn limit(&mut self, _: impl FnMut(SocketAddr) -> bool) {}
+
         /// One datagram a call tells nothing of the next.
         pub(in super::super) fn is_emptied(&self) -> bool {
             false
         }
 
         /// `recv` does not tell when it cuts: a full buffer is taken for that.
-        pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = (&[u8], bool)> {
+        pub(in super::super) fn datagrams(&self) -> impl Iterator<Item = (&[u8], Arrival)> {
             let datagram = self.length.and_then(|length| self.buffer.get(..length));
-            datagram.into_iter().map(|datagram| (datagram, datagram.len() < DATAGRAM_BYTES_MAX))
+            datagram.into_iter().map(|datagram| {
+                let is_whole = datagram.len() < DATAGRAM_BYTES_MAX;
+                (datagram, if is_whole { Arrival::Whole } else { Arrival::Truncated })
+            })
         }
 
         pub(in super::super) fn kernel_drops(&self) -> Option<u32> {
@@ -235,7 +286,7 @@ mod tests {
         let socket = Socket::from(server);
         socket.set_recv_buffer_size(4096).unwrap();
         socket.set_nonblocking(true).unwrap();
-        let mut receiver = Receiver::new(&socket).unwrap();
+        let mut receiver = Receiver::new(&socket, false).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut taken = 0;
         for round in 1..=3 {

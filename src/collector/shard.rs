@@ -63,6 +63,8 @@ pub(super) enum Why {
     Refused(#[from] Refusal),
     #[error("the datagram is too long, its last message was cut off")]
     Truncated,
+    #[error("the source sends more datagrams a second than --source-limit")]
+    SourceLimit,
 }
 
 impl Why {
@@ -72,6 +74,7 @@ impl Why {
             Self::Unreadable(error) => error.as_str(),
             Self::Refused(refusal) => refusal.as_str(),
             Self::Truncated => "truncated",
+            Self::SourceLimit => "source_limit",
         }
     }
 }
@@ -251,6 +254,18 @@ impl Shard {
         self.datagram(whole, batch);
         batch.messages += 1;
         batch.drop(Why::Truncated, cut);
+    }
+
+    /// Reads of a datagram whose source has sent too many who sent it, and counts the rest by lines.
+    pub(super) fn datagram_beyond_limit<'a>(&mut self, datagram: &'a [u8], batch: &mut Batch<'a>) {
+        let end = datagram.iter().position(|b| *b == b'\n').map_or(datagram.len(), |newline| newline + 1);
+        let header_end = if datagram.starts_with(HEADER_NAME.as_bytes()) { end } else { 0 };
+        let (header, rest) = datagram.split_at(header_end);
+        self.datagram(header, batch);
+        for line in rest.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+            batch.messages += 1;
+            batch.drop(Why::SourceLimit, line);
+        }
     }
 
     fn message<'a>(&mut self, message: Message<'a>, line: &'a [u8]) -> Result<Option<Op<'a>>, Why> {

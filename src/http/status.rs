@@ -31,6 +31,11 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
             })
         })
         .collect();
+    let source_limit = app.intake.source_limit().map(|limit| {
+        let beyond = limit.beyond();
+        let beyond = beyond.iter().map(|(source, datagrams)| json!({ "source": source, "datagrams": datagrams }));
+        json!({ "datagramsPerSecond": limit.per_second(), "beyond": beyond.collect::<Vec<_>>() })
+    });
     let overflows: Vec<Value> = state
         .registry
         .overflows()
@@ -83,6 +88,7 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
                 "mappings": mapping.len(),
                 "error": state.mapping_error,
             })),
+            "sourceLimit": source_limit,
             "overflows": overflows,
             "conflicts": conflicts,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import json
 import os
 import re
@@ -257,6 +258,39 @@ answer(flush)
     for process in processes:
         process.end()
     proxy.close()
+
+
+@linux_only
+def test_a_sender_beyond_the_limit_is_counted_and_a_client_beside_it_loses_nothing(collector_with: Start) -> None:
+    limit = 200
+    collector = collector_with("--source-limit", str(limit))
+    address = collector.udp.rpartition(":")
+    wild = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    wild.connect((address[0], int(address[2])))
+    source = "{}:{}".format(*wild.getsockname())
+    sent = 0
+
+    def came(datagrams: int) -> bool:
+        return bool(collector.status("ingest")["sockets"][0]["datagrams"] >= datagrams)
+
+    with MetricsClient(collector.url, flush_interval=0.05) as client:
+        for _ in range(40):
+            for _ in range(100):
+                wild.send(b"wild:1|c\nwild:1|c")
+            client.increment("tame")
+            sent += 100
+            until(functools.partial(came, sent))
+    shown = collector.status("ingest")
+    assert shown["kernelDrops"] == shown["payloadsMissing"] == 0
+    [beyond] = shown["sourceLimit"]["beyond"]
+    assert (shown["sourceLimit"]["datagramsPerSecond"], beyond["source"]) == (limit, source)
+    assert 0 < beyond["datagrams"] <= sent - limit
+    assert shown["dropped"]["source_limit"] == {"count": 2 * beyond["datagrams"], "example": "wild:1|c"}
+    until(lambda: collector.query("tame") == {"": 40})
+    assert collector.query("wild") == {"": 2 * (sent - beyond["datagrams"])}
+    until(lambda: collector.query("cortex_collector_dropped_total") == {"reason=source_limit": 2 * beyond["datagrams"]})
+    assert collector.text().count(f"sends more than --source-limit {limit} datagrams a second") == 1
+    wild.close()
 
 
 def test_the_page_on_operations_shows_what_there_is(collector: Collector) -> None:

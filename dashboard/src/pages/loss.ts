@@ -40,6 +40,7 @@ const COLLECTOR: Record<string, string> = {
   bad_event: "It is an event that cannot be read.",
   bad_service_check: "It is a service check that cannot be read.",
   bad_header: "It has the name of a client's header and is none.",
+  source_limit: "Its sender sends more datagrams a second than --source-limit; below stands which.",
   truncated: "The datagram was longer than 65,535 bytes: send smaller ones.",
   too_long: "Its name takes more than 1024 bytes: shorten it.",
   type_conflict: "The name has another type already, or reads like a part of a histogram. Give one of the two another name; below stands which.",
@@ -125,7 +126,7 @@ export function lossPage(route: () => Route, go: Go): Page {
           const [numbers, ingest, clients] = await Promise.all([ask(load), prom.ingest(load.signal), prom.clients(load.signal)]);
           refill(account, ...accountOf(numbers, ingest.data, load));
           isTold = true;
-          refill(more, ...sockets(ingest.data), ...senders(clients.data, load.now), ...conflicts(ingest.data), ...overflows(ingest.data));
+          refill(more, ...sockets(ingest.data), ...senders(clients.data, load.now), ...beyondLimit(ingest.data), ...conflicts(ingest.data), ...overflows(ingest.data));
         } catch (error) {
           if (load.signal.aborted || (error instanceof prom.Unreachable && isTold)) return;
           fill(account, h("p", { class: "message", role: "alert" }, error instanceof Error ? error.message : String(error)));
@@ -287,6 +288,17 @@ function senders(clients: Client[], now: number): Node[] {
       .sort((a, b) => b.payloadsMissing - a.payloadsMissing || b.lastHeard - a.lastHeard)
       .slice(0, 100)
       .map((one) => [h("code", {}, one.clientId), `${age(now - one.lastHeard)} ago`, age(now - one.firstHeard), count(one.payloads), count(one.payloadsMissing)]),
+  );
+}
+
+function beyondLimit(ingest: Ingest): Node[] {
+  const limit = ingest.sourceLimit;
+  if (limit === null || limit.beyond.length === 0) return [];
+  return simpleTable(
+    "Sources beyond the limit",
+    `They sent more than ${count(limit.datagramsPerSecond)} datagrams a second at times since this collector started; what was beyond was dropped.`,
+    ["source", "datagrams dropped"],
+    limit.beyond.slice(0, 100).map((one) => [one.source, count(one.datagrams)]),
   );
 }
 
