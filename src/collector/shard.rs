@@ -262,9 +262,10 @@ impl Shard {
         let header_end = if datagram.starts_with(HEADER_NAME.as_bytes()) { end } else { 0 };
         let (header, rest) = datagram.split_at(header_end);
         self.datagram(header, batch);
-        for line in rest.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+        let mut lines = decode(rest);
+        while lines.next_line() {
             batch.messages += 1;
-            batch.drop(Why::SourceLimit, line);
+            batch.drop(Why::SourceLimit, lines.line());
         }
     }
 
