@@ -352,17 +352,26 @@ impl<C: Copy + Default + AddAssign> BucketSpan<C> {
         }
         if index < self.offset {
             let grow = (self.offset - index) as usize;
+            self.make_room(grow);
             self.counts.splice(0..0, std::iter::repeat_n(C::default(), grow));
             self.offset = index;
         }
         let at = (index - self.offset) as usize;
         if at >= self.counts.len() {
+            self.make_room(at + 1 - self.counts.len());
             self.counts.resize(at + 1, C::default());
         }
         if let Some(count) = self.counts.get_mut(at) {
             *count += weight;
         }
         true
+    }
+
+    /// A histogram soon has most of the buckets that it ever will: twice as much room, as a vector takes, would be mostly for nothing.
+    fn make_room(&mut self, more: usize) {
+        if self.counts.capacity() - self.counts.len() < more {
+            self.counts.reserve_exact(more + self.counts.len() / 8);
+        }
     }
 
     /// Brings the buckets to a schema that is coarser by `steps`.
