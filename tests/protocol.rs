@@ -103,7 +103,7 @@ fn results(datagram: &[u8]) -> Vec<String> {
     }
     let intake = Intake::new(Registry::new(Restored::default()), 0);
     intake.datagram(datagram, 0);
-    let tick = intake.take(2, 1, |_, _| None);
+    let tick = intake.take(2, 2, 1, |_, _| None);
     let tally = messages.tally();
     for (what, count) in [
         ("events", tally.events),
@@ -240,7 +240,7 @@ proptest! {
         prop_assert!(dropped <= messages);
         prop_assert!(totals.dropped.values().all(|dropped| !dropped.example.contains('\n')));
         let series = intake.lock().registry.len();
-        let tick = intake.take(2, 1, |_, _| None);
+        let tick = intake.take(2, 2, 1, |_, _| None);
         prop_assert_eq!((tick.started.len(), tick.samples.len()), (series, series), "each began by a message");
         for (_, value) in &tick.samples {
             let number = value.as_float().unwrap_or_else(|| value.as_histogram().unwrap().sum());

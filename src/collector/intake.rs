@@ -12,9 +12,9 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::mapping::Mapping;
 use super::receive::Arrival;
-use super::registry::{Refusal, RefusedPart, Registry, Usage};
+use super::registry::{Refusal, Registry, Usage};
 use super::senders::Senders;
-use super::shard::{Batch, Effect, Op, Part, Shard, Why};
+use super::shard::{Batch, Op, Part, Shard, Why};
 use super::socket_account::SocketAccount;
 use super::source_limit::SourceLimit;
 use crate::dogstatsd::{GaugeMinus, Message, Tally};
@@ -159,13 +159,13 @@ impl Intake {
                 if let Some(turn) = turn.take() {
                     turn();
                 }
-                self.lock().apply(&mut shard, &std::mem::take(&mut batch), now_ms);
+                self.lock().apply(&mut shard, std::mem::take(&mut batch), now_ms);
             }
         }
         if let Some(turn) = turn {
             turn();
         }
-        self.lock().apply(&mut shard, &batch, now_ms);
+        self.lock().apply(&mut shard, batch, now_ms);
     }
 
     /// Applies one datagram, from a thread that has no shard of its own.
@@ -233,11 +233,17 @@ impl Intake {
     }
 
     /// Takes what changed since the last tick as one of `timestamp_ms`; series that are new began at `start_ms`, unless
-    /// `find` knows them from before.
-    pub fn take(&self, timestamp_ms: i64, start_ms: i64, find: impl Fn(&Labels, MetricKind) -> Option<Known>) -> Tick {
+    /// `find` knows them from before. From `now_ms`, of a clock that nobody sets, they are silent.
+    pub fn take(
+        &self,
+        timestamp_ms: i64,
+        now_ms: i64,
+        start_ms: i64,
+        find: impl Fn(&Labels, MetricKind) -> Option<Known>,
+    ) -> Tick {
         self.gather();
         let mut tick = Tick { timestamp_ms, ..Tick::default() };
-        let changed = self.lock().registry.take_changed(timestamp_ms);
+        let changed = self.lock().registry.take_changed(now_ms);
         for places in changed.chunks(LOCKED_MAX) {
             self.lock().registry.take(places, &mut tick, start_ms, &find);
         }
@@ -285,7 +291,7 @@ impl Intake {
 
 impl IntakeState {
     /// Applies what a batch holds beside what its shard has gathered, in the order of its messages.
-    fn apply(&mut self, shard: &mut Shard, batch: &Batch<'_>, now_ms: i64) {
+    fn apply(&mut self, shard: &mut Shard, batch: Batch<'_>, now_ms: i64) {
         self.totals.now_ms = now_ms;
         self.totals.datagrams += batch.datagrams;
         self.totals.messages += batch.messages;
@@ -294,21 +300,21 @@ impl IntakeState {
             self.totals.drop(drops.why, drops.count, drops.line, now_ms);
         }
         let mut writer = None;
-        for op in &batch.ops {
+        for op in batch.ops {
             match op {
                 Op::From(header) => {
                     writer = header.map(|header| header.client_id);
                     if let Some(header) = header {
-                        self.senders.heard(*header, now_ms);
+                        self.senders.heard(header, now_ms);
                     }
                 }
                 Op::Unrouted { message, line } => {
-                    if let Err(refusal) = self.unrouted(shard, message, writer) {
+                    if let Err(refusal) = self.unrouted(shard, &message, writer) {
                         self.totals.drop(refusal.into(), 1, line, now_ms);
                     }
                 }
-                Op::Write { at, write, line } => {
-                    if let Err(refusal) = self.registry.write(*at, *write, writer) {
+                Op::Apply { at, effect, line } => {
+                    if let Err(refusal) = self.registry.apply(at, effect, writer) {
                         self.totals.drop(refusal.into(), 1, line, now_ms);
                     }
                 }
@@ -316,12 +322,13 @@ impl IntakeState {
         }
     }
 
-    /// Adds what a shard gathered. What a total cannot take is counted, with the series for an example: the lines are gone.
+    /// Adds what a shard gathered. No total refuses that: it is never so large.
     fn add_parts(&mut self, parts: impl IntoIterator<Item = Part>) {
         for part in parts {
-            if let Err(RefusedPart { messages, series }) = self.registry.add_part(part) {
+            let messages = part.messages;
+            if let Err(refusal) = self.registry.add_part(part) {
                 let now_ms = self.totals.now_ms;
-                self.totals.drop(Refusal::NotFinite.into(), messages, series.as_bytes(), now_ms);
+                self.totals.drop(refusal.into(), messages, b"", now_ms);
             }
         }
     }
@@ -337,18 +344,12 @@ impl IntakeState {
         if is_full {
             self.add_parts(shard.clear());
         }
-        let write = if resolved.is_routable {
+        let effect = if resolved.is_routable {
             shard.route(message, resolved)?
         } else {
-            match shard.effect_of(message, resolved.scale)? {
-                Effect::Gather(gathered) => {
-                    self.add_parts([Part { at, messages: 1, gathered }]);
-                    None
-                }
-                Effect::Write(write) => Some(write),
-            }
+            Some(shard.effect_of(message, resolved.scale)?)
         };
-        write.map_or(Ok(()), |write| self.registry.write(at, write, writer))
+        effect.map_or(Ok(()), |effect| self.registry.apply(at, effect, writer))
     }
 }
 
@@ -440,19 +441,19 @@ mod tests {
             intake.receive(&shards[shard], std::iter::once((text.as_bytes(), Arrival::Whole)), || (), 0);
         };
         (0..3).for_each(|shard| send(shard, "old:1|c\nsilent:1|c\nh:1|h"));
-        let first = intake.take(1000, 990, |_, _| None);
+        let first = intake.take(1000, 1000, 990, |_, _| None);
         let id_of = |name: &str| first.started.iter().find(|s| s.labels.name() == name).unwrap().id;
-        let mut second = intake.take(3000, 2990, |_, _| None);
+        let mut second = intake.take(3000, 3000, 2990, |_, _| None);
         intake.expire_while(&mut second, || send(1, "old:10|c\nh:2|h"));
         assert_eq!(second.ended, [id_of("silent")]);
         send(2, "new:100|c\nold:1000|c\nh:2|h");
-        let third = intake.take(4000, 3990, |_, _| None);
+        let third = intake.take(4000, 4000, 3990, |_, _| None);
         let new = third.started.iter().find(|s| s.labels.name() == "new").unwrap().id;
         let value_of = |id| third.samples.iter().find(|(other, _)| *other == id).unwrap().1.clone();
         assert_eq!((value_of(id_of("old")).as_float(), value_of(new).as_float()), (Some(1013.0), Some(100.0)));
         assert_eq!(value_of(id_of("h")).as_histogram().unwrap().count(), 5.0);
         // A mark of before keeps nothing for good.
-        let mut last = intake.take(6000, 5990, |_, _| None);
+        let mut last = intake.take(6000, 6000, 5990, |_, _| None);
         intake.expire(&mut last);
         assert_eq!((last.ended.len(), intake.lock().registry.len()), (3, 0));
     }
@@ -496,7 +497,7 @@ mod tests {
             });
         }
         assert!((6 << 20..10 << 20).contains(&heaviest), "{heaviest}");
-        let tick = intake.take(20, 10, |_, _| None);
+        let tick = intake.take(20, 20, 10, |_, _| None);
         let count: f64 = tick.samples.iter().map(|(_, value)| value.as_histogram().unwrap().count()).sum();
         assert_eq!(count, 4.0 * 4096.0 + 2.0 * 4095.0);
     }
@@ -515,19 +516,52 @@ mod tests {
             most = most.max(shards.iter().map(|shard| shard.lock().key_bytes()).sum());
         }
         assert!((256 * 1024..=512 * 1024 + 4 * 4096).contains(&most), "{most}");
-        let tick = intake.take(20, 10, |_, _| None);
+        let tick = intake.take(20, 20, 10, |_, _| None);
         assert_eq!(tick.samples[0].1.as_float(), Some(4.0 * 1500.0));
     }
 
     #[test]
-    fn a_part_that_a_total_cannot_take_names_its_series() {
+    fn what_a_total_cannot_take_costs_none_that_came_with_it() {
+        // Whatever had come in the same tick was refused with it, and the example was the name of the series.
         let intake = Intake::new(Registry::new(Restored::default()), 0);
-        intake.datagram(b"lat:1.7e308|h|#a:b", 0);
-        intake.take(20, 10, |_, _| None);
-        intake.datagram(b"lat:1.7e308|h|#a:b\nlat:1|h|#a:b", 0);
-        intake.gather();
+        intake.datagram(b"lat:1.7e308|h|#a:b\nneg:-1.7e308|h\nc:1.7e308|c\nw:1|h|@1e-307\nw:1|h|@1e-307", 0);
+        intake.take(20, 20, 10, |_, _| None);
+        let good = "lat:1|h|#a:b\nlat:1:2|h|@0.5|#a:b\nneg:-1|h\nneg:5|ms\nc:1|c\nw:1|h\n".repeat(100);
+        let large = "lat:1.7e308|h|#a:b\nneg:-1.7e308|h|@0.95\nc:1.7e308|c\nw:1|h|@6e-309\n";
+        intake.datagram([&*good, large, &*good].concat().as_bytes(), 0);
+        let tick = intake.take(40, 40, 30, |_, _| None);
         let dropped = intake.lock().totals.dropped["total_not_finite"].clone();
-        assert_eq!((dropped.count, dropped.example.as_str()), (2, r#"lat{a=\"b\"}"#));
+        assert_eq!((dropped.count, dropped.example.as_str()), (4, "lat:1.7e308|h|#a:b"));
+        let mut counts: Vec<f64> =
+            tick.samples.iter().map(|(_, value)| value.as_histogram().map_or(0.0, |h| h.count())).collect();
+        counts.sort_by(f64::total_cmp);
+        assert_eq!(counts[..3], [0.0, 1.0 + 200.0 * 2.0, 1.0 + 200.0 * 5.0], "c, neg, lat");
+        assert!(counts.len() == 4 && (1e307..3e307).contains(&counts[3]), "{counts:?}");
+    }
+
+    #[test]
+    fn what_comes_back_to_a_total_that_has_no_room_stays_finite() {
+        let intake = Intake::new(Registry::new(Restored::default()), 0);
+        intake.datagram(b"c:1.5e308|c\nh:1.5e308|h\nw:1|h|@1e-308", 0);
+        let first = intake.take(20, 20, 10, |_, _| None);
+        let before = |labels: &Labels, _| {
+            let started = first.started.iter().find(|started| started.labels == *labels)?;
+            let value = first.samples.iter().find(|(id, _)| *id == started.id).map(|(_, value)| value.clone());
+            Some(Known { id: started.id, since_ms: 10, value })
+        };
+        let again = Intake::new(Registry::new(Restored::default()), 0);
+        again.datagram(b"c:1.5e308|c\nh:1.5e308|h\nw:1|h|@6e-309", 0);
+        let second = again.take(40, 40, 30, before);
+        for (_, value) in &second.samples {
+            let Some(h) = value.as_histogram() else {
+                assert_eq!(value.as_float(), Some(f64::MAX));
+                continue;
+            };
+            let buckets = h.positive().counts.iter();
+            assert!(h.sum().is_finite() && h.count().is_finite() && buckets.copied().all(f64::is_finite));
+            assert!(h.sum() == f64::MAX || h.count() == f64::MAX);
+        }
+        assert_eq!(second.samples.len(), 3);
     }
 
     #[test]
@@ -536,7 +570,7 @@ mod tests {
         let intake = Intake::new(Registry::new(Restored::default()), 0);
         let one = "lat:1|h\n".repeat(50);
         intake.datagram(format!("{one}lat:1.7e308|h\nlat:1.7e308|h|@0.5\nlat:1.7e308|h\n{one}").as_bytes(), 0);
-        let tick = intake.take(20, 10, |_, _| None);
+        let tick = intake.take(20, 20, 10, |_, _| None);
         assert_eq!(tick.samples[0].1.as_histogram().unwrap().count(), 101.0);
         let dropped = intake.lock().totals.dropped["total_not_finite"].clone();
         assert_eq!((dropped.count, dropped.example.as_str()), (2, "lat:1.7e308|h|@0.5"));
@@ -548,7 +582,7 @@ mod tests {
         let (most, more) = (f64::MAX, 6000);
         let waiting = "a:1|h\nb:1000|ms\na:-1e100|h\n".repeat(more);
         intake.datagram(format!("{waiting}a:{most}|h\nb:2:3|h|@0.5\nb:5|d\n{waiting}").as_bytes(), 0);
-        let tick = intake.take(20, 10, |_, _| None);
+        let tick = intake.take(20, 20, 10, |_, _| None);
         let value_of = |name: &str| {
             let id = tick.started.iter().find(|series| series.labels.name() == name).unwrap().id;
             let value = &tick.samples.iter().find(|(other, _)| *other == id).unwrap().1;
@@ -559,7 +593,7 @@ mod tests {
         assert_eq!(value_of("a"), (2.0 * more + 1.0, most), "what is added is less than half of its last bit");
         assert_eq!(value_of("b"), (more + 5.0, more + 15.0));
         assert!(intake.lock().totals.dropped.is_empty());
-        assert!(intake.take(30, 10, |_, _| None).samples.is_empty());
+        assert!(intake.take(30, 30, 10, |_, _| None).samples.is_empty());
     }
 
     #[test]
@@ -617,7 +651,7 @@ mod tests {
         {
             let intake = Intake::new(Registry::new(Restored::default()), 0).with_gauge_minus(gauge_minus);
             intake.datagram(b"p:10|g\np:-6|g\nt:10|g|#a:b\nt:-6|g|#a:b", 0);
-            let tick = intake.take(20, 10, |_, _| None);
+            let tick = intake.take(20, 20, 10, |_, _| None);
             let values: Vec<_> = tick.samples.iter().map(|(_, value)| value.as_float().unwrap()).collect();
             assert_eq!(values, [plain, tagged], "{gauge_minus:?}");
         }
@@ -645,7 +679,7 @@ mod tests {
                         intake.datagram(line.as_bytes(), 0);
                     }
                 }
-                let tick = intake.take(20, 10, |_, _| None);
+                let tick = intake.take(20, 20, 10, |_, _| None);
                 let values: Vec<_> = tick.samples.iter().map(|(id, value)| {
                     let labels = tick.started.iter().find(|series| series.id == *id).unwrap().labels.to_string();
                     let buckets = value.as_histogram().map(|histogram| (histogram.count(), histogram.buckets()));

@@ -497,7 +497,7 @@ mod tests {
         let sender = &state.senders.status()[0];
         assert_eq!((sender.payloads, sender.payloads_missing), (1000, 0), "what came is not missing");
         drop(state);
-        let tick = intake.take(20, 10, |_, _| None);
+        let tick = intake.take(20, 20, 10, |_, _| None);
         let value_of = |name: &str| {
             let id = tick.started.iter().find(|series| series.labels.name() == name).unwrap().id;
             tick.samples.iter().find(|(other, _)| *other == id).unwrap().1.as_float().unwrap()
@@ -575,7 +575,7 @@ mod tests {
         listener.stop();
         let totals = intake.lock().totals.clone();
         assert_eq!((totals.datagrams, totals.messages, totals.dropped.len()), (SENT, 6 * SENT, 0));
-        let tick = intake.take(20, 10, |_, _| None);
+        let tick = intake.take(20, 20, 10, |_, _| None);
         let names: HashMap<_, _> =
             tick.started.iter().map(|started| (started.id, started.labels.to_string())).collect();
         let values: HashMap<_, _> = tick.samples.iter().map(|(id, value)| (names[id].clone(), value)).collect();

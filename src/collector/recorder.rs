@@ -303,7 +303,7 @@ impl Worker {
         state.registry.record_own(MetricKind::Gauge, "series", None, series);
         state.registry.record_own(MetricKind::Gauge, "store_size_bytes", None, size_bytes as f64);
         drop(state);
-        let mut tick = intake.take(timestamp_ms, start_ms, |labels, kind| self.find(labels, kind));
+        let mut tick = intake.take(timestamp_ms, now_ms, start_ms, |labels, kind| self.find(labels, kind));
         // While the disk refuses, the store does not know the last value of a series that leaves.
         if self.published.health().store_error.is_none() {
             intake.expire(&mut tick);
@@ -772,5 +772,31 @@ mod tests {
         drop(worker);
         let worker = self::worker(dir.path(), START_MS);
         assert_eq!((worker.stored("g"), worker.published("c")), (stored, Some(9.0)));
+    }
+    #[test]
+    fn how_long_a_series_is_silent_has_nothing_to_do_with_a_clock_that_is_set() {
+        // Set back by two minutes, a gauge ended at each tick after it was sent; set forward, all that was silent for a moment left.
+        let limits = Limits { gauge_expiry_ms: Some(60_000), series_expiry_ms: 600_000, ..Limits::default() };
+        for jump_ms in [-120_000, 1_200_000] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut worker = worker_with(dir.path(), START_MS, limits.clone(), "");
+            worker.steady = Clock::manual(START_MS);
+            let tick_at = |worker: &mut Worker, steady_s: i64, text: &str| {
+                worker.steady.set_ms(START_MS + steady_s * 1000);
+                let jump_ms = if steady_s < 20 { 0 } else { jump_ms };
+                worker.receive(text);
+                worker.tick_at(START_MS + steady_s * 1000 + jump_ms);
+                (worker.published("g"), worker.published("c"))
+            };
+            assert_eq!(tick_at(&mut worker, 10, "g:1|g\nc:1|c"), (Some(1.0), Some(1.0)));
+            for steady_s in [20, 30, 60] {
+                assert_eq!(tick_at(&mut worker, steady_s, ""), (Some(1.0), Some(1.0)), "{jump_ms} {steady_s}");
+            }
+            assert_eq!(tick_at(&mut worker, 80, ""), (None, Some(1.0)), "{jump_ms}");
+            assert_eq!(tick_at(&mut worker, 90, "g:2|g"), (Some(2.0), Some(1.0)), "{jump_ms}");
+            assert_eq!(tick_at(&mut worker, 140, ""), (Some(2.0), Some(1.0)), "{jump_ms}");
+            assert_eq!(tick_at(&mut worker, 600, ""), (None, Some(1.0)), "{jump_ms}");
+            assert_eq!(tick_at(&mut worker, 620, "").1, None, "{jump_ms}");
+        }
     }
 }

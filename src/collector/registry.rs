@@ -16,7 +16,7 @@ use super::limits::{
 };
 use super::mapping::{Found, Mapping, MetricType, Named, OVERFLOW_LABEL, metric_name, series_of};
 use super::senders::Senders;
-use super::shard::{Gathered, Part, Write, check};
+use super::shard::{Effect, Gathered, Part, Write, check};
 use crate::dogstatsd::{HEADER_NAME, Message, MessageType};
 use crate::exposition::{help, own_kind};
 use crate::model::{ByLabels, ExponentialHistogram, Labels, METRIC_NAME, MetricKind, SeriesId, Value, values_by_label};
@@ -217,7 +217,7 @@ struct Live {
     /// For a gauge or a set, the process that wrote it last, if it named itself.
     writer_id: u64,
     has_writer: bool,
-    /// When it last changed, by the time of the tick.
+    /// When it last changed: at which tick, by the clock that nobody sets.
     changed_ms: i64,
     /// What the mapping file says instead of the registry's limits.
     ttl_ms: Option<NonZeroI64>,
@@ -268,13 +268,6 @@ impl Name {
     }
 }
 
-/// What a shard gathered, if the total of its series would not be finite with it.
-#[derive(Debug)]
-pub(super) struct RefusedPart {
-    pub(super) messages: u64,
-    pub(super) series: String,
-}
-
 /// Every live series.
 #[derive(Debug)]
 pub struct Registry {
@@ -302,6 +295,7 @@ pub struct Registry {
     overflow_series: usize,
     /// Names that have nothing but such a series.
     overflow_names: usize,
+    /// When the last tick was, by the clock that nobody sets.
     now_ms: i64,
     /// How often series began to be let go.
     expiries: u32,
@@ -355,6 +349,7 @@ impl Registry {
             counted: Vec::new(),
             counting: 0,
         };
+        let last_tick_ms = registry.now_ms;
         for series in restored.series {
             registry.add_stored(&series.labels);
             let of_set = series.writer.strip_prefix(SET_WRITER);
@@ -374,7 +369,7 @@ impl Registry {
             let at = registry.insert(series.id, &series.labels, usage, value);
             if let Some(live) = registry.live_mut(at) {
                 live.set_writer(writer);
-                live.changed_ms = series.last_ms;
+                live.changed_ms = series.last_ms.min(last_tick_ms); // the clock may have been set back since
                 live.is_new = false;
             }
             if is_changed {
@@ -413,8 +408,9 @@ impl Registry {
 
     /// Goes on at `now_ms`. That nobody was heard while no collector listened is not their silence.
     pub(super) fn resume(&mut self, now_ms: i64) {
-        let away_ms = now_ms.saturating_sub(self.now_ms).max(0);
+        let away_ms = now_ms.saturating_sub(self.now_ms);
         self.series.iter_mut().flatten().for_each(|live| live.changed_ms = live.changed_ms.saturating_add(away_ms));
+        self.now_ms = now_ms;
     }
 
     fn live_mut(&mut self, at: u32) -> Option<&mut Live> {
@@ -763,26 +759,33 @@ impl Registry {
         }
     }
 
+    /// Does what one message comes to.
+    pub(super) fn apply(&mut self, at: u32, effect: Effect, writer: Option<u64>) -> Result<(), Refusal> {
+        match effect {
+            Effect::Gather(gathered) => self.add_part(Part { at, messages: 1, gathered }),
+            Effect::Write(write) => self.write(at, write, writer),
+        }
+    }
+
     /// Adds what a shard gathered.
-    pub(super) fn add_part(&mut self, part: Part) -> Result<(), RefusedPart> {
+    pub(super) fn add_part(&mut self, part: Part) -> Result<(), Refusal> {
         let Part { at, messages, gathered } = part;
-        let Some(live) = self.live_mut(at) else { return Err(RefusedPart { messages, series: String::new() }) };
-        let refused = |live: &Live| Err(RefusedPart { messages, series: live.labels.to_string() });
+        let Some(live) = self.live_mut(at) else { return Err(Refusal::NotFinite) };
         match (&mut live.value, gathered) {
             (LiveValue::Counter(total), Gathered::Count(sum)) => {
                 let grown = *total + sum;
                 if !grown.is_finite() {
-                    return refused(live);
+                    return Err(Refusal::NotFinite);
                 }
                 *total = grown;
             }
             (LiveValue::Histogram(total), Gathered::Values(values)) => {
                 if !(total.sum() + values.sum()).is_finite() || !(total.count() + values.count()).is_finite() {
-                    return refused(live);
+                    return Err(Refusal::NotFinite);
                 }
                 Arc::make_mut(total).merge(&values);
             }
-            _ => return refused(live),
+            _ => return Err(Refusal::NotFinite),
         }
         live.is_ended = false;
         self.mark_changed(at);
@@ -960,8 +963,8 @@ impl Registry {
     }
 
     /// Begins a tick: the places of the series that changed since the last one.
-    pub(super) fn take_changed(&mut self, timestamp_ms: i64) -> Vec<u32> {
-        self.now_ms = timestamp_ms;
+    pub(super) fn take_changed(&mut self, now_ms: i64) -> Vec<u32> {
+        self.now_ms = now_ms;
         std::mem::take(&mut self.changed)
     }
 
@@ -977,7 +980,7 @@ impl Registry {
         for &at in places {
             let Some(live) = self.series.get_mut(at as usize).and_then(Option::as_mut) else { continue };
             live.is_changed = false;
-            live.changed_ms = tick.timestamp_ms;
+            live.changed_ms = self.now_ms;
             let kind = live.usage.kind();
             if std::mem::take(&mut live.is_new) {
                 tick.started.push(live.start(start_ms, find(&live.labels, kind)));
@@ -1015,8 +1018,8 @@ impl Live {
             // The store has the writer of before, and of before a set was a gauge.
             self.is_writer_changed |= self.usage.kind() == MetricKind::Gauge;
             match (&mut self.value, known.value) {
-                (LiveValue::Counter(total), Some(Value::Float(before))) if (*total + before).is_finite() => {
-                    *total += before;
+                (LiveValue::Counter(total), Some(Value::Float(before))) => {
+                    *total = (*total + before).min(f64::MAX); // both were taken
                     earlier = Some(Box::new(Earlier { since_ms: known.since_ms, value: Value::Float(before) }));
                 }
                 (LiveValue::Histogram(total), Some(Value::Histogram(before))) => {
@@ -1058,7 +1061,7 @@ mod tests {
     }
 
     fn tick(intake: &Intake, timestamp_ms: i64) -> Tick {
-        intake.take(timestamp_ms, timestamp_ms - 10, |_, _| None)
+        intake.take(timestamp_ms, timestamp_ms, timestamp_ms - 10, |_, _| None)
     }
 
     fn changes(intake: &Intake) -> Vec<String> {
@@ -1102,9 +1105,10 @@ mod tests {
         let intake = intake();
         assert_eq!(apply(&intake, "m:1.7e308|c\nh:1.7e308|h"), [None; 2]);
         assert_eq!(changes(&intake).len(), 2);
+        let not_finite = Some("total_not_finite");
         assert_eq!(
             apply(&intake, "m:1e307|c\nm:1e307|c\nh:1e308|h\ng:1e308|g\ng:+1e308|g"),
-            [None, None, None, None, Some("total_not_finite")]
+            [not_finite, not_finite, not_finite, None, not_finite]
         );
         assert_eq!(changes(&intake), [format!("g {}", 1e308)]);
         assert_eq!(intake.lock().totals.dropped["total_not_finite"].count, 4);
@@ -1386,7 +1390,7 @@ mod tests {
                 value: Some(Value::Float(5.0)),
             })
         };
-        let third = intake.take(3000, 2001, known);
+        let third = intake.take(3000, 3000, 2001, known);
         assert_eq!(value_of(&third, id_of("c")), Some(Value::Float(7.0)));
         let earlier = |a: &str| {
             let started = third.started.iter().find(|s| s.labels.get("a") == Some(a)).unwrap();

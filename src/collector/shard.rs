@@ -26,8 +26,9 @@ const GATHERED_BYTES_MAX: usize = 8 << 20;
 /// Values of histograms wait until they are so many, then they are recorded, one histogram after the other. A histogram is rarely
 /// in the processor's caches when a value of it comes: recorded at once, each costs more than all else that its message does.
 const PENDING_MAX: usize = 4096;
-/// No value that waits is larger: a sum that is finite stays so, be it the largest double there is.
-const PENDING_VALUE_MAX: f64 = 1e100;
+/// No value that is gathered is larger, nor any count: then what is gathered fits into every total that is finite, be it the largest
+/// double there is, and nothing is refused because of what came beside it. A larger one goes to the registry by itself.
+const GATHERED_MAX: f64 = 1e100;
 /// The bytes of these spellings, for each series that there may be, in all shards together.
 const ROUTE_BYTES_PER_SERIES: usize = 512;
 
@@ -39,8 +40,8 @@ const KEYS_MAX: usize = 1 << 31;
 pub(super) enum Op<'a> {
     /// The messages that follow are of this sender; `None`: of one that does not name itself.
     From(Option<Header>),
-    /// A gauge or a set is written.
-    Write { at: u32, write: Write, line: &'a [u8] },
+    /// A series changes by what cannot be gathered.
+    Apply { at: u32, effect: Effect, line: &'a [u8] },
     /// The raw bytes are new.
     Unrouted { message: Message<'a>, line: &'a [u8] },
 }
@@ -278,8 +279,8 @@ impl Shard {
 
     #[inline]
     fn known<'a>(&mut self, slot: u32, message: &Message<'a>, line: &'a [u8]) -> Result<Option<Op<'a>>, Why> {
-        let write = self.add(slot, message)?;
-        Ok(write.map(|(at, write)| Op::Write { at, write, line }))
+        let apart = self.add(slot, message)?;
+        Ok(apart.map(|(at, effect)| Op::Apply { at, effect, line }))
     }
 
     #[inline]
@@ -290,36 +291,34 @@ impl Shard {
     }
 
     /// Adds all values of a message, or none; what cannot be gathered is returned.
-    fn add(&mut self, number: u32, message: &Message<'_>) -> Result<Option<(u32, Write)>, Refusal> {
+    #[inline]
+    fn add(&mut self, number: u32, message: &Message<'_>) -> Result<Option<(u32, Effect)>, Refusal> {
         let Self { slots, changed, histograms, pending, gathered_bytes, .. } = self;
         let Some(slot) = slots.get_mut(number as usize) else { return Ok(None) };
         let scale = slot.scale;
         match Usage::of(slot.kind) {
             _ if slot.at == DROPPED => return Err(Refusal::MappedDrop),
             Usage::Counter => {
-                let sum = slot.sum + count_of(message, scale)?;
-                if !sum.is_finite() {
-                    return Err(Refusal::NotFinite);
+                let count = count_of(message, scale)?;
+                if count > GATHERED_MAX {
+                    return Ok(Some((slot.at, Effect::Gather(Gathered::Count(count)))));
                 }
-                slot.sum = sum;
+                slot.sum += count;
             }
             Usage::Histogram => {
                 if let Some(value) = pending_of(message, scale) {
                     pending.push((number, value));
                     return Ok(None);
                 }
-                let (count, sum) = values_of(message, scale)?;
-                if let Some(histogram) = histograms.get(slot.histogram as usize)
-                    && !((histogram.count() + count).is_finite() && (histogram.sum() + sum).is_finite())
-                {
-                    return Err(Refusal::NotFinite);
+                if values_of(message, scale)? > GATHERED_MAX {
+                    return Ok(Some((slot.at, Effect::Gather(histogram_of(message, scale)))));
                 }
                 slot.record(histograms, gathered_bytes, |histogram| record_all(histogram, message, scale));
             }
-            Usage::Gauge => return Ok(Some((slot.at, write_of(message, scale)?))),
+            Usage::Gauge => return Ok(Some((slot.at, Effect::Write(write_of(message, scale)?)))),
             Usage::Set => {
                 let hash = self.member_hasher.hash_one(message.member().unwrap_or_default());
-                return Ok(Some((slot.at, Write::Member(hash))));
+                return Ok(Some((slot.at, Effect::Write(Write::Member(hash)))));
             }
         }
         slot.count_messages(number, 1, changed);
@@ -358,7 +357,7 @@ impl Shard {
     }
 
     /// Adds a message whose series is known and remembers the way there.
-    pub(super) fn route(&mut self, message: &Message<'_>, resolved: Resolved) -> Result<Option<Write>, Refusal> {
+    pub(super) fn route(&mut self, message: &Message<'_>, resolved: Resolved) -> Result<Option<Effect>, Refusal> {
         let sections = sections_of(message);
         // An earlier message of the same batch may have been the first.
         let slot = self.find(message.name, &sections).unwrap_or_else(|| {
@@ -377,7 +376,7 @@ impl Shard {
             });
             route.slot
         });
-        Ok(self.add(slot, message)?.map(|(_, write)| write))
+        Ok(self.add(slot, message)?.map(|(_, effect)| effect))
     }
 
     /// What a message comes to whose way is not remembered.
@@ -386,9 +385,7 @@ impl Shard {
             Usage::Counter => Effect::Gather(Gathered::Count(count_of(message, scale)?)),
             Usage::Histogram => {
                 values_of(message, scale)?;
-                let mut histogram = Box::default();
-                record_all(&mut histogram, message, scale);
-                Effect::Gather(Gathered::Values(histogram))
+                Effect::Gather(histogram_of(message, scale))
             }
             Usage::Gauge => Effect::Write(write_of(message, scale)?),
             Usage::Set => {
@@ -544,18 +541,25 @@ fn write_of(message: &Message<'_>, scale: f64) -> Result<Write, Refusal> {
 #[inline]
 fn pending_of(message: &Message<'_>, scale: f64) -> Option<f64> {
     let value = message.single().filter(|_| message.weight == 1.0)? * (timer_factor(message.kind) * scale);
-    (value.abs() <= PENDING_VALUE_MAX).then_some(value)
+    (value.abs() <= GATHERED_MAX).then_some(value)
 }
 
-/// What a message adds to count and sum of a histogram, the sum of timers in milliseconds.
-fn values_of(message: &Message<'_>, scale: f64) -> Result<(f64, f64), Refusal> {
-    let (mut count, mut sum) = (0.0, 0.0);
+/// The most that a message adds to count or sum of a histogram, timers in milliseconds and none of its values against another.
+fn values_of(message: &Message<'_>, scale: f64) -> Result<f64, Refusal> {
+    let (mut count, mut sum) = (0.0_f64, 0.0);
     for value in message.values() {
         let (MessageValue::Absolute(value) | MessageValue::Delta(value)) = value;
         count += message.weight;
-        sum += value * scale * message.weight;
+        sum += (value * scale).abs() * message.weight;
     }
-    if f64::is_finite(count) && f64::is_finite(sum) { Ok((count, sum)) } else { Err(Refusal::NotFinite) }
+    let most = count.max(sum);
+    if most.is_finite() { Ok(most) } else { Err(Refusal::NotFinite) }
+}
+
+fn histogram_of(message: &Message<'_>, scale: f64) -> Gathered {
+    let mut histogram = Box::default();
+    record_all(&mut histogram, message, scale);
+    Gathered::Values(histogram)
 }
 
 fn record_all(histogram: &mut ExponentialHistogram, message: &Message<'_>, scale: f64) {

@@ -173,9 +173,16 @@ impl ExponentialHistogram {
         }
     }
 
-    /// Adds everything that `other` holds, getting coarser where the buckets would take more memory than a series may.
+    /// Adds everything that `other` holds, getting coarser where the buckets would take more memory than a series may. Counts and sum
+    /// stay finite, at most the largest double.
     pub fn merge(&mut self, other: &Self) {
         self.add_times(other, 1.0, BUCKETS_MAX);
+        self.sum = self.sum.clamp(f64::MIN, f64::MAX);
+        if self.count.is_infinite() {
+            let buckets = self.positive.counts.iter_mut().chain(&mut self.negative.counts);
+            let counts = [&mut self.count, &mut self.zero_count].into_iter().chain(buckets);
+            counts.for_each(|count| *count = count.min(f64::MAX));
+        }
     }
 
     /// As [`ExponentialHistogram::merge`], while a query calculates: it gets coarser only where 64 KiB would not do.

@@ -533,7 +533,7 @@ fn tick(intake: &Intake, names: &mut BTreeMap<u32, String>, timestamp_ms: i64) -
     let IntakeState { registry, senders, .. } = &mut *state;
     registry.end_gauges(senders, timestamp_ms);
     drop(state);
-    let mut tick = intake.take(timestamp_ms, timestamp_ms - 10, |_, _| None);
+    let mut tick = intake.take(timestamp_ms, timestamp_ms, timestamp_ms - 10, |_, _| None);
     intake.expire(&mut tick);
     names.extend(tick.started.iter().map(|started| (started.id.0, started.labels.to_string())));
     let text = |value: &Value| match value {
