@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use cortex_metrics::collector::{Intake, Registry};
-use cortex_metrics::dogstatsd::{Message, MessageType, MessageValue, decode};
+use cortex_metrics::dogstatsd::{HEADER_NAME, Message, MessageType, MessageValue, decode};
 use cortex_metrics::model::Value;
 use cortex_metrics::store::Restored;
 use proptest::prelude::*;
@@ -229,15 +229,20 @@ proptest! {
     #[test]
     fn property_test_the_collector_applies_or_drops_every_message(datagrams in prop::collection::vec(datagram(), 1..4)) {
         let intake = Intake::new(Registry::new(Restored::default()), 0);
-        let mut messages = 0;
+        let before = intake.begin_count();
+        let (mut messages, mut headers) = (0, 0);
         for datagram in &datagrams {
             messages += decode(datagram).count() as u64;
+            let is_header = |message: &Message<'_>| message.name == HEADER_NAME.as_bytes();
+            headers += decode(datagram).filter_map(Result::ok).filter(is_header).count() as u64;
             intake.datagram(datagram, 0);
         }
+        let applied: u64 = intake.end_count(&before).iter().map(|(_, _, messages)| messages).sum();
         let totals = intake.lock().totals.clone();
         prop_assert_eq!((totals.datagrams, totals.messages), (datagrams.len() as u64, messages));
         let dropped: u64 = totals.dropped.values().map(|dropped| dropped.count).sum();
-        prop_assert!(dropped <= messages);
+        let bad_headers = totals.dropped.get("bad_header").map_or(0, |dropped| dropped.count);
+        prop_assert_eq!(applied + dropped + headers - bad_headers, messages);
         prop_assert!(totals.dropped.values().all(|dropped| !dropped.example.contains('\n')));
         let series = intake.lock().registry.len();
         let tick = intake.take(2, 2, 1, |_, _| None);

@@ -197,15 +197,17 @@ impl<'a> Messages<'a> {
         let mut is_last_section = false;
         let kind = match kind_of(text) {
             Some(kind) => kind,
-            None => match split_at(text, b':').map(|(text, _)| (kind_of(text), text.len() + 1)) {
-                Some((Some(kind), length)) => {
-                    self.same_name = after.get(length..).map(|rest| (name, rest));
-                    is_last_section = true;
-                    kind
+            None => {
+                let (own, next) = split_at(text, b':').map_or((text, None), |(own, _)| (own, after.get(own.len() + 1..)));
+                // Whatever becomes of this sample, the next one is there.
+                self.same_name = next.map(|rest| (name, rest));
+                is_last_section = true;
+                match kind_of(own) {
+                    Some(kind) => kind,
+                    None if own.is_empty() => return Err(DecodeError::NoType),
+                    None => return Err(DecodeError::UnknownType),
                 }
-                _ if text.is_empty() => return Err(DecodeError::NoType),
-                _ => return Err(DecodeError::UnknownType),
-            },
+            }
         };
         let mut message = Message {
             name,
@@ -232,9 +234,8 @@ impl<'a> Messages<'a> {
                     if weight.is_err()
                         && !is_dogstatsd
                         && let Some((rate, _)) = split_at(rate, b':')
-                        && let Ok(known) = decode_weight(rate)
                     {
-                        weight = Ok(known);
+                        weight = decode_weight(rate);
                         self.same_name = after.get(offset + 1 + rate.len() + 1..).map(|rest| (name, rest));
                         is_last_section = true;
                     }
