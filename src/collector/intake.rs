@@ -79,6 +79,8 @@ pub struct IntakeTotals {
     pub repeated_fields: u64,
     /// Empty texts among the values of a message, passed over.
     pub empty_values: u64,
+    /// Tags of messages that were read: those without a key, and those whose label an earlier one has.
+    pub tags_dropped: u64,
     /// Messages dropped, by reason.
     pub dropped: BTreeMap<&'static str, Dropped>,
     /// When the newest batch came.
@@ -320,6 +322,7 @@ impl IntakeState {
                 }
             }
         }
+        self.totals.tags_dropped += shard.take_tags_dropped();
     }
 
     /// Adds what a shard gathered. No total refuses that: it is never so large.
@@ -347,6 +350,7 @@ impl IntakeState {
         let effect = if resolved.is_routable {
             shard.route(message, resolved)?
         } else {
+            shard.drop_tags(resolved.tags_dropped);
             Some(shard.effect_of(message, resolved.scale)?)
         };
         effect.map_or(Ok(()), |effect| self.registry.apply(at, effect, writer))
@@ -399,6 +403,7 @@ mod tests {
     use super::super::limits::Limits;
     use super::super::shard::Gathered;
     use super::*;
+    use crate::model::ExponentialHistogram;
     use crate::store::Restored;
 
     #[test]
@@ -532,8 +537,11 @@ mod tests {
         let tick = intake.take(40, 40, 30, |_, _| None);
         let dropped = intake.lock().totals.dropped["total_not_finite"].clone();
         assert_eq!((dropped.count, dropped.example.as_str()), (4, "lat:1.7e308|h|#a:b"));
-        let mut counts: Vec<f64> =
-            tick.samples.iter().map(|(_, value)| value.as_histogram().map_or(0.0, |h| h.count())).collect();
+        let mut counts: Vec<f64> = tick
+            .samples
+            .iter()
+            .map(|(_, value)| value.as_histogram().map_or(0.0, ExponentialHistogram::count))
+            .collect();
         counts.sort_by(f64::total_cmp);
         assert_eq!(counts[..3], [0.0, 1.0 + 200.0 * 2.0, 1.0 + 200.0 * 5.0], "c, neg, lat");
         assert!(counts.len() == 4 && (1e307..3e307).contains(&counts[3]), "{counts:?}");

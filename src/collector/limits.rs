@@ -11,6 +11,8 @@ pub(super) const LABEL_BYTES_PER_SERIES: usize = 512;
 pub(super) const STORED_PER_SERIES: usize = 10;
 /// So many names there may be that have nothing but a series for what is beyond a limit, as a part of all series.
 pub(super) const OVERFLOW_SHARE: usize = 10;
+/// What was found out of why a metric is beyond a limit is looked at again after so long, if it still is.
+pub(super) const FOUND_KEPT_MS: i64 = 60_000;
 /// So many metrics beyond a limit are told of, and so many conflicts.
 pub(super) const TOLD_MAX: usize = 1000;
 
@@ -73,7 +75,7 @@ impl Limit {
 /// What became of one metric beyond a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overflow {
-    /// The limit that it met first.
+    /// The limit that it meets.
     pub limit: Limit,
     /// How many messages went into its `cortex_overflow` series.
     pub messages: u64,
@@ -83,6 +85,8 @@ pub struct Overflow {
     pub label: String,
     /// How many values the label had when the limit was met; 0 if one is too long.
     pub values: usize,
+    /// When that was found out.
+    pub(super) found_ms: i64,
 }
 
 /// What was refused because its name has another type, or meets that of a histogram.
@@ -104,6 +108,8 @@ pub(super) struct Beyond {
     overflows: BTreeMap<String, Overflow>,
     /// By limit.
     messages: BTreeMap<&'static str, u64>,
+    /// When it was last found out why a metric is beyond a limit, once more.
+    again_ms: i64,
     /// By name and refused type.
     conflicts: BTreeMap<(String, &'static str), Conflict>,
 }
@@ -121,18 +127,28 @@ impl Beyond {
         self.conflicts.iter().map(|((name, _), conflict)| (name.as_str(), conflict))
     }
 
-    /// Counts a message beyond a limit. Whether it is to be [`Beyond::tell`]ed why its metric is there.
-    pub(super) fn count(&mut self, name: &str, limit: Limit) -> bool {
+    /// Counts a message beyond a limit. Whether it is to be [`Beyond::tell`]ed why its metric is there: what it was may have gone, and
+    /// something else come. To find that out all series are looked at, so it is done for one metric a tick.
+    pub(super) fn count(&mut self, name: &str, limit: Limit, now_ms: i64) -> bool {
         *self.messages.entry(limit.as_str()).or_default() += 1;
-        if let Some(overflow) = self.overflows.get_mut(name) {
-            overflow.messages += 1;
-            return false;
+        let Some(overflow) = self.overflows.get_mut(name) else { return self.overflows.len() < TOLD_MAX };
+        overflow.messages += 1;
+        let is_due = now_ms - overflow.found_ms >= FOUND_KEPT_MS && now_ms != self.again_ms;
+        if is_due {
+            self.again_ms = now_ms;
         }
-        self.overflows.len() < TOLD_MAX
+        is_due
     }
 
-    /// The first message of a metric beyond a limit.
+    /// What was found out of a metric beyond a limit, with its first message or later.
     pub(super) fn tell(&mut self, name: &str, overflow: Overflow) {
+        let before = self.overflows.get(name);
+        let messages = before.map_or(1, |before| before.messages);
+        let of = |overflow: &Overflow| (overflow.limit, overflow.metric.clone(), overflow.label.clone());
+        if before.map(of) == Some(of(&overflow)) {
+            self.overflows.insert(name.to_owned(), Overflow { messages, ..overflow });
+            return;
+        }
         let Overflow { limit, metric, label, values, .. } = &overflow;
         tracing::warn!(
             metric = name,
@@ -142,7 +158,7 @@ impl Beyond {
             values,
             "a limit of series is met: what would be new series of this metric goes into one with {OVERFLOW_LABEL}=\"true\""
         );
-        self.overflows.insert(name.to_owned(), overflow);
+        self.overflows.insert(name.to_owned(), Overflow { messages, ..overflow });
     }
 
     /// Counts what a conflict refuses, in the words of `refusal`.

@@ -38,7 +38,7 @@ impl<'a> Named<'a> {
     }
 
     /// The tags in their order, those within the name first.
-    fn tags(&self) -> impl Iterator<Item = Tag<'a>> {
+    pub(super) fn tags(&self) -> impl Iterator<Item = Tag<'a>> {
         self.within.iter().copied().chain(self.message.tags())
     }
 }
@@ -68,30 +68,31 @@ fn pairs(text: &[u8]) -> Option<Vec<Tag<'_>>> {
 /// a key, and those whose label an earlier tag already has.
 pub(super) fn series_of(named: &Named<'_>, mapped: Option<&Mapped>) -> (Labels, usize) {
     let name = mapped.map_or_else(|| metric_name(&named.name), |mapped| mapped.name.clone());
-    let mut pairs = vec![(METRIC_NAME.to_owned(), name)];
     let labels = || mapped.iter().flat_map(|mapped| mapped.labels.iter().cloned());
     let honor_labels = mapped.is_some_and(|mapped| mapped.honor_labels);
+    // Each with whether it is a tag.
+    let mut pairs = vec![(METRIC_NAME.to_owned(), name, false)];
     if !honor_labels {
-        pairs.extend(labels());
+        pairs.extend(labels().map(|(label, value)| (label, value, false)));
     }
-    let of_mapping = pairs.len();
     let mut fallen = 0;
     for (key, value) in named.tags() {
-        let label = label_name(key);
-        let taken = pairs.iter().position(|(name, _)| *name == label);
-        if key.is_empty() || taken.is_some() {
-            // That the mapping's label wins is meant.
-            fallen += usize::from(key.is_empty() || taken >= Some(of_mapping));
+        if key.is_empty() {
+            fallen += 1;
             continue;
         }
         let value = value.map_or_else(|| "true".into(), String::from_utf8_lossy);
-        pairs.push((label, value.into_owned()));
+        pairs.push((label_name(key), value.into_owned(), true));
     }
-    if honor_labels {
-        // Of equal names the first wins that has a value.
-        pairs.extend(labels());
-    }
-    (Labels::from_pairs(pairs), fallen)
+    pairs.sort_by(|a, b| a.0.cmp(&b.0)); // stable: the first of equal names stays first
+    pairs.dedup_by(|later, earlier| {
+        let is_same = later.0 == earlier.0;
+        fallen += usize::from(is_same && earlier.2); // that the mapping's label wins is meant
+        is_same
+    });
+    let pairs = pairs.into_iter().map(|(label, value, _)| (label, value));
+    // Of equal names the first wins that has a value.
+    (Labels::from_pairs(pairs.chain(honor_labels.then(labels).into_iter().flatten())), fallen)
 }
 
 /// The metric name for the name in a message, which is not empty.

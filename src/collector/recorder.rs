@@ -261,7 +261,7 @@ impl Worker {
             ("events_total", "", totals.events),
             ("service_checks_total", "", totals.service_checks),
             ("payloads_missing_total", "", state.senders.missing_total()),
-            ("tags_dropped_total", "", state.registry.tags_dropped()),
+            ("tags_dropped_total", "", totals.tags_dropped),
             ("store_damaged_files_total", "", self.store.damaged_files()),
             (
                 "commit_failures_total",

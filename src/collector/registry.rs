@@ -12,7 +12,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use super::limits::{
-    Beyond, Conflict, LABEL_BYTES_PER_SERIES, Limit, Limits, OVERFLOW_SHARE, Overflow, STORED_PER_SERIES,
+    Beyond, Conflict, FOUND_KEPT_MS, LABEL_BYTES_PER_SERIES, Limit, Limits, OVERFLOW_SHARE, Overflow, STORED_PER_SERIES,
 };
 use super::mapping::{Found, Mapping, MetricType, Named, OVERFLOW_LABEL, metric_name, series_of};
 use super::senders::Senders;
@@ -24,6 +24,8 @@ use crate::store::{Earlier, Known, Reader, Restored, StartedSeries, Tick};
 
 /// The longest name with tags that becomes a series of its own, in bytes.
 const CONTEXT_BYTES_MAX: usize = 4096;
+/// The most tags that it has. What is beyond a limit or refused is read anew each time, and each tag takes its time.
+const TAGS_MAX: usize = 128;
 /// The longest name, in bytes.
 const NAME_BYTES_MAX: usize = 1024;
 /// A gauge or a set that ended keeps its place for so long: where processes come and go all the time, threads learn the ways to all
@@ -181,6 +183,8 @@ pub(super) struct Resolved {
     pub(super) scale: f64,
     /// Whether the way there may be remembered: what is beyond a limit comes in too many spellings.
     pub(super) is_routable: bool,
+    /// How many tags fall away each time.
+    pub(super) tags_dropped: u8,
 }
 
 #[derive(Debug)]
@@ -282,7 +286,6 @@ pub struct Registry {
     names: HashMap<Box<str>, Name, RandomState>,
     next_id: u32,
     changed: Vec<u32>,
-    tags_dropped: u64,
     /// Members in all sets since the last tick.
     members: usize,
     own: usize,
@@ -335,7 +338,6 @@ impl Registry {
             names: HashMap::default(),
             next_id: restored.next_id,
             changed: Vec::new(),
-            tags_dropped: 0,
             members: 0,
             own: 0,
             label_bytes: 0,
@@ -506,11 +508,6 @@ impl Registry {
         &self.limits
     }
 
-    /// How many tags fell away since the start: those without a key and those whose label was taken.
-    pub fn tags_dropped(&self) -> u64 {
-        self.tags_dropped
-    }
-
     /// The metrics beyond a limit, the first thousand of them.
     pub fn overflows(&self) -> &BTreeMap<String, Overflow> {
         self.beyond.overflows()
@@ -538,7 +535,7 @@ impl Registry {
             return Err(Refusal::TooLong);
         }
         let (mapped, ttl_ms) = match self.map(&named.name, usage) {
-            Found::Drop => return Ok(Resolved { at: DROPPED, scale: 1.0, is_routable: true }),
+            Found::Drop => return Ok(Resolved { at: DROPPED, scale: 1.0, is_routable: true, tags_dropped: 0 }),
             Found::Mapped(mapped) => (Some(Arc::clone(&mapped)), mapped.ttl_ms),
             Found::Unmapped { ttl_ms } => (None, ttl_ms),
         };
@@ -548,7 +545,8 @@ impl Registry {
         if mapped.is_some_and(|mapped| mapped.name.is_empty()) {
             return Err(Refusal::MappedToNothing);
         }
-        let is_too_long = message.name.len() + message.tags.len() > CONTEXT_BYTES_MAX;
+        let is_too_long =
+            message.name.len() + message.tags.len() > CONTEXT_BYTES_MAX || named.tags().nth(TAGS_MAX).is_some();
         let (labels, fallen) = if is_too_long {
             let name = mapped.map_or_else(|| metric_name(&named.name), |mapped| mapped.name.clone());
             (Labels::from_pairs([(METRIC_NAME, name)]), 0)
@@ -568,13 +566,12 @@ impl Registry {
             return Err(self.refuse(labels.name(), conflict));
         }
         if !is_too_long && let Some(at) = self.find(&labels) {
-            self.tags_dropped += fallen as u64;
             self.set_ttl(at, ttl_ms);
             let told_in = self.expiries;
             if let Some(live) = self.live_mut(at) {
                 live.told_in = told_in;
             }
-            return Ok(Resolved { at, scale, is_routable: true });
+            return Ok(Resolved { at, scale, is_routable: true, tags_dropped: fallen as u8 });
         }
         let is_long =
             |(name, value): &(&str, &str)| *name != METRIC_NAME && value.len() > self.limits.label_value_bytes;
@@ -588,9 +585,8 @@ impl Registry {
             Some(limit) => self.overflow(labels.name(), usage, limit, long)?,
             None => self.begin(&labels, usage),
         };
-        self.tags_dropped += fallen as u64;
         self.set_ttl(at, ttl_ms);
-        Ok(Resolved { at, scale, is_routable: limit.is_none() })
+        Ok(Resolved { at, scale, is_routable: limit.is_none(), tags_dropped: fallen as u8 })
     }
 
     /// Why there is no room for one more series.
@@ -670,7 +666,7 @@ impl Registry {
             }
             None => self.begin(&labels, usage),
         };
-        if self.beyond.count(name, limit) {
+        if self.beyond.count(name, limit, self.now_ms) {
             let overflow = self.explain(name, limit, long);
             self.beyond.tell(name, overflow);
         }
@@ -680,17 +676,26 @@ impl Registry {
     /// Which label it is that takes so many values, or so many bytes.
     fn explain(&self, name: &str, limit: Limit, long: &str) -> Overflow {
         let of_all = matches!(limit, Limit::Series | Limit::LabelBytes | Limit::StoredSeries);
-        // Asked again for each name that comes beyond all series, and all are looked at: once is enough.
-        if let Some(told) = self.overflows().values().find(|told| of_all && told.limit == limit) {
-            return Overflow { messages: 1, ..told.clone() };
+        // Asked for each name that comes beyond all series, and all are looked at: once in a while is enough.
+        let is_known = |told: &&Overflow| of_all && told.limit == limit && self.now_ms - told.found_ms < FOUND_KEPT_MS;
+        if let Some(told) = self.overflows().values().find(is_known) {
+            return told.clone();
         }
+        let found = |metric: &str, label: &str, values| Overflow {
+            limit,
+            messages: 1,
+            metric: metric.to_owned(),
+            label: label.to_owned(),
+            values,
+            found_ms: self.now_ms,
+        };
         if limit == Limit::LabelValueBytes {
-            return Overflow { limit, messages: 1, metric: name.to_owned(), label: long.to_owned(), values: 0 };
+            return found(name, long, 0);
         }
         if limit == Limit::StoredSeries
             && let Some((metric, label, values)) = self.history.as_ref().and_then(Reader::widest)
         {
-            return Overflow { limit, messages: 1, metric, label, values };
+            return found(&metric, &label, values);
         }
         let by_bytes = limit == Limit::LabelBytes;
         let mut metrics: HashMap<&str, usize, RandomState> = HashMap::default();
@@ -707,7 +712,7 @@ impl Registry {
             .iter()
             .max_by_key(|(_, values)| weight(values))
             .map_or(("", 0), |(label, values)| (*label, values.len()));
-        Overflow { limit, messages: 1, metric: widest.to_owned(), label: label.to_owned(), values }
+        found(widest, label, values)
     }
 
     /// What else has the name already, or one that a histogram's classic form would share with it.
@@ -1261,9 +1266,52 @@ mod tests {
         assert_eq!(apply(&intake, &text), [None, None, None, None, Some("too_long")]);
         let want = ["m 8", r#"m{cortex_overflow="true"} 3"#, r#"m{tag_cortex_overflow="true"} 4"#];
         assert_eq!(changes(&intake), want);
-        let state = intake.lock();
-        let overflow = &state.registry.overflows()["m"];
+        let overflow = intake.lock().registry.overflows()["m"].clone();
         assert_eq!((overflow.limit, overflow.label.as_str(), overflow.values), (Limit::LabelValueBytes, "a", 0));
+        // Each tag takes its time, of lines that are read anew whenever they come.
+        let tags = |number: usize| (0..number).map(|i| format!("t{i},")).collect::<String>();
+        apply(&intake, &format!("m:16|c|#{}\nm:32|c|#{}", tags(TAGS_MAX), tags(TAGS_MAX + 1)));
+        let got = changes(&intake);
+        assert_eq!(got[0], r#"m{cortex_overflow="true"} 35"#);
+        assert!(got.len() == 2 && got[1].ends_with(" 16"), "{got:?}");
+    }
+
+    #[test]
+    fn the_label_that_explodes_is_the_one_that_does_it_now() {
+        // The first that ever did was named for good, of the metric and of all that came beyond all series.
+        let limits = Limits { series: 20, series_per_metric: 10, series_expiry_ms: 1000, ..Limits::default() };
+        let intake = limited(limits);
+        let many = |name: &str, label: &str| {
+            (0..15).for_each(|i| drop(apply(&intake, &format!("{name}:1|c|#{label}:{i},other:same"))));
+        };
+        let told = |name: &str| {
+            let overflow = intake.lock().registry.overflows()[name].clone();
+            (overflow.limit.as_str(), overflow.metric, overflow.label, overflow.messages)
+        };
+        let is = |limit, metric: &str, label: &str, messages| (limit, metric.to_owned(), label.to_owned(), messages);
+        let leave = |at_ms| {
+            let mut ticked = tick(&intake, at_ms);
+            intake.expire(&mut ticked);
+            assert_eq!(intake.lock().registry.len(), 0);
+        };
+        many("m", "user");
+        assert_eq!(told("m"), is("series_per_metric", "m", "user", 5));
+        many("all", "job");
+        many("late", "x");
+        assert_eq!(told("late"), is("series", "m", "user", 15));
+        leave({
+            tick(&intake, 10_000);
+            12_000
+        });
+        many("m", "session");
+        assert_eq!(told("m"), is("series_per_metric", "m", "user", 10), "all series are not looked at all the time");
+        tick(&intake, 71_000);
+        many("m", "session");
+        assert_eq!(told("m"), is("series_per_metric", "m", "session", 15));
+        tick(&intake, 80_000);
+        many("later", "y");
+        many("late", "y");
+        assert_eq!(told("late").1, "m");
     }
 
     #[test]

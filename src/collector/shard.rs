@@ -140,6 +140,8 @@ struct Slot {
     /// Which of the shard's histograms has what it has gathered, or [`NO_HISTOGRAM`].
     histogram: u32,
     kind: MessageType,
+    /// How many tags of each message fall away.
+    tags_dropped: u8,
 }
 
 const NO_HISTOGRAM: u32 = u32::MAX;
@@ -178,6 +180,8 @@ pub struct Shard {
     pending: Vec<(u32, f64)>,
     /// What the histograms take.
     gathered_bytes: usize,
+    /// Tags that fell away since somebody asked.
+    tags_dropped: u64,
     gauge_minus: GaugeMinus,
     series_max: usize,
 }
@@ -198,6 +202,7 @@ impl Shard {
             histograms: Vec::new(),
             pending: Vec::new(),
             gathered_bytes: 0,
+            tags_dropped: 0,
             gauge_minus,
             series_max,
         }
@@ -293,9 +298,10 @@ impl Shard {
     /// Adds all values of a message, or none; what cannot be gathered is returned.
     #[inline]
     fn add(&mut self, number: u32, message: &Message<'_>) -> Result<Option<(u32, Effect)>, Refusal> {
-        let Self { slots, changed, histograms, pending, gathered_bytes, .. } = self;
+        let Self { slots, changed, histograms, pending, gathered_bytes, tags_dropped, .. } = self;
         let Some(slot) = slots.get_mut(number as usize) else { return Ok(None) };
         let scale = slot.scale;
+        *tags_dropped += u64::from(slot.tags_dropped);
         match Usage::of(slot.kind) {
             _ if slot.at == DROPPED => return Err(Refusal::MappedDrop),
             Usage::Counter => {
@@ -362,8 +368,9 @@ impl Shard {
         // An earlier message of the same batch may have been the first.
         let slot = self.find(message.name, &sections).unwrap_or_else(|| {
             let route = Route { slot: self.slots.len() as u32, key_at: self.keys.len() as u32 };
-            let Resolved { at, scale, .. } = resolved;
-            self.slots.push(Slot { sum: 0.0, scale, at, messages: 0, histogram: NO_HISTOGRAM, kind: message.kind });
+            let Resolved { at, scale, tags_dropped, .. } = resolved;
+            let (histogram, kind) = (NO_HISTOGRAM, message.kind);
+            self.slots.push(Slot { sum: 0.0, scale, at, messages: 0, histogram, kind, tags_dropped });
             for text in [message.name, &sections] {
                 self.keys.extend_from_slice(&(text.len() as u16).to_ne_bytes()); // a datagram is shorter than that
             }
@@ -392,6 +399,16 @@ impl Shard {
                 Effect::Write(Write::Member(self.member_hasher.hash_one(message.member().unwrap_or_default())))
             }
         })
+    }
+
+    /// Counts tags that fell away from a message whose way is not remembered.
+    pub(super) fn drop_tags(&mut self, tags: u8) {
+        self.tags_dropped += u64::from(tags);
+    }
+
+    /// How many fell away since this was asked.
+    pub(super) fn take_tags_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.tags_dropped)
     }
 
     /// Whether so many spellings are remembered that they must be learned anew, where there are so many shards.

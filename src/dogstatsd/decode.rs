@@ -195,19 +195,15 @@ impl<'a> Messages<'a> {
         let (values, after) = split_at(body, b'|').ok_or(DecodeError::NoType)?;
         let (text, mut sections) = head(after, b'|');
         let mut is_last_section = false;
-        let kind = match kind_of(text) {
-            Some(kind) => kind,
-            None => {
-                let (own, next) = split_at(text, b':').map_or((text, None), |(own, _)| (own, after.get(own.len() + 1..)));
-                // Whatever becomes of this sample, the next one is there.
-                self.same_name = next.map(|rest| (name, rest));
-                is_last_section = true;
-                match kind_of(own) {
-                    Some(kind) => kind,
-                    None if own.is_empty() => return Err(DecodeError::NoType),
-                    None => return Err(DecodeError::UnknownType),
-                }
-            }
+        let kind = if let Some(kind) = kind_of(text) {
+            kind
+        } else {
+            let own = split_at(text, b':').map_or(text, |(own, _)| own);
+            // Whatever becomes of this sample, the next one is there.
+            self.same_name = after.get(own.len() + 1..).filter(|_| own.len() < text.len()).map(|rest| (name, rest));
+            is_last_section = true;
+            let error = if own.is_empty() { DecodeError::NoType } else { DecodeError::UnknownType };
+            kind_of(own).ok_or(error)?
         };
         let mut message = Message {
             name,

@@ -82,7 +82,7 @@ pub(super) async fn ingest(State(app): State<App>) -> Json<Value> {
             "emptyValues": state.totals.empty_values,
             "kernelDrops": app.intake.sockets().iter().map(|socket| socket.kernel_drops()).sum::<u64>(),
             "payloadsMissing": state.senders.missing_total(),
-            "tagsDropped": state.registry.tags_dropped(),
+            "tagsDropped": state.totals.tags_dropped,
             "series": state.registry.len(),
             "mapping": state.registry.mapping().map(|mapping| json!({
                 "mappings": mapping.len(),
