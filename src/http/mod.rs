@@ -10,6 +10,7 @@ mod status;
 mod top;
 mod write;
 
+use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -206,20 +207,21 @@ fn scrape(
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     };
     let (snapshot, ladder) = (snapshot(app), app.ladder.clone());
-    let (content_type, chunks): (_, Box<dyn Iterator<Item = Vec<u8>> + Send>) =
-        if headers.get_all(header::ACCEPT).iter().any(prefers_protobuf) {
-            (exposition::PROTOBUF_CONTENT_TYPE, Box::new(exposition::protobuf_chunks(snapshot, ladder)))
-        } else {
-            (exposition::CONTENT_TYPE, Box::new(exposition::text_chunks(snapshot, ladder)))
-        };
-    let body = Body::new(Chunks { rest: chunks, began: Instant::now(), _permit: permit });
-    ([(header::CONTENT_TYPE, content_type)], body).into_response()
+    let (content_type, chunks): (_, Box<dyn Iterator<Item = Vec<u8>> + Send>) = if prefers_protobuf(headers) {
+        (exposition::PROTOBUF_CONTENT_TYPE, Box::new(exposition::protobuf_chunks(snapshot, ladder)))
+    } else {
+        (exposition::CONTENT_TYPE, Box::new(exposition::text_chunks(snapshot, ladder)))
+    };
+    let body = Body::new(Chunks { rest: chunks, began: Instant::now(), is_next: true, _permit: permit });
+    ([(header::CONTENT_TYPE, content_type), (header::VARY, "accept")], body).into_response()
 }
 
 /// A body whose parts are made when the connection has room for them.
 struct Chunks {
     rest: Box<dyn Iterator<Item = Vec<u8>> + Send>,
     began: Instant,
+    /// Whether others had their turn since the last part.
+    is_next: bool,
     /// Given back with the last part, or when the scraper is gone.
     _permit: OwnedSemaphorePermit,
 }
@@ -230,28 +232,49 @@ impl HttpBody for Chunks {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         if self.began.elapsed() > SCRAPE_MAX {
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut))));
+        }
+        // Who compresses asks until there is no more: all others would wait that long.
+        self.is_next = !self.is_next;
+        if self.is_next {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
         Poll::Ready(self.rest.next().map(|chunk| Ok(Frame::data(chunk.into()))))
     }
 }
 
-/// Whether a scraper would rather have delimited protobuf than text, by the order or the `q` of what it accepts.
-fn prefers_protobuf(accept: &HeaderValue) -> bool {
-    let quality = |range: &str| {
-        let q = range.split(';').find_map(|parameter| parameter.trim().strip_prefix("q="));
-        q.and_then(|q| q.trim().parse::<f64>().ok()).unwrap_or(1.0)
-    };
-    let ranges = accept.to_str().unwrap_or_default().split(',').map(str::trim);
-    let of = |kind: &str, parameter: &str| {
-        let matching = ranges.clone().filter(|range| range.starts_with(kind) && range.contains(parameter));
-        matching.map(quality).fold(0.0, f64::max)
-    };
-    let protobuf = of("application/vnd.google.protobuf", "encoding=delimited");
-    protobuf > 0.0 && protobuf >= of("text/plain", "").max(of("application/openmetrics-text", ""))
+/// Whether a scraper would rather have delimited protobuf than text, by the order or the `q` of what it accepts (RFC 9110, 12.5.1).
+fn prefers_protobuf(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    // As everywhere the most special range counts.
+    let (mut protobuf, mut text, mut any_text, mut any) = (0.0_f64, None, None, None);
+    for range in accepted.flat_map(|accept| accept.split(',')) {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let parameters: HashMap<String, &str> = parts
+            .filter_map(|part| part.split_once('='))
+            .map(|(name, value)| (name.trim_end().to_ascii_lowercase(), value.trim_start().trim_matches('"')))
+            .collect();
+        let q = parameters.get("q").map_or(1.0, |q| q.parse().unwrap_or(0.0));
+        let q = if (0.0..=1.0).contains(&q) { q } else { 0.0 };
+        let best = |before: &mut Option<f64>| *before = Some(before.map_or(q, |before| before.max(q)));
+        match kind.as_str() {
+            "application/vnd.google.protobuf" => {
+                let is_ours = parameters.get("proto").is_none_or(|proto| *proto == "io.prometheus.client.MetricFamily")
+                    && parameters.get("encoding") == Some(&"delimited");
+                protobuf = protobuf.max(if is_ours { q } else { 0.0 });
+            }
+            "text/plain" | "application/openmetrics-text" => best(&mut text),
+            "text/*" => best(&mut any_text),
+            "*/*" => best(&mut any),
+            _ => {}
+        }
+    }
+    protobuf > 0.0 && protobuf >= text.or(any_text).or(any).unwrap_or(0.0)
 }
 
 async fn healthz(State(app): State<App>) -> impl IntoResponse {
@@ -334,7 +357,11 @@ mod tests {
 
     #[test]
     fn a_scraper_gets_the_format_that_it_prefers() {
-        let prefers = |accept: &'static str| prefers_protobuf(&HeaderValue::from_static(accept));
+        let prefers_all = |accept: &[&'static str]| {
+            let values = accept.iter().map(|accept| (header::ACCEPT, HeaderValue::from_static(accept)));
+            prefers_protobuf(&values.collect())
+        };
+        let prefers = |accept: &'static str| prefers_all(&[accept]);
         let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
         assert!(prefers(protobuf));
         // As Prometheus 3 sends it, with native histograms and without.
@@ -348,5 +375,16 @@ mod tests {
         ));
         assert!(!prefers("*/*") && !prefers("") && !prefers("text/html"));
         assert!(!prefers("application/vnd.google.protobuf;encoding=text"));
+        assert!(!prefers("application/vnd.google.protobuf;proto=foo.Bar;encoding=delimited"));
+        assert!(!prefers("application/vnd.google.protobufx;encoding=delimited"));
+        assert!(prefers("Application/VND.google.Protobuf; Encoding=\"delimited\"; Q=0.5, text/plain; q=0.4"));
+        for q in ["0", "abc", "1e9", "-1", "NaN", ""] {
+            let protobuf = format!("application/vnd.google.protobuf;encoding=delimited;q={q}");
+            let headers = [(header::ACCEPT, HeaderValue::from_str(&protobuf).unwrap())].into_iter().collect();
+            assert!(!prefers_protobuf(&headers), "{q}");
+        }
+        let little = "application/vnd.google.protobuf;encoding=delimited;q=0.1";
+        assert!(!prefers_all(&["*/*", little]) && !prefers_all(&[little, "text/*;q=0.9"]));
+        assert!(!prefers_all(&["text/plain", little]) && prefers_all(&["text/plain;q=0", "*/*", little]));
     }
 }

@@ -64,7 +64,8 @@ impl Ladder {
         let mut buckets = AtMost::new(histogram);
         let count = histogram.count();
         self.bounds().map(move |(bound, le)| {
-            let at_most = if bound.is_infinite() { count } else { buckets.count(bound) };
+            // Counts of weights may add up to a little more than their total.
+            let at_most = if bound.is_infinite() { count } else { buckets.count(bound).min(count) };
             (bound, le, at_most)
         })
     }
