@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use axum::http::HeaderValue;
 use clap::{Parser, Subcommand, ValueEnum};
-use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::clock::Clock;
 use crate::collector::{
@@ -311,19 +311,18 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         return backup(&data_dir, target);
     }
 
-    let mapping = args.mapping_config.as_deref().map(read_mapping).transpose()?;
-
-    // Before anything is accepted: a signal that comes from here on finds what was accepted stored.
+    // Before anything else: a signal that comes from here on finds what was accepted stored, and SIGHUP ends nothing.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_stack_size(QUERY_STACK_BYTES)
         .enable_all()
         .build()?;
-    let (mut terminate, mut interrupt, mut hangup) = {
+    let mut signals = {
         let _runtime = runtime.enter();
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?)
+        Signals::new()?
     };
 
+    let mapping = args.mapping_config.as_deref().map(read_mapping).transpose()?;
     let mut listeners = bind(&args.listen_udp, args.receive_buffer, args.listen_unix.as_deref())?;
     let http_socket = std::net::TcpListener::bind(args.listen_http)
         .with_context(|| format!("--listen-http {}: cannot listen; is another program there?", args.listen_http))?;
@@ -375,19 +374,11 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         let router = http::router(app);
         let listener = TcpListener::from_std(http_socket)?;
         let server = tokio::spawn(http::serve(listener, router, async { drop(http_stopped.await) }));
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => tracing::info!("SIGTERM: storing what has come in"),
-                _ = interrupt.recv() => tracing::info!("SIGINT: storing what has come in"),
-                _ = hangup.recv() => {
-                    // A disk may be slow, or a network's: a signal to end is heard meanwhile.
-                    let (path, intake) = (args.mapping_config.clone(), Arc::clone(&intake));
-                    tokio::task::spawn_blocking(move || reload(path.as_deref(), &intake));
-                    continue;
-                }
-            }
-            break;
-        }
+        let signal = signals.end(|| {
+            let (path, intake) = (args.mapping_config.clone(), Arc::clone(&intake));
+            move || reload(path.as_deref(), &intake)
+        });
+        tracing::info!("{}: storing what has come in", signal.await);
         // Senders are refused first, then everything the kernel had accepted is read, and only then is the last tick made.
         let refused = tokio::task::spawn_blocking(move || {
             listeners.into_iter().for_each(Listener::stop);
@@ -404,6 +395,38 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
     }
     tracing::info!("stored and stopped");
     Ok(())
+}
+
+/// What is heard from its construction on.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let [terminate, interrupt, hangup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        Ok(Self { terminate: terminate?, interrupt: interrupt?, hangup: hangup? })
+    }
+
+    /// Waits for one that ends the program. With SIGHUP a thread does what `reload` gives; a disk may be slow, or a network's: signals
+    /// are heard meanwhile, and however many come, one thread does it, once more.
+    async fn end<R: FnOnce() + Send + 'static>(&mut self, reload: impl Fn() -> R) -> &'static str {
+        let (mut reloading, mut is_asked) = (JoinSet::new(), false);
+        loop {
+            if reloading.is_empty() && std::mem::take(&mut is_asked) {
+                reloading.spawn_blocking(reload());
+            }
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => is_asked = true,
+                Some(_) = reloading.join_next() => {}
+            }
+        }
+    }
 }
 
 /// Copies a data directory, and says what.
@@ -429,9 +452,6 @@ fn read_mapping(path: &Path) -> anyhow::Result<Mapping> {
 
 /// Reads the mapping file anew; if it cannot be used, the rules of before stay.
 fn reload(path: Option<&Path>, intake: &Intake) {
-    /// Whoever reads last applies last.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock();
     let Some(path) = path else {
         tracing::info!("SIGHUP: there is no --mapping-config to read anew");
         return;

@@ -5,6 +5,7 @@
 //! knows: `rules` finds out, and `file` reads it. Clients without `DogStatsD`'s tags write theirs into the name: [`Named`] takes them out.
 
 mod file;
+mod go_regex;
 mod rules;
 #[cfg(test)]
 mod tests;

@@ -247,6 +247,52 @@ def test_each_type_has_its_rules(compare: Compare) -> None:
     assert not [name for name in theirs if "noise" in name]
 
 
+CHARACTERS = r"""
+mappings:
+- match: '^city\.(.)(.*)\.hits$'
+  match_type: regex
+  name: hits
+  labels: {first: $1, city: "$1$2"}
+- match: '^u\.([^.]{1,4})([^.]*)$'
+  match_type: regex
+  name: cut
+  labels: {four: $1, rest: $2}
+- match: '(?i)^É(\w+)$'
+  match_type: regex
+  name: school
+  labels: {rest: $1}
+- match: '^[éè](\w+)$'
+  match_type: regex
+  name: not_school
+  labels: {rest: $1}
+- match: '^v\.(\W)(\S)(\D)\b.?$'
+  match_type: regex
+  name: classes
+  labels: {one: $1, two: $2, three: $3}
+- match: '^x\.([\wß]+)(?:\.|$)'
+  match_type: regex
+  name: in_class
+  labels: {what: $1}
+"""
+
+
+def test_regexes_take_characters_and_their_classes_are_those_of_ascii(compare: Compare) -> None:
+    sent = [
+        *(f"city.{name}.hits:1|c" for name in ("örebro", "århus", "oslo", "東京")),
+        *(f"u.{name}:1|c" for name in ("äöüß", "日本", "aäöüßx", "plain")),
+        *(f"{name}:1|c" for name in ("école", "École", "ÉCOLE", "éléve")),
+        *(f"{name}:1|c" for name in ("elan", "èplus", "èré")),
+        *(f"v.{name}:1|c" for name in ("éßa", "-_x!", "éé1")),
+        *(f"x.{name}:1|c" for name in ("aßb", "aéb", "a_9.more")),
+    ]
+    theirs, ours = compare(CHARACTERS, sent)
+    named = ("hits", "cut", "school", "not_school", "classes", "in_class")
+    mapped = {name: value for name, value in theirs.items() if name.startswith(named)}
+    assert {name: value for name, value in ours.items() if name.startswith(named)} == mapped
+    assert len(mapped) == 15, mapped
+    assert mapped["hits{city=örebro,first=ö}"] == mapped["cut{four=äöüß}"] == 1
+
+
 def test_tags_within_names_are_labels(compare: Compare) -> None:
     """Librato's, InfluxDB's and SignalFX's; rules match the names without them."""
     file = "mappings:\n- match: 'jobs.*'\n  name: jobs_total\n  labels: {queue: $1}\n"

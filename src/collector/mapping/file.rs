@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
 
-use regex::bytes::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde_saphyr::{Error, Spanned};
 
 use super::OVERFLOW_LABEL;
+use super::go_regex::compile;
 use super::rules::{Glob, Mapping, MetricType, Rule, Template};
 
 /// The largest file, in bytes.
@@ -17,8 +17,6 @@ const FILE_BYTES_MAX: u64 = 10 << 20;
 const MAPPINGS_MAX: usize = 10_000;
 /// The longest reason, in characters.
 const REASON_CHARS_MAX: usize = 300;
-/// The memory that one compiled regex may take, in bytes.
-const REGEX_BYTES_MAX: usize = 10 << 20;
 
 /// Why a mapping file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -384,12 +382,6 @@ fn why(error: &regex::Error) -> String {
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// `\w` and its like are ASCII's, as in Go; a regex that asks for more than ASCII's classes gets Unicode's.
-fn compile(pattern: &str) -> Result<Regex, regex::Error> {
-    let build = |is_unicode| RegexBuilder::new(pattern).unicode(is_unicode).size_limit(REGEX_BYTES_MAX).build();
-    build(false).or_else(|_| build(true))
 }
 
 fn ttl(text: Option<&Spanned<String>>) -> Result<Option<i64>, MappingError> {

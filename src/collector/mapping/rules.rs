@@ -112,8 +112,10 @@ impl Mapping {
             let captures = glob.captures(&parts);
             return rule.apply(kind, |at| captures.get(at - 1).copied());
         }
+        // As Go reads what is no UTF-8.
+        let name = &*String::from_utf8_lossy(name);
         for (regex, rule) in self.regexes.iter().filter(|(_, rule)| is_for(rule)) {
-            if let Some(captures) = regex.captures(name) {
+            if let Some(captures) = regex.captures(name.as_bytes()) {
                 return rule.apply(kind, |at| captures.get(at).map(|group| group.as_bytes()));
             }
         }
