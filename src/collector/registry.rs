@@ -676,8 +676,10 @@ impl Registry {
     /// Which label it is that takes so many values, or so many bytes.
     fn explain(&self, name: &str, limit: Limit, long: &str) -> Overflow {
         let of_all = matches!(limit, Limit::Series | Limit::LabelBytes | Limit::StoredSeries);
-        // Asked for each name that comes beyond all series, and all are looked at: once in a while is enough.
-        let is_known = |told: &&Overflow| of_all && told.limit == limit && self.now_ms - told.found_ms < FOUND_KEPT_MS;
+        // Asked for each name that comes beyond all series, and all are looked at: once in a while is enough, while what was found is there.
+        let is_there = |told: &Overflow| self.names.get(&*told.metric).is_some_and(|name| name.series >= told.values);
+        let is_new = |told: &Overflow| self.now_ms - told.found_ms < FOUND_KEPT_MS;
+        let is_known = |told: &&Overflow| of_all && told.limit == limit && is_new(told) && is_there(told);
         if let Some(told) = self.overflows().values().find(is_known) {
             return told.clone();
         }
@@ -1279,7 +1281,7 @@ mod tests {
     #[test]
     fn the_label_that_explodes_is_the_one_that_does_it_now() {
         // The first that ever did was named for good, of the metric and of all that came beyond all series.
-        let limits = Limits { series: 20, series_per_metric: 10, series_expiry_ms: 1000, ..Limits::default() };
+        let limits = Limits { series: 18, series_per_metric: 10, series_expiry_ms: 1000, ..Limits::default() };
         let intake = limited(limits);
         let many = |name: &str, label: &str| {
             (0..15).for_each(|i| drop(apply(&intake, &format!("{name}:1|c|#{label}:{i},other:same"))));

@@ -212,7 +212,7 @@ fn scrape(
     } else {
         (exposition::CONTENT_TYPE, Box::new(exposition::text_chunks(snapshot, ladder)))
     };
-    let body = Body::new(Chunks { rest: chunks, began: Instant::now(), is_next: true, _permit: permit });
+    let body = Body::new(Chunks { rest: chunks, began: Instant::now(), _permit: permit });
     ([(header::CONTENT_TYPE, content_type), (header::VARY, "accept")], body).into_response()
 }
 
@@ -220,8 +220,6 @@ fn scrape(
 struct Chunks {
     rest: Box<dyn Iterator<Item = Vec<u8>> + Send>,
     began: Instant,
-    /// Whether others had their turn since the last part.
-    is_next: bool,
     /// Given back with the last part, or when the scraper is gone.
     _permit: OwnedSemaphorePermit,
 }
@@ -232,16 +230,10 @@ impl HttpBody for Chunks {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         if self.began.elapsed() > SCRAPE_MAX {
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::TimedOut))));
-        }
-        // Who compresses asks until there is no more: all others would wait that long.
-        self.is_next = !self.is_next;
-        if self.is_next {
-            context.waker().wake_by_ref();
-            return Poll::Pending;
         }
         Poll::Ready(self.rest.next().map(|chunk| Ok(Frame::data(chunk.into()))))
     }

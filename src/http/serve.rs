@@ -5,10 +5,16 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::middleware::map_response;
+use axum::response::Response;
+use http_body::{Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -39,7 +45,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
     let connections = Arc::new(Semaphore::new(connections_max()));
     let graceful = GracefulShutdown::new();
     // A request that panics costs itself.
-    let router = router.layer(CatchPanicLayer::new());
+    let router = router.layer(CatchPanicLayer::new()).layer(map_response(in_turns));
     let mut logged: Option<Instant> = None;
     let mut stop = std::pin::pin!(stop);
     loop {
@@ -81,6 +87,46 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
     Ok(())
 }
 
+/// What is made or compressed while it is sent has its next part ready at once: without a pause a long answer would have its thread
+/// for itself, and whoever waits there.
+#[allow(clippy::unused_async, reason = "it is a middleware")]
+async fn in_turns(response: Response) -> Response {
+    response.map(|body| Body::new(InTurns { body, is_next: true }))
+}
+
+struct InTurns {
+    body: Body,
+    /// Whether others had their turn since the last part.
+    is_next: bool,
+}
+
+impl HttpBody for InTurns {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if !std::mem::replace(&mut self.is_next, false) {
+            self.is_next = true;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        self.is_next = frame.is_pending();
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 fn with_timeouts(stream: TcpStream) -> TimeoutStream<TcpStream> {
     // Answers are written whole; if this fails they come a little later.
     let _ = stream.set_nodelay(true);
@@ -107,9 +153,12 @@ fn connections_max() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use axum::routing::get;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::sync::oneshot;
+    use tower_http::compression::CompressionLayer;
 
     use super::*;
 
@@ -136,5 +185,56 @@ mod tests {
         drop(stop);
         server.await.unwrap().unwrap();
         assert_eq!(stream.read(&mut [0; 10]).await.unwrap(), 0);
+    }
+
+    /// A body whose parts are all there at once, so many; compressed, all fit into the buffers of a connection.
+    struct Ready(Arc<AtomicUsize>);
+
+    impl HttpBody for Ready {
+        type Data = Bytes;
+        type Error = axum::Error;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+            let left = self.0.load(Ordering::Relaxed);
+            let Some(after) = left.checked_sub(1) else { return Poll::Ready(None) };
+            self.0.store(after, Ordering::Relaxed);
+            let mut bits = left as u32 | 1;
+            let mut noise = || {
+                bits = bits.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+                (bits >> 24) as u8
+            };
+            let part = (0..20_000).map(|at| if at < 3000 { noise() } else { 0 });
+            Poll::Ready(Some(Ok(Frame::data(part.collect()))))
+        }
+    }
+
+    #[test]
+    fn a_long_answer_gives_others_their_turn() {
+        // One thread, which looks at its sockets whenever it has a turn to give.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(1).build().unwrap();
+        runtime.block_on(a_short_answer_beside_a_long_one());
+    }
+
+    async fn a_short_answer_beside_a_long_one() {
+        // One that was compressed held its thread to its end, and whoever waited there: `/healthz` for a second and more.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let left = Arc::new(AtomicUsize::new(400));
+        let body = Arc::clone(&left);
+        let long = get(|| async { Response::new(Body::new(Ready(body))) }).layer(CompressionLayer::new());
+        let router = Router::new().route("/long", long).route("/", get(|| async { "ok" }));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = tokio::spawn(serve(listener, router, async { drop(stopped.await) }));
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /long HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n").await.unwrap();
+        let mut head = [0; 15];
+        slow.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut stream, "/").await.starts_with("HTTP/1.1 200"));
+        let left = left.load(Ordering::Relaxed);
+        assert!(left > 100, "only {left} parts are still to come");
+        drop((stop, slow, stream));
+        server.await.unwrap().unwrap();
     }
 }
