@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import socket
@@ -12,8 +13,10 @@ import pytest
 from support import Collector, until
 
 # What docs/operations.md states, for the default limits: with one thread, where tags are short and where they are long, and for each further one.
-MEMORY_MIB_MAX = 128
+MEMORY_MIB_MAX = 192
 LONG_TAGS_MIB_MAX = 256
+# What counters, gauges and few histograms take of it.
+COUNTERS_MIB_MAX = 128
 THREAD_MIB_MAX = 40
 HISTOGRAMS = ("h0", "h1")
 NAMES = (*(f"c{number}" for number in range(16)), "g0", "g1", *HISTOGRAMS)
@@ -62,17 +65,17 @@ def test_spellings_and_giant_datagrams_cost_bounded_memory_and_no_total(
     status = collector.status("ingest")
     assert {reason: dropped["count"] for reason, dropped in status["dropped"].items()} == {"no_name": 200 * 32_000}
     print(f"{threads} threads: at most {peak_mib(collector):.0f} MiB")
-    assert peak_mib(collector) < MEMORY_MIB_MAX + (threads - 1) * THREAD_MIB_MAX
+    assert peak_mib(collector) < COUNTERS_MIB_MAX + (threads - 1) * THREAD_MIB_MAX
 
 
 @pytest.mark.parametrize(
     ("lines", "threads", "padding", "mib_max"),
     [
-        pytest.param(600_000, 1, 0, MEMORY_MIB_MAX, id="short"),
-        pytest.param(600_000, 4, 0, MEMORY_MIB_MAX + 3 * THREAD_MIB_MAX, id="four threads"),
+        pytest.param(600_000, 1, 0, COUNTERS_MIB_MAX, id="short"),
+        pytest.param(600_000, 4, 0, COUNTERS_MIB_MAX + 3 * THREAD_MIB_MAX, id="four threads"),
         pytest.param(300_000, 1, 464, LONG_TAGS_MIB_MAX, id="long tags"),
         pytest.param(60_000, 1, 1900, LONG_TAGS_MIB_MAX, id="very long tags"),
-        pytest.param(10_000_000, 1, 0, MEMORY_MIB_MAX, id="long", marks=pytest.mark.torture),
+        pytest.param(10_000_000, 1, 0, COUNTERS_MIB_MAX, id="long", marks=pytest.mark.torture),
     ],
 )
 def test_tags_that_never_repeat_cost_bounded_memory_and_no_total(
@@ -115,3 +118,50 @@ def test_tags_that_never_repeat_cost_bounded_memory_and_no_total(
     print(f"{lines:,} lines, {status['series']:,} series, at most {peak_mib(collector):.0f} MiB")
     assert peak_mib(collector) < mib_max
     assert 'label="user"' in (tmp_path / "collector.log").read_text()
+
+
+@pytest.mark.parametrize(("padding", "mib_max"), [(0, MEMORY_MIB_MAX), (420, LONG_TAGS_MIB_MAX)])
+def test_as_many_histograms_as_may_be_in_two_spellings_also_after_a_restart(
+    tmp_path: Path, collector_with: Callable[..., Collector], padding: int, mib_max: int
+) -> None:
+    """What takes the most of all that is bounded by the number of series: each has a name, a histogram, and two ways to it. Scrapes come
+    meanwhile, some of which read nothing."""
+    path = tmp_path / "metrics.sock"
+    collector = collector_with("--listen-unix", str(path))
+    slow = []
+
+    def send(tags: str) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect(str(path))
+            for first in range(0, 100_000, 50):
+                lines = (f"svc.endpoint.{number:06d}.latency:1|h|#{tags}" for number in range(first, first + 50))
+                sender.send("\n".join(lines).encode())
+
+    def is_stored(name: str, count: int) -> bool:
+        return list(collector.query(name).values()) == [count]
+
+    def scrape() -> None:
+        host, _, port = collector.web.rpartition(":")
+        for accept in ("text/plain", "application/vnd.google.protobuf;encoding=delimited") * 4:
+            slow.append(socket.create_connection((host, int(port))))
+            slow[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow[-1].sendall(f"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode())
+
+    for life in range(1, 3):
+        for spelling in range(2):
+            model = "model:v1" + "x" * padding
+            send(f"zone:eu,{model}" if spelling == 0 else f"{model},zone:eu")
+            for number in ("000000", "050000", "099999"):
+                until(functools.partial(is_stored, f"svc_endpoint_{number}_latency_count", 2 * life - 1 + spelling), 60)
+        scrape()
+        status = collector.status("ingest")
+        assert (status["dropped"], status["kernelDrops"], status["overflows"]) == ({}, 0, [])
+        print(f"life {life}: {status['series']:,} series, at most {peak_mib(collector):.0f} MiB")
+        assert peak_mib(collector) < mib_max
+        for connection in slow:
+            connection.close()
+        slow.clear()
+        if life == 1:
+            collector.stop()
+            collector = collector.again()
+    collector.stop()
