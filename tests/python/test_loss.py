@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from cortex_metrics import MetricsClient
-from support import ROOT, Collector, Script, check_account, until
+from support import BIN, ROOT, Collector, Process, Script, check_account, until
 
 Start = Callable[..., Collector]
 
@@ -258,6 +258,22 @@ answer(flush)
     for process in processes:
         process.end()
     proxy.close()
+
+
+@linux_only
+def test_a_receive_buffer_that_the_kernel_does_not_grant_is_told_with_what_raises_it(tmp_path: Path) -> None:
+    limit = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    wanted = 512 << 20
+    assert limit < wanted
+    # Who has this capability gets what is asked for.
+    without = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin") if os.geteuid() == 0 else ()
+    flags = ("--listen-udp=127.0.0.1:0", "--listen-http=127.0.0.1:0", f"--data-dir={tmp_path / 'data'}")
+    program = (BIN / "cortex-collector", *flags, "--receive-buffer=512MiB")
+    collector = Process(tmp_path / "log", *without, *program)
+    collector.line(f"(taking metrics place=udp://[0-9.:]+ receive_buffer_bytes={limit})\n")
+    raised = f"sysctl -w net.core.rmem_max={wanted}"
+    collector.line(f"(--receive-buffer: the kernel grants {limit} of {wanted} bytes; to raise that: {raised})\n")
+    assert collector.stop() == 0
 
 
 @linux_only

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import BIN, Collector, until
+from support import BIN, Collector, Process, until
 
 FILE = """\
 defaults:
@@ -144,6 +144,34 @@ def test_a_bad_file_on_sighup_is_told_and_the_rules_of_before_stay(mapping: Path
     until(lambda: series(collector).get("new") == 1)
     assert series(collector)["a_x"] == 1
     assert collector.stop() == 0
+
+
+def cpu_ticks(pid: int) -> int:
+    """Ticks of processor time, mostly of 10 ms."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="what a process does is seen in /proc")
+def test_sighup_while_it_starts_ends_nothing(mapping: Path, tmp_path: Path) -> None:
+    """SIGHUP ended it as long as it was reading its file. And however many come, one thread reads."""
+    rule = "- {{match: '^app{0}[.](\\w+)[.](\\w+)$', match_type: regex, name: app_{0}, labels: {{a: $1, b: $2}}}}\n"
+    mapping.write_text("mappings:\n" + "".join(rule.format(number) for number in range(4000)))
+    flags = ("--listen-udp=127.0.0.1:0", "--listen-http=127.0.0.1:0", f"--data-dir={tmp_path / 'data'}")
+    collector = Process(tmp_path / "log", BIN / "cortex-collector", *flags)
+    until(lambda: cpu_ticks(collector.process.pid) >= 5)
+    for _ in range(20):
+        collector.process.send_signal(signal.SIGHUP)
+    assert "metrics in" not in collector.text(), "it was too late for this test"
+    collector.line("(metrics in)")
+    for _ in range(50):
+        collector.process.send_signal(signal.SIGHUP)
+        time.sleep(0.001)
+    threads = len(list(Path(f"/proc/{collector.process.pid}/task").iterdir()))
+    until(lambda: len(re.findall("mapping names", collector.text())) >= 3)
+    assert threads < 20, "a thread for each"
+    assert collector.stop() == 0
+    assert len(re.findall("mapping names", collector.text())) < 20
 
 
 def test_sighup_without_a_file_ends_nothing(collector: Collector) -> None:
