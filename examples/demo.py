@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,18 +172,23 @@ def responses(environment: dict[str, str]) -> dict[str, dict[str, int]]:
 
 
 def wait_until_stored(environment: dict[str, str], wanted: dict[str, dict[str, int]]) -> None:
+    """Whoever else sends to these ports is none of the demo's."""
+
+    def stored() -> dict[str, dict[str, int]]:
+        return {name: codes for name, codes in responses(environment).items() if name in wanted}
+
     deadline = time.monotonic() + STORED_SECONDS
-    while (got := responses(environment)) != wanted:
+    while (got := stored()) != wanted:
         if time.monotonic() > deadline:
             raise DemoError(f"after {STORED_SECONDS} s `cortex get` says {got}, want {wanted}")
         time.sleep(0.5)
 
 
-def wait_until_forgotten(environment: dict[str, str]) -> None:
+def wait_until_forgotten(environment: dict[str, str], names: Iterable[str]) -> None:
     """After a run just before this one the collector still counts its replicas, until they were silent for 30 s."""
     deadline = time.monotonic() + FORGOTTEN_SECONDS
     is_told = False
-    while any(row["up_to_date"] + row["stale"] > 1 for row in table(environment)):
+    while any(row["up_to_date"] + row["stale"] > 1 for row in table(environment) if row["api"] in names):
         if not is_told:
             print("waiting until the replicas of the run before count as gone (30 s after they were last heard)")
             is_told = True
@@ -217,9 +222,8 @@ def run(programs: Programs, environment: dict[str, str]) -> None:
     address = collector.line(r"dashboard: +(http://\S+)")
     environment["CORTEX_METRICS_URL"] = f"udp://127.0.0.1:{udp}"
     cortex(environment, "env", "add", "local", address)
-    before = responses(environment)
-
     models = {"iris-classifier": (8080, iris_requests()), "digit-classifier": (8081, digit_requests())}
+    before = responses(environment)
     served: dict[str, tuple[Program, int]] = {}
     for name, (wanted_port, _) in models.items():
         folder = ROOT / "examples" / name.replace("-", "_")
@@ -235,7 +239,7 @@ def run(programs: Programs, environment: dict[str, str]) -> None:
         served[name] = (program, port)
 
     print("sending requests")
-    wanted = {name: dict(codes) for name, codes in before.items()}
+    wanted = {name: dict(codes) for name, codes in before.items() if name in models}
     for name, (_, requests) in models.items():
         for code, count in send(*served[name], requests).items():
             codes = wanted.setdefault(name, {})
@@ -244,16 +248,20 @@ def run(programs: Programs, environment: dict[str, str]) -> None:
     print("waiting until the collector has stored them (it stores every 10 s)")
     try:
         wait_until_stored(environment, wanted)
-        wait_until_forgotten(environment)
+        wait_until_forgotten(environment, models)
     except DemoError as error:
         raise DemoError(f"{error}\n{collector.tail()}") from None
     for arguments in (["get"], ["get", "iris-classifier"]):
         print(f"\n$ cortex {' '.join(arguments)}\n{cortex(environment, *arguments)}", end="")
-    print(f"\nopen {address}")
-    if any(port != default for port, default in ((udp, 9125), (web, 9102))):
+    is_staying = sys.stdout.isatty()
+    if is_staying:
+        print(f"\nopen {address}")
+    else:
+        print(f"\nall of it stops now; to look at it again: {BIN / 'cortex-collector'} --data-dir {DEMO / 'data'}")
+    if is_staying and any(port != default for port, default in ((udp, 9125), (web, 9102))):
         print(f"(a default port was taken: metrics go to udp://127.0.0.1:{udp})")
         print(f"for `cortex get` of your own: {BIN / 'cortex'} env add demo {address}")
-    if sys.stdout.isatty():
+    if is_staying:
         print("\nCtrl-C stops everything", flush=True)
         with suppress(KeyboardInterrupt):
             while True:

@@ -328,7 +328,7 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         .with_context(|| format!("--listen-http {}: cannot listen; is another program there?", args.listen_http))?;
     http_socket.set_nonblocking(true)?;
     let http_address = http_socket.local_addr()?;
-    let (store, restored) = Store::open(&data_dir)?;
+    let (store, restored) = Store::open(&data_dir).context("--data-dir")?;
 
     let published = Arc::new(Published::new(&restored));
     let ladder = args.classic_buckets.unwrap_or_default();
@@ -475,6 +475,7 @@ fn bind(udp: &[SocketAddr], receive_buffer_bytes: usize, unix: Option<&Path>) ->
     for address in udp {
         // `[::]` alone takes IPv4 too, which then is another's.
         let only_v6 = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+            && address.port() != 0
             && udp.iter().any(|other| other.is_ipv4() && other.port() == address.port());
         if only_v6 {
             tracing::info!("--listen-udp {address}: takes IPv6 alone, since an IPv4 address with this port is given");

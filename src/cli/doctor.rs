@@ -133,6 +133,8 @@ struct Account {
     dropped: Vec<(String, u64, String)>,
     /// Names that came with a second type, and in words what became of that.
     conflicts: Vec<(String, String)>,
+    /// Whether a mapping file says what becomes of names.
+    is_mapping: bool,
     sockets: Vec<String>,
 }
 
@@ -196,6 +198,7 @@ impl Patient<'_> {
             kernel_drops: data.get("kernelDrops").and_then(Value::as_u64).unwrap_or(0),
             dropped: dropped.map(of_reason).collect(),
             conflicts: data.get("conflicts").and_then(Value::as_array).into_iter().flatten().map(conflict).collect(),
+            is_mapping: data.get("mapping").is_some_and(|mapping| !mapping.is_null()),
             sockets: list(data.get("sockets")?, "socket"),
         })
     }
@@ -264,7 +267,7 @@ impl Patient<'_> {
                 let next = match reason.as_str() {
                     "mapped_drop" => "the collector's --mapping-config drops it: give it a rule for what it is to keep",
                     _ => {
-                        "/api/v1/status/ingest has every reason with an example; docs/operations.md says what each means"
+                        "/api/v1/status/ingest has every reason with an example; the page Loss of the dashboard says what each means"
                     }
                 };
                 return Err(failed(format!("dropped: {reason}, {example:?}"), next));
@@ -327,11 +330,25 @@ impl Patient<'_> {
             note(&format!("{metric:?} is {name} here: what Prometheus does not allow in a name becomes _"));
         }
         let account = if self.source.is_collector() { self.account() } else { None };
+        if account.as_ref().is_some_and(|account| account.is_mapping) {
+            note("the collector's --mapping-config may give it another name: that is the one to look for");
+        }
         for (_, what) in account.iter().flat_map(|account| &account.conflicts).filter(|(of, _)| *of == name) {
             note(what);
         }
+        // Counted by reason, for all names together, with one line of one of them.
+        let is_of_it = |example: &str| {
+            example.strip_prefix(metric).is_some_and(|rest| rest.starts_with([':', '|', '#', ',', '[']))
+        };
+        let dropped = account.iter().flat_map(|account| &account.dropped).find(|(.., example)| is_of_it(example));
+        let dropped = dropped.map(|(reason, count, example)| {
+            (reason, format!("{example:?} was dropped as {reason}; of all names together {count} such messages were"))
+        });
         let series = self.source.ask(&name).map_err(silent)?;
         if let Some(one) = series.first() {
+            if let Some((_, what)) = dropped {
+                note(&what);
+            }
             good(&format!("{name} has {} series now, such as {}", series.len(), one.labels));
             return Ok(());
         }
@@ -342,13 +359,12 @@ impl Patient<'_> {
                 "see whether the process that sets it still runs: a gauge ends 30 s after the last word of its process",
             ));
         }
-        let dropped = account.map(|account| account.dropped).unwrap_or_default();
-        if let Some((reason, count, example)) = dropped.iter().find(|(.., example)| example.starts_with(metric)) {
-            let next = "send it as docs/operations.md says of that reason";
-            return Err(failed(
-                format!("{name}: {count} messages were dropped as {reason}, such as {example:?}"),
-                next,
-            ));
+        if let Some((reason, what)) = dropped {
+            let next = match reason.as_str() {
+                "mapped_drop" => "give it a rule in the collector's --mapping-config, if it is to be kept",
+                _ => "the page Loss of the dashboard says what to do about each reason",
+            };
+            return Err(failed(format!("{name}: {what}"), next));
         }
         let names = self.source.json("/api/v1/label/__name__/values").ok();
         let names = names.as_ref().and_then(|names| names.get("data")?.as_array());

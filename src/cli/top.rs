@@ -85,7 +85,12 @@ pub(super) fn run(args: &TopArgs) -> anyhow::Result<Exit> {
     let url = QueryUrl::within(&environment.url, Duration::from_secs(args.seconds) + GRACE);
     if !url.is_collector() {
         // That nobody answers says more.
-        url.text("/api/v1/status/buildinfo").with_context(|| format!("env {}", args.env))?;
+        url.text("/api/v1/status/buildinfo").with_context(|| {
+            format!(
+                "env {} does not answer; is cortex-collector running there? `cortex env list` shows its URL",
+                args.env
+            )
+        })?;
         eprintln!("cortex: env {} is no collector: only a collector knows what it takes", args.env);
         return Ok(Exit::Failure);
     }

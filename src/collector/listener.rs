@@ -274,7 +274,7 @@ impl Listener {
     }
 
     /// Refuses what is sent from now on, reads what the kernel had accepted, and ends the threads.
-    pub fn stop(self) {
+    pub fn stop(mut self) {
         let outcome = match &self.place {
             Place::Udp(address) => {
                 let ip = match address.ip() {
@@ -284,7 +284,7 @@ impl Listener {
                 };
                 self.source.socket.connect(&SocketAddr::new(ip, address.port()).into())
             }
-            Place::Unix(path) => close_unix(&self.source.socket, path, self.file),
+            Place::Unix(path) => close_unix(&self.source.socket, path, self.file.take()),
         };
         if let Err(error) = outcome {
             tracing::warn!(place = %self.place, %error, "the socket could not be closed to senders before it is emptied");
@@ -292,8 +292,17 @@ impl Listener {
         // From here a read that finds nothing ends its thread, without waiting.
         let _ = self.source.socket.set_nonblocking(true);
         self.source.stopping.store(true, Ordering::Release);
-        for thread in self.threads {
+        for thread in std::mem::take(&mut self.threads) {
             let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Listener {
+    /// A collector that cannot start after all leaves no file behind.
+    fn drop(&mut self) {
+        if let (Place::Unix(path), Some(file)) = (&self.place, self.file.take()) {
+            let _ = close_unix(&self.source.socket, path, Some(file));
         }
     }
 }
@@ -418,15 +427,24 @@ mod tests {
     fn a_dead_socket_is_replaced_a_living_one_and_a_file_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.sock");
-        drop(Listener::bind_unix(&path).unwrap());
+        drop(UnixDatagram::bind(&path).unwrap());
         assert!(path.exists(), "as a kill leaves it");
         let living = Listener::bind_unix(&path).unwrap();
         assert_eq!(Listener::bind_unix(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
         drop(living);
-        fs::remove_file(&path).unwrap();
         fs::write(&path, "mine").unwrap();
         assert_eq!(Listener::bind_unix(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_listener_that_never_started_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.sock");
+        let listener = Listener::bind_unix(&path).unwrap();
+        assert!(path.exists());
+        drop(listener);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -601,8 +601,9 @@ fn header_of(message: &Message<'_>) -> Option<Header> {
     if message.kind != MessageType::Gauge {
         return None;
     }
-    match message.values().next()? {
-        MessageValue::Absolute(sequence) => Header::decode(sequence, message.tags),
-        MessageValue::Delta(_) => None,
+    let mut values = message.values();
+    match (values.next()?, values.next()) {
+        (MessageValue::Absolute(sequence), None) => Header::decode(sequence, message.tags),
+        _ => None,
     }
 }

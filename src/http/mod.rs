@@ -180,6 +180,12 @@ pub fn router(app: App) -> Router {
         .merge(dashboard::routes())
         .merge(write::routes(app.receiver))
         .merge(queries)
+        .fallback(nothing_there)
+}
+
+async fn nothing_there() -> impl IntoResponse {
+    let text = "nothing is here: / is the dashboard, /metrics is for scrapers, /api/v1/query for PromQL, /healthz for health\n";
+    (StatusCode::NOT_FOUND, text)
 }
 
 /// The newest tick.

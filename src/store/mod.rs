@@ -330,7 +330,7 @@ pub enum StoreError {
     #[error("query processing would load too many samples into memory: more than {0}")]
     TooManySamples(usize),
     /// The data directory, or its lock, cannot be made or opened.
-    #[error("data directory: cannot write {}: {error}; choose another with --data-dir DIR", path.display())]
+    #[error("cannot write {}: {error}", path.display())]
     Directory {
         /// What could not be made or opened.
         path: PathBuf,

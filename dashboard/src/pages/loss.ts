@@ -250,7 +250,7 @@ function placesTable(places: Place[]): HTMLElement {
       h("td", {}, place.where),
       h("td", {}, place.why),
       h("td", { class: "number", "data-value": place.lost }, `${count(place.lost)} ${place.unit}`),
-      h("td", { class: "wide" }, place.lost > 0 ? place.what : "", place.example === undefined || place.lost === 0 ? null : h("span", { class: "example" }, "newest: ", h("code", {}, place.example))),
+      h("td", { class: "wide" }, place.lost > 0 ? place.what : "", place.example === undefined || place.lost === 0 ? null : h("span", { class: "example" }, "such as ", h("code", {}, place.example))),
     ),
   );
   const head = h("tr", {}, ...["where", "why"].map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col", class: "number" }, "lost"), h("th", { scope: "col" }, "what to do"));
