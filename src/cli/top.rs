@@ -1,4 +1,4 @@
-//! `cortex top`: which metrics take the most messages and the most series.
+//! `cortex top`: which metrics take the most messages and the most series, and which contexts the most messages.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub(super) struct TopArgs {
     /// How long to count messages, 1 to 60
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=TOP_SECONDS_MAX as u64))]
     seconds: u64,
-    /// How many metrics to show, 1 to 1000
+    /// How many metrics or contexts to show, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=TOP_LIMIT_MAX as u64))]
     limit: u64,
     /// How to print it
@@ -41,6 +41,8 @@ enum By {
     Messages,
     /// What there is now
     Series,
+    /// The messages of each context, a name with its tags
+    Contexts,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -65,7 +67,18 @@ struct Data {
     seconds: f64,
     messages: u64,
     series: u64,
+    #[serde(default)]
     metrics: Vec<Metric>,
+    #[serde(default)]
+    contexts: Vec<Context>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Context {
+    #[serde(rename = "context")]
+    text: String,
+    r#type: String,
+    messages: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -97,7 +110,11 @@ pub(super) fn run(args: &TopArgs) -> anyhow::Result<Exit> {
     if io::stderr().is_terminal() {
         eprintln!("counting for {} s …", args.seconds);
     }
-    let by = if args.by == By::Series { "series" } else { "messages" };
+    let by = match args.by {
+        By::Messages => "messages",
+        By::Series => "series",
+        By::Contexts => "contexts",
+    };
     let path = format!("/api/v1/status/top?seconds={}&limit={}&by={by}", args.seconds, args.limit);
     let (status, text) = url.text(&path).with_context(|| format!("env {}", args.env))?;
     let envelope: Option<Envelope> = serde_json::from_str(&text).ok();
@@ -106,12 +123,12 @@ pub(super) fn run(args: &TopArgs) -> anyhow::Result<Exit> {
         eprintln!("cortex: env {}: {status}: {}", args.env, printable(&why));
         return Ok(Exit::Failure);
     };
-    let table = table(data);
+    let table = if args.by == By::Contexts { table_of_contexts(data) } else { table(data) };
     let mut out = io::stdout().lock();
     match args.output {
         Output::Json => writeln!(out, "{}", text.trim_end())?,
         Output::Csv => out.write_all(table.csv().as_bytes())?,
-        Output::Table if data.metrics.is_empty() => eprintln!("cortex: no message came in {:.0} s", data.seconds),
+        Output::Table if table.rows.is_empty() => eprintln!("cortex: no message came in {:.0} s", data.seconds),
         Output::Table => {
             out.write_all(table.render().as_bytes())?;
             let rate = data.messages as f64 / data.seconds;
@@ -123,6 +140,19 @@ pub(super) fn run(args: &TopArgs) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Success)
+}
+
+fn table_of_contexts(data: &Data) -> Table {
+    let row = |one: &Context| {
+        vec![
+            printable(&one.text),
+            printable(&one.r#type),
+            one.messages.to_string(),
+            format!("{:.1}", one.messages as f64 / data.seconds),
+        ]
+    };
+    let headers = ["context", "type", "messages", "messages/s"];
+    Table { headers: headers.map(str::to_owned).to_vec(), rows: data.contexts.iter().map(row).collect() }
 }
 
 fn table(data: &Data) -> Table {

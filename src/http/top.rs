@@ -57,8 +57,16 @@ impl Drop for Counting {
     }
 }
 
-/// Counts the messages of each metric for `seconds` (10), and gives the `limit` (20) metrics with the most messages (`by`) or the most
-/// series, each with the label that has the most values.
+/// By what to order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Messages,
+    Series,
+    Contexts,
+}
+
+/// Counts messages for `seconds` (10), and gives the `limit` (20) metrics with the most messages (`by`) or the most series, each with the
+/// label that has the most values; or the contexts with the most messages.
 pub(super) async fn status(State(app): State<App>, params: Params) -> Result<Response, ApiError> {
     let number = |name: &str, default: usize, most: usize| match params.get(name).map(str::parse::<usize>) {
         None => Ok(default),
@@ -67,10 +75,11 @@ pub(super) async fn status(State(app): State<App>, params: Params) -> Result<Res
     };
     let wanted = Duration::from_secs(number("seconds", 10, SECONDS_MAX)? as u64);
     let limit = number("limit", 20, LIMIT_MAX)?;
-    let by_series = match params.get("by").unwrap_or("messages") {
-        "messages" => false,
-        "series" => true,
-        _ => return Err(ApiError::invalid("by", "want messages or series")),
+    let by = match params.get("by").unwrap_or("messages") {
+        "messages" => By::Messages,
+        "series" => By::Series,
+        "contexts" => By::Contexts,
+        _ => return Err(ApiError::invalid("by", "want messages, series or contexts")),
     };
     let Ok(_permit) = app.counting.try_acquire() else {
         return Err(ApiError::unavailable(format!("{COUNTING_MAX} others have messages counted already")));
@@ -90,12 +99,23 @@ pub(super) async fn status(State(app): State<App>, params: Params) -> Result<Res
         }
         let all = rows(&snapshot, by_name);
         let series: usize = all.iter().map(|row| row.series).sum();
-        let top = top(all, by_series, limit);
-        let metrics: Vec<Value> = top.iter().map(|row| row.json(&snapshot)).collect();
-        json!({ "seconds": seconds, "messages": messages, "series": series, "metrics": metrics }).to_string()
+        let (what, top) = if by == By::Contexts {
+            ("contexts", contexts(&counted, limit))
+        } else {
+            ("metrics", top(all, by == By::Series, limit).iter().map(|row| row.json(&snapshot)).collect())
+        };
+        json!({ "seconds": seconds, "messages": messages, "series": series, what: top }).to_string()
     });
     let data = made.await.map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(answer(&data, &[], &[]))
+}
+
+/// The contexts with the most messages.
+fn contexts(counted: &[(Labels, MetricKind, u64)], limit: usize) -> Vec<Value> {
+    let mut all: Vec<_> = counted.iter().collect();
+    all.sort_by(|(a, _, messages_of_a), (b, _, messages_of_b)| messages_of_b.cmp(messages_of_a).then_with(|| a.cmp(b)));
+    let json = |(labels, kind, messages): &&(Labels, MetricKind, u64)| json!({ "context": labels.to_string(), "type": kind.as_str(), "messages": messages });
+    all.iter().take(limit).map(json).collect()
 }
 
 /// All metrics: those of the newest tick, and those that came since.
