@@ -104,8 +104,8 @@ pub struct CollectorArgs {
     )]
     ingest_threads: u8,
 
-    /// How many datagrams a second one source may send over UDP, a socket of this host or another host; what is beyond is counted
-    /// and dropped [default: no limit]
+    /// How many datagrams a second one source may send over UDP: an address, or over loopback a socket; what is beyond is counted and
+    /// dropped [default: no limit]
     #[arg(
         long,
         value_name = "N",
@@ -311,18 +311,16 @@ pub fn run(args: CollectorArgs) -> anyhow::Result<()> {
         return backup(&data_dir, target);
     }
 
-    // Before anything else: a signal that comes from here on finds what was accepted stored, and SIGHUP ends nothing.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_stack_size(QUERY_STACK_BYTES)
         .enable_all()
         .build()?;
-    let mut signals = {
-        let _runtime = runtime.enter();
-        Signals::new()?
-    };
-
+    // Before anything else: SIGHUP ends nothing. The others do while the mapping file is read, which may take its time.
+    let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
     let mapping = args.mapping_config.as_deref().map(read_mapping).transpose()?;
+    // Before anything is accepted: a signal that comes from here on finds what was accepted stored.
+    let mut signals = runtime.block_on(async { Signals::with(hangup) })?;
     let mut listeners = bind(&args.listen_udp, args.receive_buffer, args.listen_unix.as_deref())?;
     let http_socket = std::net::TcpListener::bind(args.listen_http)
         .with_context(|| format!("--listen-http {}: cannot listen; is another program there?", args.listen_http))?;
@@ -405,10 +403,8 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
-        let [terminate, interrupt, hangup] =
-            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        Ok(Self { terminate: terminate?, interrupt: interrupt?, hangup: hangup? })
+    fn with(hangup: Signal) -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup })
     }
 
     /// Waits for one that ends the program. With SIGHUP a thread does what `reload` gives; a disk may be slow, or a network's: signals

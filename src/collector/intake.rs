@@ -152,7 +152,7 @@ impl Intake {
             match arrival {
                 Arrival::Whole => shard.datagram(datagram, &mut batch),
                 Arrival::Truncated => shard.truncated_datagram(datagram, &mut batch),
-                Arrival::BeyondLimit => shard.datagram_beyond_limit(datagram, &mut batch),
+                Arrival::BeyondLimit => Shard::datagram_beyond_limit(datagram, &mut batch),
             }
             if shard.is_due() {
                 shard.settle(|parts| self.hand_over(parts)); // sums have no order
@@ -523,6 +523,32 @@ mod tests {
         assert!((256 * 1024..=512 * 1024 + 4 * 4096).contains(&most), "{most}");
         let tick = intake.take(20, 20, 10, |_, _| None);
         assert_eq!(tick.samples[0].1.as_float(), Some(4.0 * 1500.0));
+    }
+
+    #[test]
+    fn of_what_is_beyond_a_limit_only_who_sent_it_is_read() {
+        // A name that began like the header's was taken for it, and its line read.
+        let intake = Intake::new(Registry::new(Restored::default()), 0);
+        let shard = intake.shard();
+        let header = "cortex_client_payload_sequence:1|g|#client_id:00000000000000ff";
+        let datagrams = [
+            format!("{header}\na:1|c\n\nb:1|c\n"),
+            format!("{}_:1|c|#user:1\na:1|c", header.split(':').next().unwrap()),
+            format!("a:1|c\n{header}"),
+            header.replace(":1|", ":x|"),
+            header.to_owned(),
+            String::new(),
+        ];
+        for (datagram, lines) in datagrams.iter().zip([2, 2, 2, 1, 0, 0]) {
+            let before = intake.lock().totals.dropped.get("source_limit").map_or(0, |dropped| dropped.count);
+            intake.receive(&shard, std::iter::once((datagram.as_bytes(), Arrival::BeyondLimit)), || (), 0);
+            let after = intake.lock().totals.dropped["source_limit"].count;
+            assert_eq!(after - before, lines, "{datagram}");
+        }
+        let state = intake.lock();
+        assert_eq!((state.totals.datagrams, state.totals.messages), (6, 7 + 2));
+        assert_eq!(state.totals.dropped["source_limit"].example, "a:1|c");
+        assert_eq!((state.registry.len(), state.senders.status()[0].payloads), (0, 1));
     }
 
     #[test]

@@ -262,16 +262,32 @@ impl Shard {
         batch.drop(Why::Truncated, cut);
     }
 
-    /// Reads of a datagram whose source has sent too many who sent it, and counts the rest by lines.
-    pub(super) fn datagram_beyond_limit<'a>(&mut self, datagram: &'a [u8], batch: &mut Batch<'a>) {
-        let end = datagram.iter().position(|b| *b == b'\n').map_or(datagram.len(), |newline| newline + 1);
-        let header_end = if datagram.starts_with(HEADER_NAME.as_bytes()) { end } else { 0 };
-        let (header, rest) = datagram.split_at(header_end);
-        self.datagram(header, batch);
-        let mut lines = decode(rest);
-        while lines.next_line() {
+    /// Reads of a datagram whose source has sent too many who sent it, and counts the rest by lines: nothing else of it is looked at.
+    pub(super) fn datagram_beyond_limit<'a>(datagram: &'a [u8], batch: &mut Batch<'a>) {
+        batch.datagrams += 1;
+        let mut rest = datagram;
+        if datagram.starts_with(HEADER_NAME.as_bytes())
+            && let Some(Ok(message)) = decode(datagram).next()
+            && let Some(header) = header_of(&message).filter(|_| message.name == HEADER_NAME.as_bytes())
+        {
             batch.messages += 1;
-            batch.drop(Why::SourceLimit, lines.line());
+            batch.ops.push(Op::From(Some(header)));
+            let end = memchr::memchr(b'\n', datagram).map_or(datagram.len(), |newline| newline + 1);
+            rest = datagram.get(end..).unwrap_or_default();
+        }
+        let (mut lines, mut first, mut begin) = (0, rest, 0);
+        for end in memchr::memchr_iter(b'\n', rest).chain([rest.len()]) {
+            if end > begin {
+                if lines == 0 {
+                    first = rest.get(begin..end).unwrap_or_default();
+                }
+                lines += 1;
+            }
+            begin = end + 1;
+        }
+        batch.messages += lines;
+        if lines > 0 {
+            batch.drops.push(Drops { why: Why::SourceLimit, count: lines, line: first });
         }
     }
 
@@ -298,10 +314,16 @@ impl Shard {
     /// Adds all values of a message, or none; what cannot be gathered is returned.
     #[inline]
     fn add(&mut self, number: u32, message: &Message<'_>) -> Result<Option<(u32, Effect)>, Refusal> {
-        let Self { slots, changed, histograms, pending, gathered_bytes, tags_dropped, .. } = self;
+        let apart = self.add_values(number, message)?;
+        self.tags_dropped += self.slots.get(number as usize).map_or(0, |slot| u64::from(slot.tags_dropped));
+        Ok(apart)
+    }
+
+    #[inline]
+    fn add_values(&mut self, number: u32, message: &Message<'_>) -> Result<Option<(u32, Effect)>, Refusal> {
+        let Self { slots, changed, histograms, pending, gathered_bytes, .. } = self;
         let Some(slot) = slots.get_mut(number as usize) else { return Ok(None) };
         let scale = slot.scale;
-        *tags_dropped += u64::from(slot.tags_dropped);
         match Usage::of(slot.kind) {
             _ if slot.at == DROPPED => return Err(Refusal::MappedDrop),
             Usage::Counter => {

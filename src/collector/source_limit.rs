@@ -94,7 +94,7 @@ impl SourceLimit {
     }
 }
 
-/// All senders of another host are one source, on this host each socket is its own: they all have the same address.
+/// All senders of an address are one source; over loopback, where all have the same, each socket is its own.
 fn source_of(sender: SocketAddr) -> SocketAddr {
     let ip = sender.ip().to_canonical();
     SocketAddr::new(ip, if ip.is_loopback() { sender.port() } else { 0 })

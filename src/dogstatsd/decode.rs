@@ -195,15 +195,18 @@ impl<'a> Messages<'a> {
         let (values, after) = split_at(body, b'|').ok_or(DecodeError::NoType)?;
         let (text, mut sections) = head(after, b'|');
         let mut is_last_section = false;
+        // The first that is wrong; the rest is read all the same, to where the next sample is.
+        let mut bad = None;
         let kind = if let Some(kind) = kind_of(text) {
             kind
         } else {
             let own = split_at(text, b':').map_or(text, |(own, _)| own);
             // Whatever becomes of this sample, the next one is there.
             self.same_name = after.get(own.len() + 1..).filter(|_| own.len() < text.len()).map(|rest| (name, rest));
-            is_last_section = true;
-            let error = if own.is_empty() { DecodeError::NoType } else { DecodeError::UnknownType };
-            kind_of(own).ok_or(error)?
+            is_last_section = self.same_name.is_some();
+            bad = if own.is_empty() { Some(DecodeError::NoType) } else { Some(DecodeError::UnknownType) };
+            bad = bad.filter(|_| kind_of(own).is_none());
+            kind_of(own).unwrap_or(MessageType::Counter) // nobody's, if it is bad
         };
         let mut message = Message {
             name,
@@ -219,7 +222,6 @@ impl<'a> Messages<'a> {
         let (mut passed, mut has_passed) = (Tally { unknown_field: &[], ..Tally::default() }, false);
         let (mut has_rate, mut has_tags, mut is_dogstatsd) = (false, false, false);
         let mut offset = text.len() + 1;
-        let mut bad = None;
         while !is_last_section {
             let Some(rest) = sections else { break };
             let section;

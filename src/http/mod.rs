@@ -266,7 +266,7 @@ fn prefers_protobuf(headers: &HeaderMap) -> bool {
                     && parameters.get("encoding") == Some(&"delimited");
                 protobuf = protobuf.max(if is_ours { q } else { 0.0 });
             }
-            "text/plain" | "application/openmetrics-text" => best(&mut text),
+            "text/plain" => best(&mut text),
             "text/*" => best(&mut any_text),
             "*/*" => best(&mut any),
             _ => {}

@@ -61,6 +61,11 @@ impl ast::Visitor for Classes {
             Ast::Assertion(assertion) => match assertion.kind {
                 AssertionKind::WordBoundary => self.0.push((assertion.span, r"(?-u:\b)")),
                 AssertionKind::NotWordBoundary => self.0.push((assertion.span, r"(?-u:\B)")),
+                // What Rust alone has.
+                AssertionKind::WordBoundaryStartAngle => self.0.push((assertion.span, "<")),
+                AssertionKind::WordBoundaryEndAngle => self.0.push((assertion.span, ">")),
+                AssertionKind::WordBoundaryStart => self.0.push((assertion.span, r"(?-u:\b)\{start\}")),
+                AssertionKind::WordBoundaryEnd => self.0.push((assertion.span, r"(?-u:\b)\{end\}")),
                 _ => {}
             },
             _ => {}
@@ -100,6 +105,9 @@ mod tests {
             (r"é\B.", "é.", Some(vec![])),
             (r"(?x) ^ ( \s ) \# [\s] $ ", " # ", Some(vec![" "])),
             (r"\\w(\.)\[\\d\]", r"\w.[\d]", Some(vec!["."])),
+            (r"\<(a)\>", "<a>", Some(vec!["a"])),
+            (r"\<(a)\>", "a", None),
+            (r"a\b{start}", "a{start}", Some(vec![])),
         ];
         for (pattern, text, groups) in cases {
             let regex = compile(pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
