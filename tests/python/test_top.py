@@ -75,11 +75,11 @@ def test_the_most_messages_and_the_most_series(collector: Collector, tmp_path: P
 
         code, out, err = top(tmp_path, collector.web, "--seconds", "2", "--by", "contexts", "--limit", "3")
         assert (code, err) == (0, "")
-        lines = [line.split() for line in out.splitlines()]
-        assert lines[0] == ["context", "type", "messages", "messages/s"]
-        assert {line[0] for line in lines[1:3]} == {'hits{code="0"}', 'hits{code="1"}'}
-        assert lines[3][0] == 'depth{zone="eu"}'
-        busiest, rarer = int(lines[1][2]), int(lines[3][2])
+        cells = [line.split() for line in out.splitlines()]
+        assert cells[0] == ["context", "type", "messages", "messages/s"]
+        assert {line[0] for line in cells[1:3]} == {'hits{code="0"}', 'hits{code="1"}'}
+        assert cells[3][0] == 'depth{zone="eu"}'
+        busiest, rarer = int(cells[1][2]), int(cells[3][2])
         assert abs(busiest - 5 * rarer) <= 5
         assert busiest > 50
 
