@@ -409,14 +409,16 @@ pub(crate) fn index_of(value: f64, schema: i8) -> i32 {
     coarser_index(i32::from(start) + i32::from(is_above) + (exponent - 1) * 256, SCHEMA_MAX - schema)
 }
 
-/// The upper bound of bucket `index`, +Inf past the range of a double.
+/// The upper bound of bucket `index`: of the last one that holds finite values the largest double, since 2^1024 is none (as in
+/// Prometheus, `getBoundExponential`), and +Inf past that.
 pub(crate) fn upper_bound(index: i32, schema: i8) -> f64 {
-    if schema > 0 {
+    let (fraction, exponent) = if schema > 0 {
         let fraction = FRACTIONS.get(((index & ((1 << schema) - 1)) as usize) << (8 - schema)).copied();
-        ldexp(fraction.unwrap_or(f64::NAN), (index >> schema) + 1)
+        (fraction.unwrap_or(f64::NAN), (index >> schema) + 1)
     } else {
-        ldexp(1.0, index << -schema)
-    }
+        (0.5, (index << -schema) + 1)
+    };
+    if (fraction, exponent) == (0.5, 1025) { f64::MAX } else { ldexp(fraction, exponent) }
 }
 
 /// `value = fraction * 2^exponent` with the fraction in `[0.5, 1)`, as C's `frexp`.
@@ -472,6 +474,22 @@ mod tests {
         h.record(1.0, f64::INFINITY);
         h.record(1.0, 0.0);
         assert_eq!(h.count(), 7.0, "what is not finite changes nothing");
+    }
+
+    #[test]
+    fn the_largest_doubles_have_finite_quantiles() {
+        // What Prometheus 3.5 answers for the same native histogram.
+        let one = of(&[f64::MAX]);
+        assert!((one.quantile(0.5) / 1.778_328_408_132_298_2e308 - 1.0).abs() < 1e-12);
+        assert!((of(&[-f64::MAX]).quantile(0.5) / -1.778_328_408_132_298_2e308 - 1.0).abs() < 1e-12);
+        let coarse = of(&[1e-38, 5e307, 5e307, 5e307]);
+        assert!((coarse.quantile(0.5) / 2.831e307 - 1.0).abs() < 1e-3 && coarse.schema() < 0, "{coarse:?}");
+        for schema in SCHEMA_MIN..=SCHEMA_MAX {
+            let last = index_of(f64::MAX, schema);
+            assert_eq!(upper_bound(last, schema), f64::MAX);
+            assert!(upper_bound(last - 1, schema) < f64::MAX);
+            assert_eq!(upper_bound(last + 1, schema), f64::INFINITY);
+        }
     }
 
     #[test]
