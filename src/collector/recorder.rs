@@ -590,6 +590,29 @@ mod tests {
     }
 
     #[test]
+    fn what_the_store_knows_is_looked_at_once_a_minute_not_for_each_name_beyond() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { series: 20, gauge_expiry_ms: Some(1), ..Limits::default() };
+        let mut worker = worker_with(dir.path(), START_MS, limits, "");
+        (0..10).for_each(|process| worker.receive(&format!("g:1|g|#process:{process}")));
+        (1..20).for_each(|tick| worker.tick_at(START_MS + tick * 10_000));
+        let told = ["fresh", "later"].map(|name| {
+            worker.tick_at(worker.clock.now_ms() + 10_000);
+            // As many as there may be, with the collector's own.
+            (0..400).rev().find_map(|stored| {
+                worker.intake.lock().registry.set_stored(stored, 0);
+                worker.receive(&format!("{name}_{stored}:1|g"));
+                worker.intake.lock().registry.overflows().get(&format!("{name}_{stored}")).cloned()
+            })
+        });
+        let told = told
+            .map(|told| told.map(|told| (told.limit.as_str(), told.metric, told.label, told.values, told.found_ms)));
+        let found_ms = START_MS + 200_000;
+        let wanted = Some(("stored_series", "g".to_owned(), "process".to_owned(), 10, found_ms));
+        assert_eq!(told, [wanted.clone(), wanted]);
+    }
+
+    #[test]
     fn a_gauge_that_comes_back_has_the_writer_that_it_has_now_also_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let at = |seconds: i64| START_MS + seconds * 1000;

@@ -677,7 +677,10 @@ impl Registry {
     fn explain(&self, name: &str, limit: Limit, long: &str) -> Overflow {
         let of_all = matches!(limit, Limit::Series | Limit::LabelBytes | Limit::StoredSeries);
         // Asked for each name that comes beyond all series, and all are looked at: once in a while is enough, while what was found is there.
-        let is_there = |told: &Overflow| self.names.get(&*told.metric).is_some_and(|name| name.series >= told.values);
+        // What the store knows does not go that soon.
+        let is_in_memory =
+            |told: &Overflow| self.names.get(&*told.metric).is_some_and(|name| name.series >= told.values);
+        let is_there = |told: &Overflow| limit == Limit::StoredSeries || is_in_memory(told);
         let is_new = |told: &Overflow| self.now_ms - told.found_ms < FOUND_KEPT_MS;
         let is_known = |told: &&Overflow| of_all && told.limit == limit && is_new(told) && is_there(told);
         if let Some(told) = self.overflows().values().find(is_known) {

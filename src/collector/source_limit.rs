@@ -63,7 +63,9 @@ impl SourceLimit {
         let source = source_of(sender);
         let mut state = self.state.lock();
         let State { full_at, others_full_at, swept_at, beyond } = &mut *state;
-        if full_at.len() >= BUCKETS_MAX && !full_at.contains_key(&source) && now - *swept_at >= SECOND_NS {
+        // Two threads may come here in another order than that of their times.
+        let since_sweep = now.saturating_sub(*swept_at);
+        if full_at.len() >= BUCKETS_MAX && !full_at.contains_key(&source) && since_sweep >= SECOND_NS {
             *swept_at = now;
             full_at.retain(|_, at| *at > now);
         }
@@ -158,6 +160,7 @@ mod tests {
         assert_eq!(limit.state.lock().full_at.len(), BUCKETS_MAX);
         assert_eq!(limit.beyond().len(), TOLD_MAX);
         assert!(limit.admits_at(nth(0), 2001 * MS), "who has a bucket keeps it");
+        assert!(!limit.admits_at(nth(70_000), 1999 * MS), "a thread that was overtaken");
         assert_eq!(admitted(60_000..61_000, 3100), 1000, "the others are full again");
     }
 }
