@@ -51,7 +51,7 @@ pub enum Limit {
     Series,
     /// [`Limits::series_per_metric`].
     SeriesPerMetric,
-    /// [`Limits::label_value_bytes`], or that of name and tags in all.
+    /// [`Limits::label_value_bytes`], or those of name and tags in all: 4096 bytes, 128 tags.
     LabelValueBytes,
     /// What the labels of all series take.
     LabelBytes,
@@ -81,7 +81,7 @@ pub struct Overflow {
     pub messages: u64,
     /// The metric with the label that takes the most values, or the most bytes: itself, unless all series together are too many.
     pub metric: String,
-    /// That label, or the one whose value is too long; empty if there is none, or if name and tags together are too long.
+    /// That label, or the one whose value is too long; empty if there is none, or if name and tags together are too long or too many.
     pub label: String,
     /// How many values the label had when the limit was met; 0 if one is too long.
     pub values: usize,

@@ -14,5 +14,5 @@ pub use process::insert_process;
 pub use protobuf::{PROTOBUF_CONTENT_TYPE, protobuf_chunks};
 pub use text::{CONTENT_TYPE, text_chunks};
 
-/// A chunk ends with the first series, in protobuf with the first family, that makes it so long.
+/// A chunk ends with the first series that makes it so long.
 const CHUNK_BYTES: usize = 64 << 10;

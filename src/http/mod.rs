@@ -245,7 +245,7 @@ impl HttpBody for Chunks {
     }
 }
 
-/// Whether a scraper would rather have delimited protobuf than text, by the order or the `q` of what it accepts (RFC 9110, 12.5.1).
+/// Whether a scraper would rather have delimited protobuf than text, by the `q` of what it accepts (RFC 9110, 12.5.1).
 fn prefers_protobuf(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
     // As everywhere the most special range counts.
